@@ -1,0 +1,43 @@
+//! The `TLSFarm` resource: what a user writes, what the operator answers, and the words both use.
+//!
+//! Everything here is pure. The CRD in `crds/tlsfarm.yaml` is generated from these types by `tlsfarm crd`.
+
+mod condition;
+mod duration;
+mod spec;
+mod status;
+
+pub use condition::{Condition, ConditionStatus, ConditionType, Reason, merge_conditions};
+pub use duration::{Duration, DurationError};
+pub use spec::{
+    Backend, CertificateRef, ExternalTrafficPolicy, Host, HostTls, Http, HttpMode, IpFamilyPolicy,
+    MinVersion, Proxy, Resumption, Route, Scheduling, Service, ServiceType, TLSFarm, TLSFarmSpec, Tickets,
+    Tls12Tickets,
+};
+pub use status::{KeyRole, KeyStatus, RingStatus, TLSFarmStatus};
+
+/// API group of the resource; also the prefix of its labels and annotations.
+pub const GROUP: &str = "tlsfarm.dev";
+
+/// Label on every object that belongs to a farm; its value is the farm's name.
+pub const FARM_LABEL: &str = "tlsfarm.dev/farm";
+
+/// Annotation on a farm: a new value asks for one rotation of the ring, gated by acknowledgements like any other.
+pub const ROTATE_ANNOTATION: &str = "tlsfarm.dev/rotate";
+
+/// Annotation that the operator patches on pods when a mounted object changes, so that the kubelet refreshes
+/// the mounts at once instead of after its sync period.
+pub const REFRESH_ANNOTATION: &str = "tlsfarm.dev/refresh";
+
+/// `type` of the Secret that holds a farm's ring.
+pub const RING_SECRET_TYPE: &str = "tlsfarm.dev/ring";
+
+/// Container ports of a proxy pod. Scripts and dashboards rely on the names.
+pub mod ports {
+    /// Name and number of the port that terminates TLS.
+    pub const HTTPS: (&str, u16) = ("https", 8443);
+    /// Name and number of the plain HTTP port.
+    pub const HTTP: (&str, u16) = ("http", 8080);
+    /// Name and number of the port with `/healthz`, `/readyz`, `/status` and `/metrics`.
+    pub const ADMIN: (&str, u16) = ("admin", 9090);
+}

@@ -1,0 +1,176 @@
+//! Conditions after the Kubernetes API conventions, and the one vocabulary of reasons that conditions, events and
+//! metric labels share.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One aspect of a farm's state (Kubernetes API conventions, "typical status properties").
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Which aspect.
+    #[serde(rename = "type")]
+    pub type_: ConditionType,
+
+    /// Whether it holds.
+    pub status: ConditionStatus,
+
+    /// Why, in one word for programs.
+    pub reason: Reason,
+
+    /// Why, in a sentence for people; may be empty.
+    #[schemars(length(max = 32768))]
+    pub message: String,
+
+    /// Generation of the spec that the condition describes.
+    #[schemars(range(min = 0))]
+    pub observed_generation: i64,
+
+    /// When `status` last changed.
+    #[schemars(schema_with = "super::status::time_schema")]
+    pub last_transition_time: Timestamp,
+}
+
+/// The aspects of a farm that conditions describe.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum ConditionType {
+    /// The spec can be carried out; while it cannot, nothing that already runs is changed.
+    Accepted,
+    /// Every host has a certificate that is valid for all its names.
+    CertificatesReady,
+    /// Every backend names a Service and a port that exist.
+    BackendsReady,
+    /// Enough proxies serve.
+    Available,
+    /// Every ready proxy has acknowledged the current ring.
+    KeysSynced,
+    /// All of the above hold, and every proxy runs the current spec.
+    Ready,
+}
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not hold.
+    False,
+    /// It cannot be told yet.
+    Unknown,
+}
+
+/// Why a condition has its status. Events and metric labels use the same words.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum Reason {
+    /// Accepted: the spec can be carried out.
+    Valid,
+    /// Accepted: the spec contradicts itself in a way that the schema cannot express.
+    Invalid,
+    /// Accepted: an older farm of the namespace, or another host of this one, has a host name too.
+    HostnameConflict,
+    /// Accepted: an object that the farm needs exists already and belongs to somebody else.
+    NameConflict,
+    /// CertificatesReady: every certificate is loaded and valid for its host.
+    CertificatesLoaded,
+    /// CertificatesReady: a Secret, or one of its two files, is missing.
+    CertificateMissing,
+    /// CertificatesReady: a certificate or key cannot be read.
+    CertificateInvalid,
+    /// CertificatesReady: a certificate does not belong to its key.
+    KeyMismatch,
+    /// CertificatesReady: no certificate of the host is valid for one of its names.
+    NameMismatch,
+    /// CertificatesReady: a certificate has expired or is not valid yet.
+    CertificateExpired,
+    /// BackendsReady: every backend names a Service and a port that exist.
+    BackendsResolved,
+    /// BackendsReady: a Service does not exist, or has no such port.
+    BackendNotFound,
+    /// Available: enough proxies serve.
+    ProxiesReady,
+    /// Available: too few proxies serve.
+    ProxiesUnavailable,
+    /// Available: no proxies were asked for.
+    ScaledToZero,
+    /// KeysSynced: every ready proxy has acknowledged the current ring.
+    Acknowledged,
+    /// KeysSynced: a change of the ring is on its way to the proxies.
+    Distributing,
+    /// KeysSynced: a proxy has not acknowledged the ring within maxUnackedWait.
+    AcknowledgementOverdue,
+    /// KeysSynced: the ring was missing, damaged or rolled back, and the operator is replacing it.
+    RingRepaired,
+    /// Ready: the farm is as its spec says.
+    FarmReady,
+    /// Ready: proxies are being started, replaced or reconfigured.
+    Progressing,
+    /// Any condition: the operator has not seen enough yet.
+    Pending,
+}
+
+impl fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ConditionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Gives each of `fresh` the transition time of its predecessor in `old` unless its status changed.
+///
+/// The result depends on `now` only where a status changed, so that writing it again changes nothing.
+pub fn merge_conditions(old: &[Condition], fresh: Vec<Condition>) -> Vec<Condition> {
+    fresh
+        .into_iter()
+        .map(|mut condition| {
+            if let Some(before) = old
+                .iter()
+                .find(|c| c.type_ == condition.type_ && c.status == condition.status)
+            {
+                condition.last_transition_time = before.last_transition_time;
+            }
+            condition
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(status: ConditionStatus, reason: Reason, second: i64) -> Condition {
+        Condition {
+            type_: ConditionType::Ready,
+            status,
+            reason,
+            message: String::new(),
+            observed_generation: 1,
+            last_transition_time: Timestamp::from_second(second).expect("in range"),
+        }
+    }
+
+    #[test]
+    fn transition_time_moves_only_with_status() {
+        let old = [ready(ConditionStatus::False, Reason::Progressing, 10)];
+        let same = merge_conditions(
+            &old,
+            vec![ready(ConditionStatus::False, Reason::ProxiesUnavailable, 20)],
+        );
+        assert_eq!(same[0].last_transition_time.as_second(), 10);
+        let flipped = merge_conditions(&old, vec![ready(ConditionStatus::True, Reason::FarmReady, 20)]);
+        assert_eq!(flipped[0].last_transition_time.as_second(), 20);
+    }
+}

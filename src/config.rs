@@ -1,0 +1,313 @@
+//! What the operator tells a proxy: the compiled configuration, one file.
+//!
+//! In a cluster it is a ConfigMap key that the operator writes and the kubelet mounts; without one it is a file written
+//! by hand (YAML, of which JSON is a part). Proxies read it again whenever it changes and keep the last good one.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use aws_lc_rs::digest;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::api::{Duration, HttpMode, MinVersion};
+
+/// The format that this release writes and reads.
+pub const VERSION: u32 = 1;
+
+/// Configuration of one proxy process.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxyConfig {
+    /// Format of this file: 1.
+    pub version: u32,
+    /// The farm as `namespace/name`. Tickets are bound to it.
+    pub farm: String,
+    /// Addresses to listen on. A change takes effect at the next start.
+    pub listen: Listen,
+    /// File with the ring document.
+    pub ring: PathBuf,
+    /// How long tickets may be used.
+    pub tickets: Tickets,
+    /// What to do with plain HTTP, where `listen.http` is set.
+    #[serde(default)]
+    pub http: HttpMode,
+    /// The hosts to serve.
+    pub hosts: Vec<Host>,
+    /// Networks of proxies in front whose forwarding headers are believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long to go on serving after SIGTERM.
+    pub drain_period: Duration,
+    /// Limits on every phase of a connection.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+/// Addresses to listen on.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Listen {
+    /// TLS.
+    pub https: SocketAddr,
+    /// Plain HTTP; not listened on when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
+    /// `/healthz`, `/readyz`, `/status`, `/metrics`.
+    pub admin: SocketAddr,
+}
+
+/// How long tickets may be used.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tickets {
+    /// How long one ticket may be used.
+    pub lifetime: Duration,
+    /// How long after its last full handshake a client may go on resuming.
+    pub max_age: Duration,
+    /// Upper bound on `lifetime` for TLS 1.2; no tickets below TLS 1.3 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls12_lifetime: Option<Duration>,
+}
+
+/// Host names with one TLS policy and its routes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Host {
+    /// Name within the farm. Tickets are bound to it.
+    pub name: String,
+    /// Lower-case DNS names; `*.` in front stands for exactly one label.
+    pub hostnames: Vec<String>,
+    /// Lowest TLS version.
+    #[serde(default)]
+    pub min_version: MinVersion,
+    /// Certificates in order of preference.
+    pub certificates: Vec<Certificate>,
+    /// Routes in any order; the longest path prefix wins.
+    pub routes: Vec<Route>,
+}
+
+/// A certificate chain and its key, as PEM files.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Certificate {
+    /// What messages call it: the Secret's name.
+    pub name: String,
+    /// File with the chain, leaf first.
+    pub certificate: PathBuf,
+    /// File with the private key.
+    pub key: PathBuf,
+}
+
+/// A path prefix and the backend that serves it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// Path prefix, compared segment by segment.
+    pub path: String,
+    /// Where requests go.
+    pub backend: Backend,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Backend {
+    /// Fixed addresses, for a proxy outside a cluster.
+    Addresses(Vec<SocketAddr>),
+    /// The ready endpoints of a Service in the proxy's namespace.
+    Service(ServicePort),
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePort {
+    /// Name of the Service.
+    pub name: String,
+    /// The port as the user gave it, for messages.
+    pub port: u16,
+    /// What EndpointSlices call the port: the name of the Service's port, empty when it has none. Absent when the
+    /// Service or the port does not exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<String>,
+}
+
+/// Limits on every phase of a connection (G1 of the requirements). None can be switched off.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// From accepting a connection to the end of its TLS handshake.
+    pub handshake: Duration,
+    /// From the first byte of a request's head to its last.
+    pub request_head: Duration,
+    /// Between two parts of a request's body.
+    pub body_idle: Duration,
+    /// How long an HTTP/1 connection may lie idle between requests.
+    pub keep_alive: Duration,
+    /// How long an HTTP/2 connection without streams may lie idle.
+    pub http2_idle: Duration,
+    /// How long a client may refuse to take bytes.
+    pub write_stall: Duration,
+    /// Connecting to a backend.
+    pub connect: Duration,
+    /// From sending a request to a backend to the head of its response.
+    pub response_head: Duration,
+    /// Between two parts of a response's body.
+    pub response_idle: Duration,
+}
+
+/// Why a configuration file is refused.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be parsed.
+    #[error("the configuration is malformed: {0}")]
+    Malformed(String),
+    /// It is written for another release.
+    #[error("the configuration has version {0}; this release reads version {VERSION}")]
+    Version(u32),
+    /// Two hosts share a name or a host name.
+    #[error("{0:?} is claimed by two hosts")]
+    Conflict(String),
+    /// A value is out of bounds.
+    #[error("{field} of {of:?} is unusable: {why}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// The entry that it belongs to.
+        of: String,
+        /// What would be right.
+        why: &'static str,
+    },
+}
+
+impl ProxyConfig {
+    /// Reads a configuration file, refusing it whole when anything is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            serde_saphyr::from_str(text).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, of: &str, why| {
+            Err(ConfigError::Value {
+                field,
+                of: of.into(),
+                why,
+            })
+        };
+        if self.version != VERSION {
+            return Err(ConfigError::Version(self.version));
+        }
+        let week = Duration::from_secs(7 * 86_400);
+        if self.tickets.lifetime > week || self.tickets.max_age > week {
+            return value("tickets", &self.farm, "lifetime and maxAge must be at most 168h");
+        }
+        if self.hosts.is_empty() {
+            return value("hosts", &self.farm, "there must be at least one");
+        }
+        let mut seen = BTreeSet::new();
+        for host in &self.hosts {
+            if !seen.insert(format!("host {}", host.name)) {
+                return Err(ConfigError::Conflict(host.name.clone()));
+            }
+            if host.hostnames.is_empty() || host.certificates.is_empty() || host.routes.is_empty() {
+                return value("host", &host.name, "it needs host names, certificates and routes");
+            }
+            for hostname in &host.hostnames {
+                if hostname.to_ascii_lowercase() != *hostname
+                    || hostname.trim_start_matches("*.").contains('*')
+                {
+                    return value(
+                        "hostnames",
+                        hostname,
+                        "it must be a lower-case DNS name, at most with *. in front",
+                    );
+                }
+                if !seen.insert(hostname.clone()) {
+                    return Err(ConfigError::Conflict(hostname.clone()));
+                }
+            }
+            if let Some(route) = host.routes.iter().find(|route| !route.path.starts_with('/')) {
+                return value("path", &route.path, "it must begin with /");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Short fingerprint of a configuration file, by which operator and proxy tell whether they mean the same one.
+pub fn fingerprint(file: &[u8]) -> String {
+    let digest = digest::digest(&digest::SHA256, file);
+    digest
+        .as_ref()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            request_head: Duration::from_secs(10),
+            body_idle: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(60),
+            http2_idle: Duration::from_secs(120),
+            write_stall: Duration::from_secs(30),
+            connect: Duration::from_secs(2),
+            response_head: Duration::from_secs(60),
+            response_idle: Duration::from_secs(300),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = r#"
+version: 1
+farm: web/shop
+listen: {https: "[::]:8443", http: "[::]:8080", admin: "[::]:9090"}
+ring: /etc/tlsfarm/ring/ring.json
+tickets: {lifetime: 4h, maxAge: 24h, tls12Lifetime: 2h}
+drainPeriod: 25s
+hosts:
+- name: shop
+  hostnames: [shop.example.com, "*.shop.example.com"]
+  certificates: [{name: shop-tls, certificate: tls.crt, key: tls.key}]
+  routes:
+  - {path: /, backend: {service: {name: web, port: 8080, portName: http}}}
+  - {path: /static, backend: {addresses: ["127.0.0.1:8000"]}}
+"#;
+
+    #[test]
+    fn a_hand_written_file_is_read_and_survives_json() {
+        let config = ProxyConfig::parse(EXAMPLE).expect("valid");
+        assert_eq!(config.timeouts.handshake.as_secs(), 10);
+        let json = serde_json::to_string(&config).expect("serializes");
+        assert_eq!(ProxyConfig::parse(&json).expect("valid"), config);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let refused = |from: &str, to: &str| {
+            ProxyConfig::parse(&EXAMPLE.replacen(from, to, 1))
+                .expect_err("refused")
+                .to_string()
+        };
+        assert!(refused("version: 1", "version: 9").contains("version 9"));
+        assert!(
+            refused("hostnames: [shop.example.com,", "hostnames: [Shop.example.com,").contains("lower-case")
+        );
+        assert!(refused("\"*.shop.example.com\"", "shop.example.com").contains("claimed by two hosts"));
+        assert!(refused("farm:", "frm:").contains("frm"));
+        assert!(refused("lifetime: 4h", "lifetime: 4 hours").contains("4 hours"));
+        assert!(refused("path: /,", "path: x,").contains("begin with /"));
+    }
+}

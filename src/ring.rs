@@ -1,0 +1,181 @@
+//! The ring: the ordered set of session-ticket keys that all proxies of a farm share, its rotation, and the tickets
+//! that its keys seal.
+//!
+//! Pure: time is an argument, and only [`KeySecret::generate`] and the nonces of [`TicketKeys::seal`] draw randomness.
+//!
+//! A ring always holds one `next` key (opens only), one `primary` (seals and opens) and as many `previous` keys (open
+//! only) as tickets may still need. One rotation is one write: primary becomes previous, next becomes primary, a fresh
+//! next joins, expired previous keys go. It is safe once every proxy has acknowledged the current generation, because
+//! each can then already open what the new primary will seal, however late it hears of the rotation.
+
+mod document;
+mod key;
+mod plan;
+mod scope;
+mod ticket;
+
+use jiff::{SignedDuration, Timestamp};
+
+pub use document::RingError;
+pub use key::{KeyId, KeySecret, KeyWeakness, RandomnessError, TicketKey};
+pub use plan::{Acknowledgement, Plan, RotationRequest, plan};
+pub use scope::Scope;
+pub use ticket::{OpenError, OpenedBy, OpenedTicket, SealError, SessionAge, TicketKeys, TicketPolicy};
+
+/// Most keys that a ring may hold.
+pub const MAX_KEYS: usize = 32;
+
+/// Ticket keys by role, and the generation that proxies acknowledge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ring {
+    /// Grows by one with every change; proxies refuse a ring of a lower generation.
+    pub generation: u64,
+    /// When this generation was written.
+    pub changed_at: Timestamp,
+    /// When the primary began to seal.
+    pub rotated_at: Timestamp,
+    /// Value of the rotation request that was last carried out (annotation `tlsfarm.dev/rotate`).
+    pub handled_request: Option<String>,
+    /// Opens only; seals after the next rotation.
+    pub next: TicketKey,
+    /// Seals and opens.
+    pub primary: TicketKey,
+    /// Open only, newest first.
+    pub previous: Vec<TicketKey>,
+}
+
+/// How keys age.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RotationPolicy {
+    /// How often a new key begins to seal.
+    pub rotation_interval: SignedDuration,
+    /// How long a ticket may be used.
+    pub lifetime: SignedDuration,
+    /// How long a proxy that does not acknowledge may hold up a rotation.
+    pub max_unacked_wait: SignedDuration,
+}
+
+impl RotationPolicy {
+    /// How long a proxy that is cut off from the operator goes on sealing with a key: a day, or two rotation intervals
+    /// where those are longer.
+    fn seal_window(&self) -> SignedDuration {
+        SignedDuration::from_hours(24).max(self.rotation_interval * 2)
+    }
+}
+
+impl Ring {
+    /// The first ring of a farm, or the one that replaces a lost ring: `generation` must be higher than any that a
+    /// proxy may have seen.
+    pub fn new(
+        generation: u64,
+        next: KeySecret,
+        primary: KeySecret,
+        policy: &RotationPolicy,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            generation,
+            changed_at: now,
+            rotated_at: now,
+            handled_request: None,
+            next: TicketKey::next(next, policy, now),
+            primary: TicketKey::next(primary, policy, now).promoted(policy, now),
+            previous: Vec::new(),
+        }
+    }
+
+    /// The ring after one rotation. `fresh` becomes the new `next`.
+    pub fn rotated(
+        self,
+        fresh: KeySecret,
+        request: Option<&RotationRequest>,
+        policy: &RotationPolicy,
+        now: Timestamp,
+    ) -> Self {
+        let mut ring = self.without_expired(now);
+        ring.rotated_at = now;
+        if let Some(request) = request {
+            ring.handled_request = Some(request.value.clone());
+        }
+        let promoted =
+            std::mem::replace(&mut ring.next, TicketKey::next(fresh, policy, now)).promoted(policy, now);
+        let demoted = std::mem::replace(&mut ring.primary, promoted).demoted(policy, now);
+        ring.previous.insert(0, demoted);
+        ring
+    }
+
+    /// The ring without keys that no proxy may open with any more.
+    pub fn without_expired(mut self, now: Timestamp) -> Self {
+        self.generation += 1;
+        self.changed_at = now;
+        self.previous.retain(|key| now < key.open_until);
+        self
+    }
+
+    /// The same keys under a higher generation, to put back in place of a damaged, missing or rolled back ring.
+    pub fn reissued(mut self, generation: u64, now: Timestamp) -> Self {
+        self.generation = generation;
+        self.changed_at = now;
+        self
+    }
+
+    /// All keys, newest first.
+    pub fn keys(&self) -> impl Iterator<Item = &TicketKey> {
+        [&self.next, &self.primary].into_iter().chain(&self.previous)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use super::*;
+
+    pub(crate) const POLICY: RotationPolicy = RotationPolicy {
+        rotation_interval: SignedDuration::from_hours(1),
+        lifetime: SignedDuration::from_hours(4),
+        max_unacked_wait: SignedDuration::from_mins(10),
+    };
+
+    pub(crate) fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).expect("in range")
+    }
+
+    pub(crate) fn secret() -> KeySecret {
+        KeySecret::generate().expect("the system has randomness")
+    }
+
+    pub(crate) fn ring() -> Ring {
+        Ring::new(1, secret(), secret(), &POLICY, at(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::*;
+
+    #[test]
+    fn rotation_moves_every_key_one_role_on() {
+        let before = ring();
+        let (next, primary) = (before.next.id, before.primary.id);
+        let after = before.rotated(secret(), None, &POLICY, at(3600));
+        assert_eq!(after.generation, 2);
+        assert_eq!(after.primary.id, next);
+        assert_eq!(after.previous[0].id, primary);
+        assert!(after.keys().filter(|key| key.id == after.next.id).count() == 1);
+    }
+
+    #[test]
+    fn a_previous_key_outlives_every_ticket_that_a_late_proxy_may_have_sealed() {
+        let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+        let latest_seal = at(3600) + POLICY.max_unacked_wait;
+        assert!(ring.previous[0].open_until >= latest_seal + POLICY.lifetime);
+    }
+
+    #[test]
+    fn expired_keys_are_dropped_and_the_generation_grows() {
+        let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+        let end = ring.previous[0].open_until;
+        let ring = ring.without_expired(end);
+        assert!(ring.previous.is_empty());
+        assert_eq!(ring.generation, 3);
+    }
+}

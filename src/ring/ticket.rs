@@ -1,0 +1,500 @@
+//! Tickets: sealing a session under the primary key and opening it again on any proxy.
+//!
+//! ```text
+//! ticket = version (1) | key id (16) | nonce (12) | AES-256-GCM-SIV( state ) | tag (16)
+//! state  = issued (8) | expires (8) | authenticated (8) | length (2) | session | zeros up to the next bucket
+//! ```
+//!
+//! Times are seconds since 1970, big-endian. The associated data is version, key id, format and [`Scope`], so a ticket
+//! from another scope or format fails exactly as a forged one does. GCM-SIV, because random nonces of all proxies
+//! together may repeat without harm to other tickets (RFC 8452). Keys are found by id and never by trial.
+
+use std::collections::HashMap;
+
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
+use jiff::{SignedDuration, Timestamp};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{KeyId, Ring, Scope, TicketKey};
+use crate::api::KeyRole;
+
+/// Sizes of tickets. Only these occur, so that a ticket's size hides the length of what it carries.
+const BUCKETS: [usize; 4] = [256, 512, 1024, 2048];
+
+const VERSION: u8 = 1;
+
+/// Names the encoding of the session inside the ticket. rustls gives its session values no version of their own, so
+/// every release of rustls that changes them needs another name here; tickets of the old name are then full handshakes.
+const FORMAT: &[u8] = b"rustls 0.23";
+
+/// Purpose under which ticket keys are derived from a ring secret (RFC 5869 info).
+const TICKET_PURPOSE: &[u8] = b"tlsfarm session ticket v1";
+
+const KEY_ID: std::ops::Range<usize> = 1..17;
+const NONCE: std::ops::Range<usize> = 17..17 + NONCE_LEN;
+const SEALED: usize = NONCE.end;
+const TAG_LEN: usize = 16;
+const STATE_HEADER: usize = 8 * 3 + 2;
+
+/// How far the clock of the proxy that issued a ticket may be ahead of ours.
+const CLOCK_SKEW: i64 = 600;
+
+/// Longest lifetime that TLS allows (RFC 9846 section 4.7.1), in seconds.
+const LONGEST_LIFETIME: i64 = 604_800;
+
+/// The keys of one ring, ready to seal and open.
+pub struct TicketKeys {
+    generation: u64,
+    primary: KeyId,
+    keys: HashMap<KeyId, ReadyKey>,
+}
+
+struct ReadyKey {
+    cipher: LessSafeKey,
+    role: KeyRole,
+    seal_until: Timestamp,
+    open_until: Timestamp,
+}
+
+/// How long tickets may be used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TicketPolicy {
+    /// How long one ticket may be used.
+    pub lifetime: SignedDuration,
+    /// How long after its last full handshake a client may go on resuming.
+    pub max_age: SignedDuration,
+}
+
+/// What bounds the tickets of one connection besides the policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SessionAge {
+    /// When the client last made a full handshake.
+    pub authenticated_at: Timestamp,
+    /// When the host's certificate expires: no session outlives it.
+    pub certificate_until: Timestamp,
+}
+
+/// A ticket that was opened.
+pub struct OpenedTicket {
+    /// The TLS library's session value. It holds secrets.
+    pub session: Zeroizing<Vec<u8>>,
+    /// When the client last made a full handshake.
+    pub authenticated_at: Timestamp,
+    /// Role of the key that opened it.
+    pub opened_by: OpenedBy,
+}
+
+/// Role of the key that opened a ticket, as this proxy sees it.
+pub type OpenedBy = KeyRole;
+
+/// Why a proxy issues no ticket.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+pub enum SealError {
+    /// The primary key may no longer seal: the proxy has heard of no rotation for too long.
+    #[error("the primary key may no longer seal tickets")]
+    KeyExpired,
+    /// The session may not be resumed any more, or the certificate has expired.
+    #[error("the session is too old or its certificate has expired")]
+    SessionExpired,
+    /// The session does not fit into the largest ticket.
+    #[error("the session is too large for a ticket")]
+    TooLarge,
+    /// No randomness, or the cipher failed.
+    #[error("the cipher or the random generator did not work")]
+    Cipher,
+}
+
+/// Why an offered ticket is not used. The client gets a full handshake, never an alert (RFC 9846 section 4.3.11).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+pub enum OpenError {
+    /// It does not look like one of our tickets.
+    #[error("not a ticket of this farm")]
+    Malformed,
+    /// Its key is not in the ring.
+    #[error("sealed by a key that is not in the ring")]
+    UnknownKey,
+    /// Forged, altered, or made for another scope or by another release.
+    #[error("not authentic, or made for another scope")]
+    NotAuthentic,
+    /// It, its key or its session is too old.
+    #[error("too old")]
+    Expired,
+}
+
+impl TicketPolicy {
+    /// Seconds for which a ticket issued `now` may be used; zero when none may be issued.
+    pub fn lifetime_of(&self, age: &SessionAge, now: Timestamp) -> u32 {
+        let ends = [
+            now + self.lifetime,
+            age.authenticated_at + self.max_age,
+            age.certificate_until,
+        ];
+        let end = ends.into_iter().min().unwrap_or(now);
+        (end.as_second() - now.as_second()).clamp(0, LONGEST_LIFETIME) as u32
+    }
+}
+
+impl TicketKeys {
+    /// Derives the ticket keys of a ring.
+    pub fn new(ring: &Ring) -> Self {
+        let ready = |key: &TicketKey, role| {
+            let ready = ReadyKey {
+                cipher: ticket_cipher(key),
+                role,
+                seal_until: key.seal_until,
+                open_until: key.open_until,
+            };
+            (key.id, ready)
+        };
+        let mut keys: HashMap<_, _> = ring
+            .previous
+            .iter()
+            .map(|key| ready(key, KeyRole::Previous))
+            .collect();
+        keys.extend([
+            ready(&ring.next, KeyRole::Next),
+            ready(&ring.primary, KeyRole::Primary),
+        ]);
+        Self {
+            generation: ring.generation,
+            primary: ring.primary.id,
+            keys,
+        }
+    }
+
+    /// Generation of the ring.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Id of the key that seals.
+    pub fn primary(&self) -> KeyId {
+        self.primary
+    }
+
+    /// Whether the primary may seal at all.
+    pub fn can_seal(&self, now: Timestamp) -> bool {
+        self.keys
+            .get(&self.primary)
+            .is_some_and(|key| now < key.seal_until)
+    }
+
+    /// The earliest moment after `now` at which a key must be forgotten.
+    pub fn next_expiry(&self, now: Timestamp) -> Option<Timestamp> {
+        self.keys
+            .values()
+            .map(|key| key.open_until)
+            .filter(|end| *end > now)
+            .min()
+    }
+
+    /// Forgets every key that may not open tickets any more; says whether any went.
+    pub fn without_expired(&mut self, now: Timestamp) -> bool {
+        let before = self.keys.len();
+        self.keys.retain(|_, key| now < key.open_until);
+        self.keys.len() < before
+    }
+
+    /// Seals a session for `scope` under the primary key.
+    pub fn seal(
+        &self,
+        session: &[u8],
+        scope: &Scope,
+        policy: &TicketPolicy,
+        age: &SessionAge,
+        now: Timestamp,
+    ) -> Result<Vec<u8>, SealError> {
+        let key = self
+            .keys
+            .get(&self.primary)
+            .filter(|key| now < key.seal_until)
+            .ok_or(SealError::KeyExpired)?;
+        let lifetime = policy.lifetime_of(age, now);
+        if lifetime == 0 {
+            return Err(SealError::SessionExpired);
+        }
+        let state_len = STATE_HEADER + session.len();
+        let size = BUCKETS
+            .into_iter()
+            .find(|size| SEALED + state_len + TAG_LEN <= *size)
+            .ok_or(SealError::TooLarge)?;
+
+        let mut nonce = [0; NONCE_LEN];
+        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SealError::Cipher)?;
+        let mut ticket = Vec::with_capacity(size);
+        ticket.push(VERSION);
+        ticket.extend(self.primary.0);
+        ticket.extend(nonce);
+        ticket.extend(now.as_second().to_be_bytes());
+        ticket.extend((now.as_second() + i64::from(lifetime)).to_be_bytes());
+        ticket.extend(age.authenticated_at.as_second().to_be_bytes());
+        ticket.extend((session.len() as u16).to_be_bytes());
+        ticket.extend_from_slice(session);
+        ticket.resize(size - TAG_LEN, 0);
+
+        let aad = associated_data(&self.primary, scope);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        match key
+            .cipher
+            .seal_in_place_separate_tag(nonce, Aad::from(aad), &mut ticket[SEALED..])
+        {
+            Ok(tag) => {
+                ticket.extend_from_slice(tag.as_ref());
+                Ok(ticket)
+            }
+            Err(_) => {
+                ticket.zeroize();
+                Err(SealError::Cipher)
+            }
+        }
+    }
+
+    /// Opens a ticket that a client offers for `scope`. `ticket` is wholly under the client's control.
+    pub fn open(
+        &self,
+        ticket: &[u8],
+        scope: &Scope,
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Result<OpenedTicket, OpenError> {
+        if !BUCKETS.contains(&ticket.len()) || ticket[0] != VERSION {
+            return Err(OpenError::Malformed);
+        }
+        let id = KeyId(ticket[KEY_ID].try_into().map_err(|_| OpenError::Malformed)?);
+        let nonce: [u8; NONCE_LEN] = ticket[NONCE].try_into().map_err(|_| OpenError::Malformed)?;
+        let key = self.keys.get(&id).ok_or(OpenError::UnknownKey)?;
+        if now >= key.open_until {
+            return Err(OpenError::Expired);
+        }
+        let mut state = Zeroizing::new(ticket[SEALED..].to_vec());
+        let aad = associated_data(&id, scope);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let state = key
+            .cipher
+            .open_in_place(nonce, Aad::from(aad), &mut state)
+            .map_err(|_| OpenError::NotAuthentic)?;
+
+        let (header, session) = state
+            .split_at_checked(STATE_HEADER)
+            .ok_or(OpenError::NotAuthentic)?;
+        let second = |n: usize| {
+            let bytes = header[n * 8..][..8]
+                .try_into()
+                .map_err(|_| OpenError::NotAuthentic)?;
+            Timestamp::from_second(i64::from_be_bytes(bytes)).map_err(|_| OpenError::NotAuthentic)
+        };
+        let (issued, expires, authenticated_at) = (second(0)?, second(1)?, second(2)?);
+        let length = usize::from(u16::from_be_bytes([header[24], header[25]]));
+        let session = session.get(..length).ok_or(OpenError::NotAuthentic)?;
+        let from_the_future = issued.as_second() > now.as_second() + CLOCK_SKEW;
+        let session_until = authenticated_at.as_second() + policy.max_age.as_secs();
+        if from_the_future || now >= expires || now.as_second() >= session_until {
+            return Err(OpenError::Expired);
+        }
+        Ok(OpenedTicket {
+            session: Zeroizing::new(session.to_vec()),
+            authenticated_at,
+            opened_by: key.role,
+        })
+    }
+}
+
+impl std::fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketKeys")
+            .field("generation", &self.generation)
+            .field("primary", &self.primary)
+            .finish_non_exhaustive()
+    }
+}
+
+fn ticket_cipher(key: &TicketKey) -> LessSafeKey {
+    struct Length32;
+    impl KeyType for Length32 {
+        fn len(&self) -> usize {
+            32
+        }
+    }
+    let prk = Prk::new_less_safe(HKDF_SHA256, key.secret.expose());
+    let mut derived = Zeroizing::new([0; 32]);
+    prk.expand(&[TICKET_PURPOSE], Length32)
+        .and_then(|okm| okm.fill(&mut *derived))
+        .expect("32 bytes are within what HKDF-SHA256 can expand to");
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM_SIV, &*derived).expect("the cipher takes 32-byte keys"))
+}
+
+fn associated_data(id: &KeyId, scope: &Scope) -> Vec<u8> {
+    [&[VERSION], id.0.as_slice(), FORMAT, scope.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::api::MinVersion;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+
+    const TICKETS: TicketPolicy = TicketPolicy {
+        lifetime: SignedDuration::from_hours(4),
+        max_age: SignedDuration::from_hours(24),
+    };
+
+    fn age(second: i64) -> SessionAge {
+        SessionAge {
+            authenticated_at: at(second),
+            certificate_until: at(90 * 86_400),
+        }
+    }
+
+    fn scope() -> Scope {
+        Scope::new("web/shop", "shop", MinVersion::TLS12)
+    }
+
+    fn sealed(keys: &TicketKeys, session: &[u8]) -> Vec<u8> {
+        keys.seal(session, &scope(), &TICKETS, &age(0), at(0))
+            .expect("sealed")
+    }
+
+    #[test]
+    fn a_proxy_that_never_issued_a_ticket_opens_those_of_another() {
+        let document = ring().to_document();
+        let load = || TicketKeys::new(&Ring::from_document(&document).expect("valid"));
+        let ticket = sealed(&load(), b"session");
+        let opened = load().open(&ticket, &scope(), &TICKETS, at(60)).expect("opened");
+        assert_eq!(*opened.session, b"session");
+        assert_eq!(opened.opened_by, KeyRole::Primary);
+    }
+
+    #[test]
+    fn every_altered_byte_is_refused() {
+        let keys = TicketKeys::new(&ring());
+        let ticket = sealed(&keys, b"session");
+        for at_byte in 0..ticket.len() {
+            let mut altered = ticket.clone();
+            altered[at_byte] ^= 0x40;
+            assert!(
+                keys.open(&altered, &scope(), &TICKETS, at(1)).is_err(),
+                "byte {at_byte} is not protected"
+            );
+        }
+    }
+
+    #[test]
+    fn another_scope_is_refused() {
+        let keys = TicketKeys::new(&ring());
+        let ticket = sealed(&keys, b"session");
+        for other in [
+            Scope::new("web/shop", "shop", MinVersion::TLS13),
+            Scope::new("web/shop", "blog", MinVersion::TLS12),
+            Scope::new("other/shop", "shop", MinVersion::TLS12),
+        ] {
+            let refused = keys.open(&ticket, &other, &TICKETS, at(1)).err();
+            assert_eq!(refused, Some(OpenError::NotAuthentic));
+        }
+    }
+
+    #[test]
+    fn tickets_expire_with_their_lifetime_their_session_and_the_certificate() {
+        let keys = TicketKeys::new(&ring());
+        let ticket = sealed(&keys, b"session");
+        assert!(keys.open(&ticket, &scope(), &TICKETS, at(4 * 3600 - 1)).is_ok());
+        assert_eq!(
+            keys.open(&ticket, &scope(), &TICKETS, at(4 * 3600)).err(),
+            Some(OpenError::Expired)
+        );
+
+        let nearly_old = age(-23 * 3600);
+        assert_eq!(TICKETS.lifetime_of(&nearly_old, at(0)), 3600);
+        let too_old = keys.seal(b"session", &scope(), &TICKETS, &age(-24 * 3600), at(0));
+        assert_eq!(too_old.err(), Some(SealError::SessionExpired));
+
+        let certificate = SessionAge {
+            certificate_until: at(60),
+            ..age(0)
+        };
+        assert_eq!(TICKETS.lifetime_of(&certificate, at(0)), 60);
+    }
+
+    #[test]
+    fn an_isolated_proxy_stops_sealing_and_then_forgets() {
+        let mut keys = TicketKeys::new(&ring());
+        let (stop, forget) = (at(24 * 3600), at(24 * 3600) + POLICY.lifetime);
+        let seal = |keys: &TicketKeys, now: Timestamp| {
+            let age = SessionAge {
+                authenticated_at: now,
+                certificate_until: at(90 * 86_400),
+            };
+            keys.seal(b"session", &scope(), &TICKETS, &age, now)
+        };
+        let last = seal(&keys, stop - SignedDuration::from_secs(1)).expect("may still seal");
+        assert_eq!(seal(&keys, stop).err(), Some(SealError::KeyExpired));
+        assert_eq!(
+            keys.open(&last, &scope(), &TICKETS, forget).err(),
+            Some(OpenError::Expired)
+        );
+        assert_eq!(keys.next_expiry(stop), Some(forget));
+        assert!(keys.without_expired(forget));
+        assert!(!keys.can_seal(forget));
+    }
+
+    #[test]
+    fn tickets_of_the_key_before_open_and_those_of_a_dropped_key_do_not() {
+        let first = ring();
+        let ticket = sealed(&TicketKeys::new(&first), b"session");
+        let second = first.rotated(secret(), None, &POLICY, at(3600));
+        let opened = TicketKeys::new(&second)
+            .open(&ticket, &scope(), &TICKETS, at(3601))
+            .expect("opened");
+        assert_eq!(opened.opened_by, KeyRole::Previous);
+        let third = second.without_expired(at(30 * 3600));
+        let refused = TicketKeys::new(&third)
+            .open(&ticket, &scope(), &TICKETS, at(3601))
+            .err();
+        assert_eq!(refused, Some(OpenError::UnknownKey));
+    }
+
+    #[test]
+    fn sizes_come_from_few_buckets_and_large_sessions_get_no_ticket() {
+        let keys = TicketKeys::new(&ring());
+        for length in [0, 100, 180, 181, 200, 900, 1900] {
+            assert!(BUCKETS.contains(&sealed(&keys, &vec![7; length]).len()));
+        }
+        let refused = keys.seal(&[7; 2000], &scope(), &TICKETS, &age(0), at(0)).err();
+        assert_eq!(refused, Some(SealError::TooLarge));
+    }
+
+    #[test]
+    fn nonces_never_repeat() {
+        let keys = TicketKeys::new(&ring());
+        let nonces: std::collections::HashSet<_> =
+            (0..10_000).map(|_| sealed(&keys, b"s")[NONCE].to_vec()).collect();
+        assert_eq!(nonces.len(), 10_000);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_tickets_never_panic(
+            mut ticket in proptest::collection::vec(any::<u8>(), 0..2100),
+            bucket in 0usize..4,
+            known_key: bool,
+        ) {
+            let keys = TicketKeys::new(&ring());
+            prop_assert!(keys.open(&ticket, &scope(), &TICKETS, at(1)).is_err());
+            ticket.resize(BUCKETS[bucket], 0);
+            ticket[0] = VERSION;
+            if known_key {
+                ticket[KEY_ID].copy_from_slice(&keys.primary.0);
+            }
+            prop_assert!(keys.open(&ticket, &scope(), &TICKETS, at(1)).is_err());
+        }
+
+        #[test]
+        fn sessions_round_trip(session in proptest::collection::vec(any::<u8>(), 0..1900)) {
+            let keys = TicketKeys::new(&ring());
+            let opened = keys.open(&sealed(&keys, &session), &scope(), &TICKETS, at(1)).expect("opened");
+            prop_assert_eq!(&*opened.session, &session);
+        }
+    }
+}
