@@ -162,7 +162,9 @@ pub fn run(args: ProbeArgs) -> Result<ExitCode, ProbeError> {
         OutputFormat::Text if stdout.is_terminal() && no_color_is_unset() => Style::Coloured,
         OutputFormat::Text => Style::Plain,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let clean = runtime.block_on(probe(&args, Output::new(stdout.lock(), style)))?;
     Ok(ExitCode::from(u8::from(!clean)))
 }
@@ -206,7 +208,9 @@ async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
 
 /// Farms that should have proxies and have none that serves.
 fn unready(farms: &[Farm]) -> Vec<String> {
-    let unready = farms.iter().filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
+    let unready = farms
+        .iter()
+        .filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
     unready.filter_map(|farm| farm.name.clone()).collect()
 }
 
@@ -232,8 +236,8 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
     };
     if !args.addresses.is_empty() {
         let proxy = |address: &SocketAddr| Proxy {
-            name: address.to_string().into(),
-            id: address.to_string().into(),
+            name: address.to_string(),
+            id: address.to_string(),
             address: *address,
         };
         let host = |server_name: &ServerName<'static>| Host {
@@ -267,7 +271,10 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
 fn clients(args: &ProbeArgs) -> Result<Clients, ProbeError> {
     let roots = match &args.ca_file {
         None => None,
-        Some(path) => Some(roots(path).map_err(|why| ProbeError::CaFile { path: path.clone(), why })?),
+        Some(path) => Some(roots(path).map_err(|why| ProbeError::CaFile {
+            path: path.clone(),
+            why,
+        })?),
     };
     Clients::new(roots).map_err(|error| ProbeError::CaFile {
         path: args.ca_file.clone().unwrap_or_default(),

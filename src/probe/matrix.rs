@@ -288,7 +288,8 @@ impl SiteProbe<'_> {
         };
         let spare = session.again().into_iter().chain(sessions);
         let mut issues: Vec<Issue> = spare.map(|session| Issue::new(issuer, session)).collect();
-        self.offer(&mut trial, Issue::new(issuer, session), resumer, &mut issues).await;
+        self.offer(&mut trial, Issue::new(issuer, session), resumer, &mut issues)
+            .await;
         (trial, issues)
     }
 
@@ -310,13 +311,27 @@ impl SiteProbe<'_> {
     async fn offer(&self, trial: &mut Trial, issue: Issue, resumer: &Proxy, issues: &mut Vec<Issue>) {
         let exchanged = self
             .exchanger
-            .exchange(resumer.address, self.server_name, self.mechanism, Some(issue.session))
+            .exchange(
+                resumer.address,
+                self.server_name,
+                self.mechanism,
+                Some(issue.session),
+            )
             .await;
         match exchanged {
             Ok(offered) => {
-                trial.outcome = if offered.resumed { Outcome::Resumed } else { Outcome::Missed };
+                trial.outcome = if offered.resumed {
+                    Outcome::Resumed
+                } else {
+                    Outcome::Missed
+                };
                 trial.resumer_answer = Some(offered.answer);
-                issues.extend(offered.sessions.into_iter().map(|session| Issue::new(resumer, session)));
+                issues.extend(
+                    offered
+                        .sessions
+                        .into_iter()
+                        .map(|session| Issue::new(resumer, session)),
+                );
             }
             Err(failure) => trial.outcome = failed_at(resumer, failure),
         }

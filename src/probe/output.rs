@@ -66,7 +66,12 @@ impl<W: Write> Output<W> {
     }
 
     /// The result of a probe without `--watch`.
-    pub(super) fn matrices(&mut self, matrices: &[Matrix], summary: &Counts, unready: &[String]) -> io::Result<()> {
+    pub(super) fn matrices(
+        &mut self,
+        matrices: &[Matrix],
+        summary: &Counts,
+        unready: &[String],
+    ) -> io::Result<()> {
         match self.paint() {
             Some(paint) => write!(self.out, "{}", text::matrices(matrices, unready, paint))?,
             None => {

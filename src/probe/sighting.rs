@@ -43,7 +43,8 @@ impl<S> Sighting<S> {
 fn carries_ticket(mut stream: &[u8]) -> bool {
     let mut handshake = Vec::new();
     // Everything from the first record of another type on, ChangeCipherSpec, is encrypted.
-    while let Some((&[HANDSHAKE_RECORD, _, _, high, low], rest)) = stream.split_first_chunk::<RECORD_HEADER>() {
+    while let Some((&[HANDSHAKE_RECORD, _, _, high, low], rest)) = stream.split_first_chunk::<RECORD_HEADER>()
+    {
         let length = usize::from(u16::from_be_bytes([high, low]));
         let Some((record, rest)) = rest.split_at_checked(length) else {
             break;
@@ -116,7 +117,12 @@ mod tests {
         let mut body = vec![0, 0, 14, 16];
         body.extend((ticket.len() as u16).to_be_bytes());
         body.extend(ticket);
-        [message(2, &[7; 70]), message(11, &[8; 900]), message(NEW_SESSION_TICKET, &body)].concat()
+        [
+            message(2, &[7; 70]),
+            message(11, &[8; 900]),
+            message(NEW_SESSION_TICKET, &body),
+        ]
+        .concat()
     }
 
     #[test]

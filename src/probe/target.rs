@@ -156,7 +156,7 @@ impl ClusterTargets {
         let mut proxies: Vec<Proxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
         proxies.sort_by(|a, b| a.name.cmp(&b.name));
         Farm {
-            name: Some(format!("{}/{name}", namespace.as_deref().unwrap_or_default()).into()),
+            name: Some(format!("{}/{name}", namespace.as_deref().unwrap_or_default())),
             ring: farm
                 .status
                 .as_ref()
@@ -250,8 +250,8 @@ fn serving_proxy(pod: &Pod) -> Option<Proxy> {
     }
     let ip: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
     Some(Proxy {
-        name: pod.name_any().into(),
-        id: pod.uid()?.into(),
+        name: pod.name_any(),
+        id: pod.uid()?,
         address: SocketAddr::new(ip, ports::HTTPS.1),
     })
 }
@@ -286,6 +286,10 @@ where
     };
     match timeout(API_TIME_LIMIT, api.list(params)).await {
         Ok(Ok(list)) => Ok(list.items),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(failed(
+            "the cluster does not know them; is TLSFarm installed?".into(),
+        )),
+        Ok(Err(kube::Error::Api(status))) => Err(failed(status.message)),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => Err(failed("no answer in time".into())),
     }
@@ -314,7 +318,10 @@ mod tests {
         let proxy = serving_proxy(&pod(ready.clone(), false)).expect("ready");
         assert_eq!(proxy.address.to_string(), "[fd00::7]:8443");
         assert_eq!(serving_proxy(&pod(ready, true)), None);
-        assert_eq!(serving_proxy(&pod(json!([{"type": "Ready", "status": "False"}]), false)), None);
+        assert_eq!(
+            serving_proxy(&pod(json!([{"type": "Ready", "status": "False"}]), false)),
+            None
+        );
         assert_eq!(serving_proxy(&pod(json!([]), false)), None);
     }
 }

@@ -38,7 +38,10 @@ fn arguments(more: &[&str]) -> Result<ProbeArgs, clap::Error> {
 }
 
 fn probe_arguments(addresses: &[SocketAddr], more: &[&str]) -> ProbeArgs {
-    let addresses: Vec<String> = addresses.iter().map(|address| format!("--address={address}")).collect();
+    let addresses: Vec<String> = addresses
+        .iter()
+        .map(|address| format!("--address={address}"))
+        .collect();
     let mut all: Vec<&str> = addresses.iter().map(String::as_str).collect();
     let name = format!("--server-name={NAME}");
     all.push(&name);
@@ -50,16 +53,24 @@ fn probe_arguments(addresses: &[SocketAddr], more: &[&str]) -> ProbeArgs {
 async fn probed(addresses: &[SocketAddr], more: &[&str]) -> (bool, Value) {
     let args = probe_arguments(addresses, more);
     let mut out = Vec::new();
-    let clean = probe(&args, Output::new(&mut out, Style::Json)).await.expect("probed");
+    let clean = probe(&args, Output::new(&mut out, Style::Json))
+        .await
+        .expect("probed");
     (clean, serde_json::from_slice(&out).expect("a JSON document"))
 }
 
 /// The outcomes of one matrix, row by row.
 fn outcomes(document: &Value, mechanism: &str) -> Vec<String> {
     let matrices = document["matrices"].as_array().expect("a list");
-    let matrix = matrices.iter().find(|matrix| matrix["mechanism"] == mechanism).expect("probed");
+    let matrix = matrices
+        .iter()
+        .find(|matrix| matrix["mechanism"] == mechanism)
+        .expect("probed");
     let fresh = matrix["fresh"].as_array().expect("a list");
-    fresh.iter().map(|trial| trial["outcome"].as_str().expect("a text").to_owned()).collect()
+    fresh
+        .iter()
+        .map(|trial| trial["outcome"].as_str().expect("a text").to_owned())
+        .collect()
 }
 
 fn certificate() -> CertifiedKey<KeyPair> {
@@ -159,7 +170,16 @@ struct OpenSsl {
 impl OpenSsl {
     fn start(certificate: &str, key: &str) -> Self {
         let mut process = Command::new("openssl")
-            .args(["s_server", "-accept", "127.0.0.1:0", "-cert", certificate, "-key", key, "-www"])
+            .args([
+                "s_server",
+                "-accept",
+                "127.0.0.1:0",
+                "-cert",
+                certificate,
+                "-key",
+                key,
+                "-www",
+            ])
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn()
@@ -195,7 +215,11 @@ async fn servers_that_share_ticket_keys_resume_everything() {
     assert_eq!(trial["issuer"], addresses[0].to_string());
     assert_eq!(trial["resumer"], addresses[1].to_string());
     assert_eq!(trial["resumerAnswer"]["httpStatus"], 200);
-    assert!(trial["issuerAnswer"]["handshakeSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    assert!(
+        trial["issuerAnswer"]["handshakeSeconds"]
+            .as_f64()
+            .is_some_and(|seconds| seconds > 0.0)
+    );
 }
 
 #[tokio::test]
@@ -208,7 +232,11 @@ async fn openssl_servers_with_keys_of_their_own_miss() {
     let (clean, document) = probed(&addresses, &[]).await;
     assert!(!clean);
     for mechanism in ["tls12-ticket", "tls13-ticket"] {
-        assert_eq!(outcomes(&document, mechanism), ["resumed", "missed", "missed", "resumed"], "{mechanism}");
+        assert_eq!(
+            outcomes(&document, mechanism),
+            ["resumed", "missed", "missed", "resumed"],
+            "{mechanism}"
+        );
     }
     assert_eq!(document["summary"]["missed"], 4);
 }
@@ -221,7 +249,11 @@ async fn a_server_without_tickets_is_told_from_one_that_misses() {
     assert!(!clean);
     // Not even at the issuer itself, which would resume the session by its id.
     for mechanism in ["tls12-ticket", "tls13-ticket"] {
-        assert_eq!(outcomes(&document, mechanism), ["resumed", "missed", "noTicket", "noTicket"], "{mechanism}");
+        assert_eq!(
+            outcomes(&document, mechanism),
+            ["resumed", "missed", "noTicket", "noTicket"],
+            "{mechanism}"
+        );
     }
 }
 
@@ -237,8 +269,16 @@ async fn connections_that_do_not_work_are_failures_with_a_cause() {
     let fresh = &document["matrices"][0]["fresh"];
     let why = |cell: usize| fresh[cell]["why"].as_str().unwrap_or_default().to_owned();
     assert_eq!(document["summary"]["failed"], 4);
-    assert!(why(0).contains(&format!("{refused}: cannot connect")), "{}", why(0));
-    assert!(why(2).contains("the TLS handshake failed: no answer in time"), "{}", why(2));
+    assert!(
+        why(0).contains(&format!("{refused}: cannot connect")),
+        "{}",
+        why(0)
+    );
+    assert!(
+        why(2).contains("the TLS handshake failed: no answer in time"),
+        "{}",
+        why(2)
+    );
 }
 
 #[tokio::test]
@@ -257,7 +297,9 @@ async fn certificates_are_verified_only_when_asked_for() {
 
     let broken = format!("--ca-file={}", scratch.write("broken.pem", "no certificate"));
     let args = probe_arguments(&addresses, &[&broken]);
-    let error = probe(&args, Output::new(Vec::new(), Style::Json)).await.expect_err("refused");
+    let error = probe(&args, Output::new(Vec::new(), Style::Json))
+        .await
+        .expect_err("refused");
     assert!(matches!(error, ProbeError::CaFile { .. }), "{error}");
 }
 
@@ -327,7 +369,10 @@ async fn a_proxy_that_went_away_is_no_failure_and_its_sessions_live_on() {
     kept.begin(2, std::time::Instant::now());
     let matrices = matrix::round(&exchanger, &farms, Some(&mut kept)).await;
     let of_gone = |matrix: &Matrix| {
-        let resumed = matrix.older.iter().filter(|trial| trial.outcome == Outcome::Resumed);
+        let resumed = matrix
+            .older
+            .iter()
+            .filter(|trial| trial.outcome == Outcome::Resumed);
         resumed.filter(|trial| trial.issuer == gone.name).count()
     };
     assert_eq!(matrices.iter().map(of_gone).collect::<Vec<_>>(), [1, 1]);
@@ -338,7 +383,11 @@ async fn a_proxy_that_went_away_is_no_failure_and_its_sessions_live_on() {
     drop(closed);
     let mut matrices = matrix::round(&exchanger, &farms, None).await;
     matrix::excuse_gone(&mut matrices, &target::ids(&farms));
-    assert!(matrices.iter().all(|matrix| Counts::of(&matrix.fresh).failed == 1));
+    assert!(
+        matrices
+            .iter()
+            .all(|matrix| Counts::of(&matrix.fresh).failed == 1)
+    );
     matrix::excuse_gone(&mut matrices, &target::ids(&[]));
     assert!(matrices.iter().all(|matrix| Counts::of(&matrix.fresh).gone == 1));
 }
@@ -348,9 +397,16 @@ async fn watching_ends_after_its_rounds_with_a_summary() {
     let addresses = servers(sharing(2), OK).await;
     let args = probe_arguments(&addresses, &["--watch", "--interval=0", "--count=4"]);
     let mut out = Vec::new();
-    assert!(probe(&args, Output::new(&mut out, Style::Json)).await.expect("probed"));
+    assert!(
+        probe(&args, Output::new(&mut out, Style::Json))
+            .await
+            .expect("probed")
+    );
     let text = String::from_utf8(out).expect("UTF-8");
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     let kinds: Vec<&str> = lines.iter().filter_map(|line| line["type"].as_str()).collect();
     assert_eq!(kinds, ["round", "round", "round", "round", "summary"]);
     assert_eq!(lines[4]["fresh"]["resumed"], 32);
@@ -358,9 +414,16 @@ async fn watching_ends_after_its_rounds_with_a_summary() {
     assert_eq!(lines[4]["older"]["missed"], 0);
 
     let mut out = Vec::new();
-    assert!(probe(&args, Output::new(&mut out, Style::Plain)).await.expect("probed"));
+    assert!(
+        probe(&args, Output::new(&mut out, Style::Plain))
+            .await
+            .expect("probed")
+    );
     let text = String::from_utf8(out).expect("UTF-8");
-    assert!(text.contains("round 4  2 proxies  fresh 8/8  older 8/8"), "{text}");
+    assert!(
+        text.contains("round 4  2 proxies  fresh 8/8  older 8/8"),
+        "{text}"
+    );
     assert!(text.contains("4 rounds in"), "{text}");
 }
 
@@ -368,7 +431,9 @@ async fn watching_ends_after_its_rounds_with_a_summary() {
 fn wrong_usage_is_refused() {
     let refused = |args: &[&str]| arguments(args).expect_err("refused").to_string();
     assert!(refused(&["--address=127.0.0.1:443"]).contains("--server-name"));
-    assert!(refused(&["shop", "--address=127.0.0.1:443", "--server-name=a.b"]).contains("cannot be used with"));
+    assert!(
+        refused(&["shop", "--address=127.0.0.1:443", "--server-name=a.b"]).contains("cannot be used with")
+    );
     assert!(refused(&["--address=localhost:443", "--server-name=a.b"]).contains("localhost:443"));
     assert!(refused(&["--server-name=a b"]).contains("DNS name"));
     assert!(refused(&["--count=3"]).contains("--watch"));

@@ -64,8 +64,14 @@ pub(super) fn trial(matrix: &Matrix, trial: &Trial, time: Timestamp, paint: Pain
     let taken = match &trial.earlier {
         None => String::new(),
         Some(earlier) => {
-            let ring = earlier.ring_generation.map_or_else(String::new, |ring| format!(", ring {ring}"));
-            format!(" taken {} ago in round {}{ring},", age(earlier.age), earlier.round)
+            let ring = earlier
+                .ring_generation
+                .map_or_else(String::new, |ring| format!(", ring {ring}"));
+            format!(
+                " taken {} ago in round {}{ring},",
+                age(earlier.age),
+                earlier.round
+            )
         }
     };
     format!(
@@ -84,7 +90,11 @@ pub(super) fn trial(matrix: &Matrix, trial: &Trial, time: Timestamp, paint: Pain
 pub(super) fn round(round: &Round, time: Timestamp, paint: Paint) -> String {
     let rings: Vec<String> = match round.ring_generations.len() {
         0 => Vec::new(),
-        1 => round.ring_generations.values().map(|ring| format!("ring {ring}  ")).collect(),
+        1 => round
+            .ring_generations
+            .values()
+            .map(|ring| format!("ring {ring}  "))
+            .collect(),
         _ => {
             let ring = |(farm, ring)| format!("{farm} ring {ring}  ");
             round.ring_generations.iter().map(ring).collect()
@@ -120,9 +130,17 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
     let mut text = String::new();
     let verdict = match tally.is_clean() {
         true => paint.paint(Tone::Good, "every session was resumed"),
-        false => paint.paint(Tone::Bad, "not every session was resumed and every request served"),
+        false => paint.paint(
+            Tone::Bad,
+            "not every session was resumed and every request served",
+        ),
     };
-    let _ = writeln!(text, "\n{} rounds in {}: {verdict}", tally.rounds, age(tally.took));
+    let _ = writeln!(
+        text,
+        "\n{} rounds in {}: {verdict}",
+        tally.rounds,
+        age(tally.took)
+    );
     let mut row = |name: &str, counts: &Counts| {
         let _ = writeln!(text, "  {name:<32} {}", ratio(counts, paint));
     };
@@ -135,11 +153,18 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
         all.missed, all.no_ticket, all.failed, all.server_errors, all.gone
     );
     if tally.unready_rounds > 0 {
-        let _ = writeln!(text, "  {} rounds with a farm that had no ready proxy", tally.unready_rounds);
+        let _ = writeln!(
+            text,
+            "  {} rounds with a farm that had no ready proxy",
+            tally.unready_rounds
+        );
     }
     if let (Some(full), Some(resumed)) = (tally.full_handshakes.value(), tally.resumed_handshakes.value()) {
         let (full, resumed) = (full.as_secs_f64() * 1e3, resumed.as_secs_f64() * 1e3);
-        let _ = writeln!(text, "  mean handshake: {full:.1} ms full, {resumed:.1} ms resumed");
+        let _ = writeln!(
+            text,
+            "  mean handshake: {full:.1} ms full, {resumed:.1} ms resumed"
+        );
     }
     text
 }
@@ -147,7 +172,9 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
 fn head(text: &mut String, matrix: &Matrix, paint: Paint) {
     let count = matrix.proxies.len();
     let proxies = if count == 1 { "proxy" } else { "proxies" };
-    let ring = matrix.ring_generation.map_or_else(String::new, |ring| format!(", ring {ring}"));
+    let ring = matrix
+        .ring_generation
+        .map_or_else(String::new, |ring| format!(", ring {ring}"));
     let line = match &matrix.farm {
         Some(farm) => format!("farm {farm}: {count} {proxies}{ring}"),
         None => format!("{count} {}", if count == 1 { "server" } else { "servers" }),
@@ -170,18 +197,33 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
     );
     let size = matrix.proxies.len();
     let number = size.to_string().len();
-    let name = matrix.proxies.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let name = matrix
+        .proxies
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
     let heading = format!("{:>number$}  {:<name$}  offered to:", "", "session of:");
     let _ = write!(text, "  {}", paint.paint(Tone::Quiet, &heading));
     for column in 1..=size {
-        let _ = write!(text, " {}", paint.paint(Tone::Quiet, &format!("{column:>number$}")));
+        let _ = write!(
+            text,
+            " {}",
+            paint.paint(Tone::Quiet, &format!("{column:>number$}"))
+        );
     }
     text.push('\n');
     let indent = heading.chars().count() - number - 2 - name;
     for (row, (proxy, cells)) in matrix.proxies.iter().zip(matrix.fresh.chunks(size)).enumerate() {
         let _ = write!(text, "  {:>number$}  {proxy:<name$}{:indent$}", row + 1, "");
         for trial in cells {
-            let _ = write!(text, " {:>pad$}{}", "", symbol(&trial.outcome, paint), pad = number - 1);
+            let _ = write!(
+                text,
+                " {:>pad$}{}",
+                "",
+                symbol(&trial.outcome, paint),
+                pad = number - 1
+            );
         }
         text.push('\n');
     }
@@ -191,7 +233,12 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
             // A proxy that fails, or gives no tickets, does so in a whole row or column: once is enough.
             Outcome::Failed(at) => at.to_string(),
             Outcome::NoTicket => format!("{}: {}", trial.issuer, explain(trial)),
-            _ => format!("session of {} at {}: {}", trial.issuer, trial.resumer, explain(trial)),
+            _ => format!(
+                "session of {} at {}: {}",
+                trial.issuer,
+                trial.resumer,
+                explain(trial)
+            ),
         };
         if told.insert(line.clone()) {
             let _ = writeln!(text, "  {} {line}", paint.paint(Tone::Bad, word(&trial.outcome)));
@@ -261,4 +308,129 @@ fn age(age: Duration) -> String {
 
 fn clock(time: Timestamp) -> impl std::fmt::Display {
     time.to_zoned(TimeZone::UTC).strftime("%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Answer, Earlier, FailedAt, Failure, Mechanism};
+    use super::*;
+
+    fn answer(http_status: u16) -> Answer {
+        Answer {
+            http_status,
+            handshake: Duration::from_millis(2),
+        }
+    }
+
+    fn matrix(outcomes: [Outcome; 4]) -> Matrix {
+        let proxies = ["shop-proxy-a", "shop-proxy-bc"].map(String::from);
+        let pairs = [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter();
+        let trial = |((issuer, resumer), outcome): ((usize, usize), Outcome)| Trial {
+            issuer: proxies[issuer].clone(),
+            resumer: proxies[resumer].clone(),
+            outcome,
+            earlier: None,
+            issuer_answer: Some(answer(200)),
+            resumer_answer: None,
+        };
+        Matrix {
+            farm: Some("demo/shop".into()),
+            server_name: "shop.example.com".into(),
+            mechanism: Mechanism::Tls13Ticket,
+            ring_generation: Some(7),
+            fresh: pairs.zip(outcomes).map(trial).collect(),
+            proxies: proxies.into(),
+            older: Vec::new(),
+        }
+    }
+
+    fn failed() -> Outcome {
+        Outcome::Failed(FailedAt {
+            proxy: "shop-proxy-bc".into(),
+            id: "uid".into(),
+            failure: Failure::Connect("Connection refused".into()),
+        })
+    }
+
+    #[test]
+    fn a_table_says_who_issued_and_who_resumed() {
+        use Outcome::Resumed;
+        let good = matrix([Resumed, Resumed, Resumed, Resumed]);
+        assert_eq!(
+            matrices(&[good], &["demo/blog".into()], Paint::Plain),
+            "farm demo/shop: 2 proxies, ring 7\n\
+             \n\
+             shop.example.com  TLS 1.3 ticket  4/4  100 %\n\
+             \x20    session of:    offered to: 1 2\n\
+             \x20 1  shop-proxy-a               ✓ ✓\n\
+             \x20 2  shop-proxy-bc              ✓ ✓\n\
+             \n\
+             no proxy of farm demo/blog is ready\n"
+        );
+    }
+
+    #[test]
+    fn a_table_explains_what_went_wrong_once() {
+        let bad = matrix([Outcome::Resumed, Outcome::Missed, failed(), failed()]);
+        let text = matrices(&[bad], &[], Paint::Plain);
+        assert!(text.contains("1/4  25 %"), "{text}");
+        assert!(text.contains("shop-proxy-a               ✓ ✗\n"), "{text}");
+        assert!(text.contains("shop-proxy-bc              ! !\n"), "{text}");
+        assert!(
+            text.contains("  missed: session of shop-proxy-a at shop-proxy-bc: full handshake\n"),
+            "{text}"
+        );
+        assert_eq!(
+            text.matches("failed: shop-proxy-bc: cannot connect: Connection refused")
+                .count(),
+            1,
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn gone_proxies_do_not_count_and_percentages_are_rounded_down() {
+        let text = matrices(
+            &[matrix([
+                Outcome::Resumed,
+                Outcome::Gone,
+                Outcome::Resumed,
+                Outcome::NoTicket,
+            ])],
+            &[],
+            Paint::Plain,
+        );
+        assert!(text.contains("2/3  66 %"), "{text}");
+    }
+
+    #[test]
+    fn colour_is_only_where_it_was_asked_for() {
+        let mixed = || {
+            [matrix([
+                Outcome::Resumed,
+                Outcome::Missed,
+                Outcome::NoTicket,
+                Outcome::Gone,
+            ])]
+        };
+        assert!(!matrices(&mixed(), &[], Paint::Plain).contains('\x1b'));
+        let coloured = matrices(&mixed(), &[], Paint::Coloured);
+        assert!(coloured.contains("\x1b[32m✓\x1b[0m") && coloured.contains("\x1b[31m✗\x1b[0m"));
+    }
+
+    #[test]
+    fn a_miss_is_told_with_who_whom_and_when() {
+        let matrix = matrix([Outcome::Missed, Outcome::Missed, Outcome::Missed, Outcome::Missed]);
+        let mut missed = matrix.fresh[1].clone();
+        missed.earlier = Some(Earlier {
+            age: Duration::from_secs(95),
+            round: 3,
+            ring_generation: Some(6),
+        });
+        assert_eq!(
+            trial(&matrix, &missed, Timestamp::UNIX_EPOCH, Paint::Plain),
+            "00:00:00Z missed: shop.example.com  TLS 1.3 ticket  session of shop-proxy-a taken 95 s ago in round 3, \
+             ring 6, at shop-proxy-bc: full handshake"
+        );
+    }
 }
