@@ -113,7 +113,10 @@ impl Exchanger {
         let http_status = within(deadline, Failure::Request, self.request(tls, server_name)).await?;
         Ok(Exchanged {
             resumed,
-            answer: Answer { http_status, handshake },
+            answer: Answer {
+                http_status,
+                handshake,
+            },
             sessions: if issued { slot.take_received() } else { Vec::new() },
         })
     }
