@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod config;
+pub mod discovery;
+pub mod proxy;
 pub mod report;
 pub mod ring;
 pub mod runtime;
