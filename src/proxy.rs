@@ -1,0 +1,225 @@
+//! The proxy: terminates TLS for the hosts of its configuration and forwards requests to their backends.
+//!
+//! ```text
+//! accept ─► hello ─► snapshot: which host? ─► handshake by rustls ─► http ─► backend
+//!                         ▲                      │ tickets
+//!   reload: config, certificates             ring keys ◄─ reload: ring
+//! ```
+//!
+//! One thread for each core carries traffic; one more, the control thread, watches files, follows endpoints, answers on
+//! the admin port and hears signals. They share immutable snapshots that the control thread swaps.
+
+mod accept;
+mod certificate_files;
+mod certificates;
+mod drain;
+mod handshake;
+mod hello;
+mod hosts;
+pub mod http;
+mod limits;
+mod metrics;
+mod reload;
+mod ring_file;
+mod snapshot;
+mod stall;
+mod status;
+mod tickets;
+mod tls_stream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{JoinHandle, available_parallelism};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use rustls::crypto::aws_lc_rs::default_provider;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use self::accept::Traffic;
+use self::drain::drain;
+use self::http::HttpMetrics;
+use self::metrics::Metrics;
+pub use self::reload::ConfigFileError;
+use self::reload::Reloader;
+use self::status::{Shared, uses_services};
+use crate::discovery::{self, Endpoints};
+use crate::runtime::files::POLL_INTERVAL;
+use crate::runtime::signal::Terminated;
+
+/// Longest wait between two attempts to reach the API server.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
+
+/// Why a proxy cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The first configuration must be good; there is nothing to fall back on.
+    #[error("the configuration file {}: {error}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        error: ConfigFileError,
+    },
+    /// An address of `listen` cannot be had.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Threads or timers cannot be had.
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    /// A traffic thread ended although nobody told it to.
+    #[error("a traffic thread ended unexpectedly")]
+    TrafficThread,
+}
+
+/// Runs a proxy until it is told to stop by SIGTERM or SIGINT; then it drains. A second signal ends it at once.
+///
+/// The calling thread becomes the control thread. Logging must have been set up before.
+///
+/// # Errors
+///
+/// When the configuration is unusable at the start, when an address cannot be listened on, or when the system denies
+/// threads or timers. Nothing that happens later ends a proxy but a signal or a fault of its own.
+pub fn run(config_file: &Path) -> Result<(), ProxyError> {
+    let control = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ProxyError::Start)?;
+    control.block_on(control_thread(config_file))
+}
+
+async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
+    let mut terminated = Terminated::new().map_err(ProxyError::Start)?;
+    let mut registry = Registry::with_prefix("tlsfarm_proxy");
+    let metrics = Metrics::register(&mut registry);
+    let http_metrics = HttpMetrics::register(&mut registry);
+    let (reloader, shared) = Reloader::start(
+        config_file,
+        Arc::new(default_provider()),
+        Endpoints::watched(),
+        metrics,
+        Timestamp::now(),
+    )
+    .map_err(|error| ProxyError::Config {
+        file: config_file.to_owned(),
+        error,
+    })?;
+    let config = shared.snapshot.load().config.clone();
+
+    let admin = TcpListener::bind(config.listen.admin)
+        .await
+        .map_err(|error| ProxyError::Listen {
+            address: config.listen.admin,
+            error,
+        })?;
+    let traffic = Traffic {
+        shared: Arc::clone(&shared),
+        http_metrics,
+        room: Arc::new(Semaphore::new(limits::most_connections())),
+        acceptors: TaskTracker::new(),
+        connections: TaskTracker::new(),
+        stop_accepting: CancellationToken::new(),
+        end: CancellationToken::new(),
+    };
+    let thread_ended = CancellationToken::new();
+    let threads = start_traffic(&config, &traffic, &thread_ended)?;
+    info!(
+        https = %config.listen.https,
+        admin = %config.listen.admin,
+        threads = threads.len(),
+        most_connections = traffic.room.available_permits(),
+        "the proxy runs"
+    );
+
+    tokio::spawn(status::pages(&shared, registry).serve(admin, std::future::pending()));
+    tokio::spawn(follow_files(reloader));
+    tokio::spawn(follow_endpoints(Arc::clone(&shared)));
+
+    tokio::select! {
+        () = terminated.recv() => {}
+        () = thread_ended.cancelled() => return Err(ProxyError::TrafficThread),
+    }
+    tokio::select! {
+        () = drain(&traffic) => {}
+        () = terminated.recv() => {
+            warn!(connections = traffic.connections.len(), "told to stop again: connections are cut");
+            return Ok(());
+        }
+    }
+    for thread in threads {
+        thread
+            .join()
+            .map_err(|_| ProxyError::TrafficThread)?
+            .map_err(ProxyError::Start)?;
+    }
+    Ok(())
+}
+
+type TrafficThread = JoinHandle<io::Result<()>>;
+
+fn start_traffic(
+    config: &crate::config::ProxyConfig,
+    traffic: &Traffic,
+    thread_ended: &CancellationToken,
+) -> Result<Vec<TrafficThread>, ProxyError> {
+    // Honours the CPU quota of the container.
+    let count = available_parallelism().map_or(1, usize::from);
+    accept::listen(config.listen.https, config.listen.http, count)
+        .map_err(|(address, error)| ProxyError::Listen { address, error })?
+        .into_iter()
+        .enumerate()
+        .map(|(number, listeners)| {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+            let alive = thread_ended.clone().drop_guard();
+            accept::start(number, runtime, listeners, traffic.clone(), alive)
+        })
+        .collect::<io::Result<_>>()
+        .map_err(ProxyError::Start)
+}
+
+async fn follow_files(mut reloader: Reloader) {
+    let mut tick = interval(POLL_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        reloader.poll(Timestamp::now());
+    }
+}
+
+/// Watches the endpoints of Services once a configuration names any.
+async fn follow_endpoints(shared: Arc<Shared>) {
+    while !uses_services(&shared.snapshot.load().config) {
+        sleep(POLL_INTERVAL).await;
+    }
+    let mut back_off = Duration::from_secs(1);
+    let client = loop {
+        match kube::Client::try_default().await {
+            Ok(client) => break client,
+            Err(error) => {
+                warn!(%error, "no way to the API server; backends that are Services have no endpoints");
+                sleep(back_off).await;
+                back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+            }
+        }
+    };
+    let farm = shared.snapshot.load().config.farm.clone();
+    let namespace = farm
+        .split_once('/')
+        .map_or(client.default_namespace(), |(namespace, _)| namespace);
+    let namespace = namespace.to_owned();
+    discovery::watch(shared.endpoints.clone(), client, namespace).await;
+}

@@ -1,0 +1,217 @@
+//! Listening, and the threads that carry the traffic: one for each core, each with listeners of its own on the same
+//! addresses, among which the kernel spreads connections (`SO_REUSEPORT`). A connection stays on its thread.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use futures::FutureExt;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, coop};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::handshake;
+use super::http::{self, Client, ClientTls, Forwarder, HttpMetrics};
+use super::metrics::Port;
+use super::stall::WriteStall;
+use super::status::Shared;
+
+/// How long accepting pauses after an error such as too many open files.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+const BACKLOG: i32 = 4096;
+
+/// The listeners of one traffic thread.
+pub(crate) struct Listeners {
+    https: StdListener,
+    http: Option<StdListener>,
+}
+
+/// What all traffic threads share besides [`Shared`].
+#[derive(Clone)]
+pub(crate) struct Traffic {
+    /// State of the process.
+    pub(crate) shared: Arc<Shared>,
+    /// Metrics of the HTTP side.
+    pub(crate) http_metrics: HttpMetrics,
+    /// Room for connections.
+    pub(crate) room: Arc<Semaphore>,
+    /// Loops that accept.
+    pub(crate) acceptors: TaskTracker,
+    /// Open connections.
+    pub(crate) connections: TaskTracker,
+    /// Done once no further connections are wanted.
+    pub(crate) stop_accepting: CancellationToken,
+    /// Done once the threads are to end.
+    pub(crate) end: CancellationToken,
+}
+
+/// Opens the listeners of `threads` traffic threads.
+///
+/// # Errors
+///
+/// The address that cannot be listened on, and why.
+pub(crate) fn listen(
+    https: SocketAddr,
+    http: Option<SocketAddr>,
+    threads: usize,
+) -> Result<Vec<Listeners>, (SocketAddr, io::Error)> {
+    let open = |address| listener(address).map_err(|error| (address, error));
+    (0..threads)
+        .map(|_| {
+            Ok(Listeners {
+                https: open(https)?,
+                http: http.map(open).transpose()?,
+            })
+        })
+        .collect()
+}
+
+fn listener(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    // A proxy that takes the place of one that has just ended finds its connections still lingering.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Starts one traffic thread. `alive` is dropped when it ends, for whatever reason.
+pub(crate) fn start(
+    number: usize,
+    runtime: Runtime,
+    listeners: Listeners,
+    traffic: Traffic,
+    alive: tokio_util::sync::DropGuard,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new()
+        .name(format!("traffic-{number}"))
+        .spawn(move || {
+            let _alive = alive;
+            LocalSet::new().block_on(&runtime, run(listeners, traffic))
+        })
+}
+
+async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
+    let shared = &traffic.shared;
+    let forwarder = Forwarder::new(
+        Arc::clone(&shared.routing),
+        shared.endpoints.clone(),
+        traffic.http_metrics.clone(),
+    );
+    let (end, acceptors) = (traffic.end.clone(), traffic.acceptors.clone());
+    let worker = Rc::new(Worker { traffic, forwarder });
+    let https = TcpListener::from_std(listeners.https)?;
+    acceptors.spawn_local(Rc::clone(&worker).accept(https, Port::Https));
+    if let Some(http) = listeners.http {
+        acceptors.spawn_local(worker.accept(TcpListener::from_std(http)?, Port::Http));
+    }
+    end.cancelled().await;
+    Ok(())
+}
+
+/// One traffic thread at work.
+struct Worker {
+    traffic: Traffic,
+    forwarder: Rc<Forwarder>,
+}
+
+impl Worker {
+    async fn accept(self: Rc<Self>, listener: TcpListener, port: Port) {
+        let stop = &self.traffic.stop_accepting;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.take(stream, peer, port),
+                // The client went away while it waited in the queue.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.traffic.shared.metrics.accept_failed();
+                    debug!(%error, "cannot accept");
+                    sleep(BACK_OFF).await;
+                }
+            }
+        }
+        // Closing the listener resets whoever waits in its queue, so they are let in first.
+        while let Some(Ok((stream, peer))) = coop::unconstrained(listener.accept()).now_or_never() {
+            self.take(stream, peer, port);
+        }
+    }
+
+    fn take(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, port: Port) {
+        let metrics = &self.traffic.shared.metrics;
+        let Ok(room) = Arc::clone(&self.traffic.room).try_acquire_owned() else {
+            metrics.connection_refused(port);
+            // A reset costs neither side any further state.
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            return;
+        };
+        let open = metrics.connection_opened(port);
+        let worker = Rc::clone(self);
+        self.traffic.connections.spawn_local(async move {
+            worker.serve(stream, peer, port).await;
+            drop((room, open));
+        });
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, port: Port) {
+        let shared = &self.traffic.shared;
+        let Ok(local) = stream.local_addr() else { return };
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let (peer, local) = (canonical(peer), canonical(local));
+        let snapshot = shared.snapshot.load_full();
+        let io = WriteStall::new(stream, snapshot.config.timeouts.write_stall.as_std());
+        let draining = shared.draining.clone();
+        match port {
+            Port::Http => {
+                drop(snapshot);
+                let client = Client {
+                    peer,
+                    local,
+                    tls: None,
+                };
+                http::serve(io, client, Rc::clone(&self.forwarder), draining).await;
+            }
+            Port::Https => {
+                // In a box, so that its memory is free again once the handshake is over.
+                let handshake = handshake::accept(io, &snapshot, &shared.keys, &shared.metrics);
+                let Some((stream, host)) = Box::pin(handshake).await else {
+                    return;
+                };
+                drop(snapshot);
+                let http2 = stream.connection().alpn_protocol() == Some(b"h2");
+                let tls = Some(ClientTls { host, http2 });
+                let client = Client { peer, local, tls };
+                http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
+            }
+        }
+    }
+}
+
+/// The address without the IPv6 form that a dual-stack listener gives to IPv4 clients.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,183 @@
+//! One TLS handshake: read the hello, choose the host, let rustls do the rest, all within one time limit.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{Error as TlsError, ServerConnection};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
+
+use super::hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
+use super::metrics::{HandshakeFailure, Metrics};
+use super::snapshot::{Host, Snapshot};
+use super::tickets::SharedKeys;
+use super::tls_stream::{HandshakeError, TlsStream};
+
+/// How long a connection that was answered with an alert is kept, so that the alert arrives: closing a connection with
+/// unread bytes would destroy it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Most bytes that are thrown away meanwhile.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Takes a connection through its handshake. On failure the client has got an alert, where one was due, and the reason
+/// is counted. The result holds the name of the host that the client chose.
+pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
+    io: IO,
+    snapshot: &Snapshot,
+    keys: &Arc<SharedKeys>,
+    metrics: &Metrics,
+) -> Option<(TlsStream<IO>, String)> {
+    let deadline = Instant::now() + snapshot.config.timeouts.handshake.as_std();
+    match timeout_at(deadline, try_accept(io, snapshot, keys, metrics)).await {
+        Ok(Ok((stream, host))) => {
+            let connection = stream.connection();
+            metrics.handshake(connection.protocol_version(), connection.handshake_kind());
+            Some((stream, host))
+        }
+        Ok(Err(failure)) => {
+            let (failure, rejected) = *failure;
+            metrics.handshake_failed(failure);
+            debug!(?failure, "a handshake failed");
+            if let Some(io) = rejected {
+                linger(io).await;
+            }
+            None
+        }
+        Err(_) => {
+            metrics.handshake_failed(HandshakeFailure::Timeout);
+            debug!("a handshake took too long");
+            None
+        }
+    }
+}
+
+/// A failure with the connection, where that may still be of use.
+type Failed<IO> = Box<(HandshakeFailure, Option<IO>)>;
+
+async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
+    mut io: IO,
+    snapshot: &Snapshot,
+    keys: &Arc<SharedKeys>,
+    metrics: &Metrics,
+) -> Result<(TlsStream<IO>, String), Failed<IO>> {
+    let (hello, wire) = match read_hello(&mut io).await {
+        Ok(read) => read,
+        Err(HelloError::Io) => return Err(Box::new((HandshakeFailure::ClientClosed, None))),
+        Err(HelloError::Unreadable(wire)) => {
+            return Err(reject(io, &refusal(&wire), HandshakeFailure::UnreadableHello).await);
+        }
+    };
+    let (host, hostname) = match choose(snapshot, &hello) {
+        Ok(chosen) => chosen,
+        Err((alert, failure)) => return Err(reject(io, &fatal_alert(alert), failure).await),
+    };
+    let (config, tickets) = host.connect(hostname, &hello, Arc::clone(keys), metrics.clone());
+    let Ok(connection) = ServerConnection::new(Arc::new(config)) else {
+        return Err(Box::new((HandshakeFailure::Internal, None)));
+    };
+    let mut stream = TlsStream::new(io, connection, wire);
+    match stream
+        .handshake(|connection| tickets.settle(connection.handshake_kind()))
+        .await
+    {
+        // Host and tickets were chosen by our reading of the name; rustls must not have read another.
+        Ok(()) if !same_name(stream.connection().server_name(), &hello) => {
+            Err(Box::new((HandshakeFailure::Internal, None)))
+        }
+        Ok(()) => Ok((stream, host.name.clone())),
+        Err(HandshakeError::Io(error)) => Err(Box::new((io_failure(&error), None))),
+        Err(HandshakeError::Tls(error)) => {
+            debug!(%error, "rustls refused a handshake");
+            Err(Box::new((tls_failure(&error), Some(stream.into_inner()))))
+        }
+    }
+}
+
+enum HelloError {
+    Io,
+    Unreadable(Vec<u8>),
+}
+
+async fn read_hello(io: &mut (impl AsyncRead + Unpin)) -> Result<(Hello, Vec<u8>), HelloError> {
+    let mut reader = HelloReader::default();
+    let mut bytes = [0; 4096];
+    loop {
+        let read = io.read(&mut bytes).await.map_err(|_| HelloError::Io)?;
+        if read == 0 {
+            return Err(HelloError::Io);
+        }
+        match reader.feed(&bytes[..read]) {
+            Progress::Incomplete => {}
+            Progress::Complete(hello) => return Ok((hello, reader.into_wire())),
+            Progress::Unreadable => return Err(HelloError::Unreadable(reader.into_wire())),
+        }
+    }
+}
+
+fn choose<'a>(
+    snapshot: &'a Snapshot,
+    hello: &Hello,
+) -> Result<(&'a Arc<Host>, usize), (Alert, HandshakeFailure)> {
+    let Some(name) = &hello.server_name else {
+        return Err((Alert::UnrecognizedName, HandshakeFailure::NoServerName));
+    };
+    let Some((host, hostname)) = snapshot.find(name) else {
+        return Err((Alert::UnrecognizedName, HandshakeFailure::UnknownServerName));
+    };
+    if !host.certificates.any_usable() {
+        return Err((Alert::HandshakeFailure, HandshakeFailure::NoCertificate));
+    }
+    Ok((host, *hostname))
+}
+
+async fn reject<IO: AsyncWrite + Unpin>(mut io: IO, alert: &[u8], failure: HandshakeFailure) -> Failed<IO> {
+    let sent = io.write_all(alert).await;
+    Box::new((failure, sent.is_ok().then_some(io)))
+}
+
+/// Sends the end of the stream and throws away what the client still sends, for a little while.
+async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let drain = async {
+        io.shutdown().await?;
+        let mut bytes = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match io.read(&mut bytes).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, drain).await;
+}
+
+fn same_name(theirs: Option<&str>, hello: &Hello) -> bool {
+    let theirs = theirs.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
+    theirs == hello.server_name
+}
+
+fn io_failure(error: &io::Error) -> HandshakeFailure {
+    match error.kind() {
+        io::ErrorKind::TimedOut => HandshakeFailure::Timeout,
+        // So says rustls when a message does not fit into its buffer.
+        io::ErrorKind::Other => HandshakeFailure::ClientMisbehaved,
+        _ => HandshakeFailure::ClientClosed,
+    }
+}
+
+fn tls_failure(error: &TlsError) -> HandshakeFailure {
+    match error {
+        TlsError::AlertReceived(_) => HandshakeFailure::ClientAlert,
+        TlsError::PeerIncompatible(_) | TlsError::NoApplicationProtocol => HandshakeFailure::Incompatible,
+        // So says rustls when no certificate suits the client's signature schemes.
+        TlsError::General(_) => HandshakeFailure::NoCertificate,
+        TlsError::FailedToGetCurrentTime | TlsError::FailedToGetRandomBytes | TlsError::Other(_) => {
+            HandshakeFailure::Internal
+        }
+        _ => HandshakeFailure::ClientMisbehaved,
+    }
+}

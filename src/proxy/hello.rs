@@ -1,0 +1,390 @@
+//! The ClientHello, read before rustls sees it: the host, and with it the whole TLS configuration, depends on the
+//! server name, and rustls takes the configuration first.
+//!
+//! The reader keeps every byte, so that rustls later judges exactly what the client sent. It is incremental, bounded and
+//! free of IO. What it cannot read goes to [`refusal`], where rustls finds the right alert.
+
+use std::io::Read;
+
+use rustls::server::Acceptor;
+
+/// Most bytes on the wire that a ClientHello may take, record headers included.
+const MAX_WIRE: usize = 64 * 1024;
+
+/// Longest ClientHello. Real ones, with post-quantum key shares and several tickets, stay below 8 KiB.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Longest record that carries plaintext (RFC 9846 section 5.1).
+const MAX_RECORD: usize = 16 * 1024;
+
+const RECORD_HEADER: usize = 5;
+const MESSAGE_HEADER: usize = 4;
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const TLS13: u16 = 0x0304;
+
+mod extension {
+    pub(super) const SERVER_NAME: u16 = 0;
+    pub(super) const EXTENDED_MASTER_SECRET: u16 = 23;
+    pub(super) const SUPPORTED_VERSIONS: u16 = 43;
+}
+
+/// What the choice of host and ticket policy needs to know.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Hello {
+    /// Server name (RFC 6066 section 3) in lower case and without a trailing dot.
+    pub(crate) server_name: Option<String>,
+    /// Whether the client can speak TLS 1.3, which is then what rustls negotiates.
+    pub(crate) offers_tls13: bool,
+    /// Whether the client supports the extended master secret (RFC 7627).
+    pub(crate) extended_master_secret: bool,
+}
+
+/// How far the ClientHello has come in.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Progress {
+    /// There is more to come.
+    Incomplete,
+    /// It is whole.
+    Complete(Hello),
+    /// It is not a ClientHello, or exceeds a limit.
+    Unreadable,
+}
+
+/// A ClientHello on its way in.
+#[derive(Default)]
+pub(crate) struct HelloReader {
+    wire: Vec<u8>,
+    /// Bytes of `wire` whose meaning is known.
+    taken: usize,
+    /// Bytes that the current record still holds.
+    record_left: usize,
+    message: Vec<u8>,
+}
+
+impl HelloReader {
+    /// Takes the next bytes off the wire.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Progress {
+        self.wire.extend_from_slice(bytes);
+        loop {
+            if self.record_left == 0 {
+                let Some(header) = self.wire.get(self.taken..self.taken + RECORD_HEADER) else {
+                    return self.incomplete();
+                };
+                let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+                if header[0] != HANDSHAKE || header[1] != 3 || length == 0 || length > MAX_RECORD {
+                    return Progress::Unreadable;
+                }
+                self.taken += RECORD_HEADER;
+                self.record_left = length;
+            }
+            let available = &self.wire[self.taken..];
+            let part = &available[..available.len().min(self.record_left)];
+            if part.is_empty() {
+                return self.incomplete();
+            }
+            self.message.extend_from_slice(part);
+            self.taken += part.len();
+            self.record_left -= part.len();
+            match message_length(&self.message) {
+                Some(length) if length > MAX_MESSAGE => return Progress::Unreadable,
+                Some(length) if self.message.len() >= length => {
+                    let body = &self.message[MESSAGE_HEADER..length];
+                    return parse(body).map_or(Progress::Unreadable, Progress::Complete);
+                }
+                _ if self.message[0] != CLIENT_HELLO => return Progress::Unreadable,
+                _ => {}
+            }
+        }
+    }
+
+    /// Everything that came off the wire, for rustls.
+    pub(crate) fn into_wire(self) -> Vec<u8> {
+        self.wire
+    }
+
+    fn incomplete(&self) -> Progress {
+        if self.wire.len() < MAX_WIRE {
+            Progress::Incomplete
+        } else {
+            Progress::Unreadable
+        }
+    }
+}
+
+/// The bytes of the fatal alert that answers an unreadable hello.
+pub(crate) fn refusal(wire: &[u8]) -> Vec<u8> {
+    let mut acceptor = Acceptor::default();
+    let mut rest = wire;
+    loop {
+        match acceptor.read_tls(rest.by_ref()) {
+            Ok(0) | Err(_) => return fatal_alert(Alert::DecodeError),
+            Ok(_) => {}
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            // A limit of ours was exceeded, not one of TLS.
+            Ok(Some(_)) => return fatal_alert(Alert::DecodeError),
+            Err((_, mut alert)) => {
+                let mut bytes = Vec::new();
+                return match alert.write(&mut bytes) {
+                    Ok(written) if written > 0 => bytes,
+                    _ => fatal_alert(Alert::DecodeError),
+                };
+            }
+        }
+    }
+}
+
+/// Alerts that are sent without rustls (RFC 9846 section 6.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Alert {
+    /// There is no certificate to offer.
+    HandshakeFailure = 40,
+    /// It is not a ClientHello.
+    DecodeError = 50,
+    /// No host has this name, or the client named none.
+    UnrecognizedName = 112,
+}
+
+/// A fatal alert in a record of its own, before any encryption.
+pub(crate) fn fatal_alert(alert: Alert) -> Vec<u8> {
+    vec![21, 3, 3, 0, 2, 2, alert as u8]
+}
+
+fn message_length(message: &[u8]) -> Option<usize> {
+    let header = message.get(..MESSAGE_HEADER)?;
+    let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
+    (header[0] == CLIENT_HELLO).then_some(MESSAGE_HEADER + length)
+}
+
+/// Reads a ClientHello without its header (RFC 9846 section 4.1.2).
+fn parse(body: &[u8]) -> Option<Hello> {
+    let mut hello = Hello::default();
+    let mut body = Cursor(body);
+    body.take(2 + 32)?;
+    body.vector8()?; // session id
+    body.vector16()?; // cipher suites
+    body.vector8()?; // compression methods
+    if body.0.is_empty() {
+        return Some(hello);
+    }
+    let mut extensions = body.vector16()?;
+    while !extensions.0.is_empty() {
+        let kind = extensions.u16()?;
+        let mut content = extensions.vector16()?;
+        match kind {
+            extension::SERVER_NAME => hello.server_name = server_name(content)?,
+            extension::EXTENDED_MASTER_SECRET => hello.extended_master_secret = true,
+            extension::SUPPORTED_VERSIONS => {
+                let mut versions = content.vector8()?;
+                while !versions.0.is_empty() {
+                    hello.offers_tls13 |= versions.u16()? == TLS13;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(hello)
+}
+
+/// The host name in a server name list; there can be but one (RFC 6066 section 3).
+fn server_name(mut content: Cursor<'_>) -> Option<Option<String>> {
+    const HOST_NAME: u8 = 0;
+    let mut names = content.vector16()?;
+    if names.u8()? != HOST_NAME {
+        return Some(None);
+    }
+    let name = std::str::from_utf8(names.vector16()?.0).ok()?;
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty() && name.is_ascii()).then(|| Some(name.to_ascii_lowercase()))
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1).map(|bytes| bytes[0])
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    fn vector8(&mut self) -> Option<Cursor<'a>> {
+        let length = self.u8()?;
+        self.take(length.into()).map(Cursor)
+    }
+
+    fn vector16(&mut self) -> Option<Cursor<'a>> {
+        let length = self.u16()?;
+        self.take(length.into()).map(Cursor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
+
+    use super::*;
+
+    fn hello_of(name: &str, versions: &[&'static SupportedProtocolVersion]) -> Vec<u8> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(versions)
+            .expect("supported")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = name.to_string().try_into().expect("a DNS name");
+        let mut client = ClientConnection::new(Arc::new(config), name).expect("usable");
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).expect("memory takes it");
+        wire
+    }
+
+    fn read(wire: &[u8]) -> Progress {
+        HelloReader::default().feed(wire)
+    }
+
+    /// The same message in records of `size` bytes.
+    fn in_records_of(size: usize, wire: &[u8]) -> Vec<u8> {
+        wire[RECORD_HEADER..]
+            .chunks(size)
+            .flat_map(|part| {
+                let mut record = vec![HANDSHAKE, 3, 1, (part.len() >> 8) as u8, part.len() as u8];
+                record.extend_from_slice(part);
+                record
+            })
+            .collect()
+    }
+
+    fn as_rustls_reads(wire: &[u8]) -> Option<Option<String>> {
+        let mut acceptor = Acceptor::default();
+        let mut rest = wire;
+        while acceptor.read_tls(&mut rest).ok()? > 0 {
+            if let Some(accepted) = acceptor.accept().ok()? {
+                return Some(accepted.client_hello().server_name().map(str::to_owned));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn hellos_of_both_versions_are_understood() {
+        let expected = Hello {
+            server_name: Some("shop.example.com".into()),
+            offers_tls13: true,
+            extended_master_secret: true,
+        };
+        let wire = hello_of("Shop.example.com", &[&TLS12, &TLS13]);
+        assert_eq!(read(&wire), Progress::Complete(expected.clone()));
+        let wire = hello_of("shop.example.com", &[&TLS12]);
+        let expected = Hello {
+            offers_tls13: false,
+            ..expected
+        };
+        assert_eq!(read(&wire), Progress::Complete(expected));
+        let Progress::Complete(nameless) = read(&hello_of("127.0.0.1", &[&TLS13])) else {
+            panic!("unreadable");
+        };
+        assert_eq!(nameless.server_name, None);
+    }
+
+    #[test]
+    fn fragmentation_at_any_boundary_changes_nothing() {
+        let wire = hello_of("shop.example.com", &[&TLS12, &TLS13]);
+        let whole = read(&wire);
+        for cut in 0..wire.len() {
+            let mut reader = HelloReader::default();
+            assert_eq!(reader.feed(&wire[..cut]), Progress::Incomplete, "cut at {cut}");
+            assert_eq!(reader.feed(&wire[cut..]), whole, "cut at {cut}");
+        }
+        for size in [1, 2, 3, 7, 100, 1000] {
+            let mut reader = HelloReader::default();
+            let records = in_records_of(size, &wire);
+            let (last, first) = records.split_last().expect("not empty");
+            for byte in first {
+                assert_eq!(reader.feed(&[*byte]), Progress::Incomplete, "records of {size}");
+            }
+            assert_eq!(reader.feed(&[*last]), whole, "records of {size}");
+            assert_eq!(reader.into_wire(), records);
+        }
+    }
+
+    #[test]
+    fn a_hello_without_end_is_given_up_within_the_limit() {
+        let endless = [
+            HANDSHAKE,
+            3,
+            1,
+            0,
+            1,
+            CLIENT_HELLO,
+            HANDSHAKE,
+            3,
+            1,
+            0,
+            3,
+            0,
+            0x3f,
+            0,
+        ];
+        let mut reader = HelloReader::default();
+        assert_eq!(reader.feed(&endless), Progress::Incomplete);
+        let mut sent = endless.len();
+        while reader.feed(&[HANDSHAKE, 3, 1, 0, 1, 0]) == Progress::Incomplete {
+            sent += 6;
+        }
+        assert!(sent <= MAX_WIRE, "{sent} bytes were taken");
+        let announced = [HANDSHAKE, 3, 1, 0, 4, CLIENT_HELLO, 1, 0, 0];
+        assert_eq!(read(&announced), Progress::Unreadable);
+    }
+
+    #[test]
+    fn what_is_no_hello_gets_an_alert() {
+        for junk in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0; 70_000],
+            &[HANDSHAKE, 3, 1, 0, 4, 2, 0, 0, 0],
+        ] {
+            assert_eq!(read(junk), Progress::Unreadable);
+            let alert = refusal(junk);
+            assert_eq!((alert.len(), alert[0], alert[5]), (7, 21, 2), "{alert:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(wire in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = read(&wire);
+            let _ = refusal(&wire);
+            let _ = parse(&wire);
+        }
+
+        #[test]
+        fn altered_hellos_are_read_as_rustls_reads_them_or_not_at_all(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut wire = hello_of("shop.example.com", &[&TLS12, &TLS13]);
+            for (place, byte) in changes {
+                let place = place.index(wire.len());
+                wire[place] = byte;
+            }
+            if let (Progress::Complete(ours), Some(theirs)) = (read(&wire), as_rustls_reads(&wire)) {
+                let theirs = theirs.map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+                prop_assert!(theirs.is_none() || ours.server_name == theirs);
+            }
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! What a proxy counts. Labels are words of this file or names from the configuration, never anything that a client
+//! sent, so that the number of series is bounded.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rustls::{HandshakeKind, ProtocolVersion};
+
+use crate::api::KeyRole;
+use crate::ring::{OpenError, SealError};
+
+/// The metrics of one process; clones share their values.
+#[derive(Clone, Default)]
+pub(crate) struct Metrics {
+    handshakes: Family<HandshakeLabels, Counter>,
+    handshake_failures: Family<ReasonLabel, Counter>,
+    tickets_offered: Family<OutcomeLabel, Counter>,
+    tickets_issued: Family<OutcomeLabel, Counter>,
+    connections: Family<PortLabel, Gauge>,
+    accepted: Family<PortLabel, Counter>,
+    refused: Family<PortLabel, Counter>,
+    accept_errors: Counter,
+    ring_generation: Gauge,
+    ring_changed: Gauge,
+    ring_can_seal: Gauge,
+    tickets_disabled: Gauge,
+    reloads: Family<FileLabel, Counter>,
+    reload_failures: Family<FileLabel, Counter>,
+    certificate_not_after: Family<CertificateLabels, Gauge>,
+    ready: Gauge,
+}
+
+/// Which listener a connection came in on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Port {
+    /// TLS.
+    Https,
+    /// Plain HTTP.
+    Http,
+}
+
+/// A kind of file that is read again when it changes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum FileKind {
+    /// The compiled configuration.
+    Config,
+    /// The ring document.
+    Ring,
+    /// A certificate chain with its key.
+    Certificate,
+}
+
+/// Why a handshake came to nothing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum HandshakeFailure {
+    /// The client named no host.
+    NoServerName,
+    /// No host has the name.
+    UnknownServerName,
+    /// The host has no usable certificate that the client can verify.
+    NoCertificate,
+    /// What came in is no ClientHello.
+    UnreadableHello,
+    /// It took longer than the limit.
+    Timeout,
+    /// The client went away.
+    ClientClosed,
+    /// The client sent a fatal alert, as it does when it distrusts the certificate.
+    ClientAlert,
+    /// The two have no version, suite or protocol in common.
+    Incompatible,
+    /// The client broke the protocol.
+    ClientMisbehaved,
+    /// Something went wrong on our side.
+    Internal,
+}
+
+/// What became of a ticket that a client offered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TicketOutcome {
+    /// The session was resumed; the key's role tells its age.
+    Resumed(KeyRole),
+    /// The ticket could not be opened.
+    Refused(OpenError),
+    /// The ticket was opened, but TLS forbade to resume with it: another server name, another cipher suite.
+    Declined,
+    /// The connection may not resume by ticket: TLS 1.2 where it is off or without extended master secret, or too many
+    /// tickets at once.
+    NotAllowed,
+    /// There is no ring yet.
+    NoRing,
+}
+
+/// What became of the wish to issue a ticket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TicketIssue {
+    /// It was sealed.
+    Sealed,
+    /// It could not be sealed.
+    Refused(SealError),
+    /// There is no ring yet.
+    NoRing,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct HandshakeLabels {
+    version: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct PortLabel {
+    port: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct FileLabel {
+    file: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CertificateLabels {
+    host: String,
+    certificate: String,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register(
+            "handshakes",
+            "TLS handshakes that succeeded, by version and by whether the session was resumed",
+            m.handshakes.clone(),
+        );
+        registry.register(
+            "handshake_failures",
+            "TLS handshakes that failed, by reason",
+            m.handshake_failures.clone(),
+        );
+        registry.register(
+            "tickets_offered",
+            "Session tickets that clients offered, by what became of them",
+            m.tickets_offered.clone(),
+        );
+        registry.register(
+            "tickets_issued",
+            "Session tickets that were to be issued, by what became of them",
+            m.tickets_issued.clone(),
+        );
+        registry.register(
+            "connections",
+            "Open connections of clients",
+            m.connections.clone(),
+        );
+        registry.register(
+            "connections_accepted",
+            "Connections that were accepted",
+            m.accepted.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections that were closed at once because the most allowed were open",
+            m.refused.clone(),
+        );
+        registry.register(
+            "accept_errors",
+            "Errors while accepting connections, such as too many open files",
+            m.accept_errors.clone(),
+        );
+        registry.register(
+            "ring_generation",
+            "Generation of the ring in use, 0 before the first",
+            m.ring_generation.clone(),
+        );
+        registry.register(
+            "ring_changed_timestamp_seconds",
+            "When the ring in use was written",
+            m.ring_changed.clone(),
+        );
+        registry.register(
+            "ring_can_seal",
+            "Whether the primary key may seal tickets",
+            m.ring_can_seal.clone(),
+        );
+        registry.register(
+            "tickets_disabled",
+            "Whether no tickets are issued, for want of a ring or of a key that may seal",
+            m.tickets_disabled.clone(),
+        );
+        registry.register(
+            "reloads",
+            "Changed files that were taken into use",
+            m.reloads.clone(),
+        );
+        registry.register(
+            "reload_failures",
+            "Changed files that were refused, while the last good ones stay in use",
+            m.reload_failures.clone(),
+        );
+        registry.register(
+            "certificate_not_after_timestamp_seconds",
+            "When the certificate in use expires",
+            m.certificate_not_after.clone(),
+        );
+        registry.register("ready", "Whether the proxy takes new clients", m.ready.clone());
+        m.start_at_zero();
+        m
+    }
+
+    /// A handshake succeeded.
+    pub(crate) fn handshake(&self, version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) {
+        self.handshakes
+            .get_or_create(&handshake_labels(version, kind))
+            .inc();
+    }
+
+    /// A handshake failed.
+    pub(crate) fn handshake_failed(&self, reason: HandshakeFailure) {
+        let label = ReasonLabel {
+            reason: reason.label(),
+        };
+        self.handshake_failures.get_or_create(&label).inc();
+    }
+
+    /// The fate of an offered ticket is known.
+    pub(crate) fn ticket_offered(&self, outcome: TicketOutcome) {
+        let label = OutcomeLabel {
+            outcome: outcome.label(),
+        };
+        self.tickets_offered.get_or_create(&label).inc();
+    }
+
+    /// A ticket was issued or was not.
+    pub(crate) fn ticket_issued(&self, issue: TicketIssue) {
+        let label = OutcomeLabel {
+            outcome: issue.label(),
+        };
+        self.tickets_issued.get_or_create(&label).inc();
+    }
+
+    /// A connection was accepted; it counts as open until the result is dropped.
+    pub(crate) fn connection_opened(&self, port: Port) -> OpenConnection {
+        let label = PortLabel { port: port.label() };
+        self.accepted.get_or_create(&label).inc();
+        let open = self.connections.get_or_create_owned(&label);
+        open.inc();
+        OpenConnection(open)
+    }
+
+    /// A connection was closed at once because of the cap.
+    pub(crate) fn connection_refused(&self, port: Port) {
+        self.refused
+            .get_or_create(&PortLabel { port: port.label() })
+            .inc();
+    }
+
+    /// Accepting failed.
+    pub(crate) fn accept_failed(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// A changed file was taken into use.
+    pub(crate) fn reloaded(&self, file: FileKind) {
+        self.reloads
+            .get_or_create(&FileLabel { file: file.label() })
+            .inc();
+    }
+
+    /// A changed file was refused.
+    pub(crate) fn reload_failed(&self, file: FileKind) {
+        self.reload_failures
+            .get_or_create(&FileLabel { file: file.label() })
+            .inc();
+    }
+
+    /// A ring was taken into use.
+    pub(crate) fn set_ring(&self, generation: u64, changed_at: jiff::Timestamp) {
+        self.ring_generation
+            .set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.ring_changed.set(changed_at.as_second());
+    }
+
+    /// Whether tickets can be issued.
+    pub(crate) fn set_can_seal(&self, can_seal: bool) {
+        self.ring_can_seal.set(i64::from(can_seal));
+        self.tickets_disabled.set(i64::from(!can_seal));
+    }
+
+    /// Whether the proxy takes new clients.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// Replaces the expiry of all certificates: host, name and time of each.
+    pub(crate) fn set_certificates<'a>(
+        &self,
+        certificates: impl Iterator<Item = (&'a str, &'a str, jiff::Timestamp)>,
+    ) {
+        self.certificate_not_after.clear();
+        for (host, certificate, not_after) in certificates {
+            let labels = CertificateLabels {
+                host: host.into(),
+                certificate: certificate.into(),
+            };
+            self.certificate_not_after
+                .get_or_create(&labels)
+                .set(not_after.as_second());
+        }
+    }
+
+    /// Makes the series that dashboards and alerts look at exist before anything has happened.
+    fn start_at_zero(&self) {
+        for version in [ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3] {
+            for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+                let labels = handshake_labels(Some(version), Some(kind));
+                drop(self.handshakes.get_or_create(&labels));
+            }
+        }
+        for file in [FileKind::Config, FileKind::Ring, FileKind::Certificate] {
+            let label = FileLabel { file: file.label() };
+            drop(self.reloads.get_or_create(&label));
+            drop(self.reload_failures.get_or_create(&label));
+        }
+        for port in [Port::Https, Port::Http] {
+            let label = PortLabel { port: port.label() };
+            drop(self.connections.get_or_create(&label));
+            drop(self.refused.get_or_create(&label));
+        }
+        self.set_can_seal(false);
+    }
+}
+
+/// An open connection of a client.
+pub(crate) struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn handshake_labels(version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) -> HandshakeLabels {
+    HandshakeLabels {
+        version: match version {
+            Some(ProtocolVersion::TLSv1_3) => "1.3",
+            _ => "1.2",
+        },
+        kind: match kind {
+            Some(HandshakeKind::Resumed) => "resumed",
+            _ => "full",
+        },
+    }
+}
+
+impl Port {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl FileKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Ring => "ring",
+            Self::Certificate => "certificate",
+        }
+    }
+}
+
+impl HandshakeFailure {
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoServerName => "no_server_name",
+            Self::UnknownServerName => "unknown_server_name",
+            Self::NoCertificate => "no_certificate",
+            Self::UnreadableHello => "unreadable_hello",
+            Self::Timeout => "timeout",
+            Self::ClientClosed => "client_closed",
+            Self::ClientAlert => "client_alert",
+            Self::Incompatible => "incompatible",
+            Self::ClientMisbehaved => "client_misbehaved",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl TicketOutcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Resumed(KeyRole::Primary) => "ok",
+            Self::Resumed(KeyRole::Previous) => "ok_previous",
+            Self::Resumed(KeyRole::Next) => "ok_next",
+            Self::Refused(OpenError::Malformed) => "malformed",
+            Self::Refused(OpenError::UnknownKey) => "unknown_key",
+            Self::Refused(OpenError::NotAuthentic) => "not_authentic",
+            Self::Refused(OpenError::Expired) => "expired",
+            Self::Declined => "declined",
+            Self::NotAllowed => "not_allowed",
+            Self::NoRing => "no_ring",
+        }
+    }
+}
+
+impl TicketIssue {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Sealed => "sealed",
+            Self::Refused(SealError::KeyExpired) => "key_expired",
+            Self::Refused(SealError::SessionExpired) => "session_expired",
+            Self::Refused(SealError::TooLarge) => "too_large",
+            Self::Refused(SealError::Cipher) => "cipher",
+            Self::NoRing => "no_ring",
+        }
+    }
+}
+
+#[cfg(test)]
+impl Metrics {
+    /// How often offered tickets had this outcome.
+    pub(crate) fn offered(&self, outcome: TicketOutcome) -> u64 {
+        let label = OutcomeLabel {
+            outcome: outcome.label(),
+        };
+        self.tickets_offered.get_or_create(&label).get()
+    }
+}

@@ -1,0 +1,120 @@
+//! The ring file: what it may replace.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{Digest, SHA256, digest};
+use zeroize::Zeroizing;
+
+use crate::ring::{Ring, RingError};
+use crate::runtime::files::FileIdentity;
+
+/// The ring file and the ring that was last taken from it.
+#[derive(Default)]
+pub(crate) struct RingFile {
+    seen: Option<(PathBuf, FileIdentity)>,
+    loaded: Option<Mark>,
+}
+
+/// Tells one ring from another, without its keys.
+struct Mark {
+    generation: u64,
+    digest: Digest,
+}
+
+/// Why the ring in the file is not taken into use.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum RingRefusal {
+    /// There is no file.
+    #[error("the ring file is missing")]
+    Missing,
+    /// The file cannot be read.
+    #[error("the ring file cannot be read: {0}")]
+    Unreadable(io::ErrorKind),
+    /// It is no good ring.
+    #[error(transparent)]
+    Damaged(RingError),
+    /// It is older than the one in use, as after a restored backup.
+    #[error("the ring file holds generation {found}, older than generation {loaded} which is in use")]
+    Older {
+        /// Generation in the file.
+        found: u64,
+        /// Generation in use.
+        loaded: u64,
+    },
+    /// It says that it is the one in use, and is not.
+    #[error("the ring file holds another ring than the one in use under the same generation {0}")]
+    Changed(u64),
+}
+
+impl RingFile {
+    /// Looks at the file. None when nothing has changed; otherwise a ring to take into use, nothing when the file holds
+    /// the ring that is in use already, or the reason why it is refused.
+    pub(crate) fn poll(&mut self, path: &Path) -> Option<Result<Option<Ring>, RingRefusal>> {
+        let now = (path.to_owned(), FileIdentity::of(path));
+        if self.seen.as_ref() == Some(&now) {
+            return None;
+        }
+        self.seen = Some(now);
+        Some(match fs::read(path) {
+            Ok(bytes) => self.take(&Zeroizing::new(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RingRefusal::Missing),
+            Err(error) => Err(RingRefusal::Unreadable(error.kind())),
+        })
+    }
+
+    fn take(&mut self, document: &[u8]) -> Result<Option<Ring>, RingRefusal> {
+        let ring = Ring::from_document(document).map_err(RingRefusal::Damaged)?;
+        // Of the ring written anew, so that white space makes no difference.
+        let mark = Mark {
+            generation: ring.generation,
+            digest: digest(&SHA256, &ring.to_document()),
+        };
+        if let Some(loaded) = &self.loaded {
+            if mark.generation < loaded.generation {
+                return Err(RingRefusal::Older {
+                    found: mark.generation,
+                    loaded: loaded.generation,
+                });
+            }
+            if mark.generation == loaded.generation {
+                return if mark.digest.as_ref() == loaded.digest.as_ref() {
+                    Ok(None)
+                } else {
+                    Err(RingRefusal::Changed(mark.generation))
+                };
+            }
+        }
+        self.loaded = Some(mark);
+        Ok(Some(ring))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+
+    #[test]
+    fn only_a_newer_good_ring_replaces_the_one_in_use() {
+        let first = ring();
+        let second = first.clone().rotated(secret(), None, &POLICY, at(3600));
+        let forged = ring().rotated(secret(), None, &POLICY, at(3600));
+        let mut file = RingFile::default();
+
+        let taken = |result: Result<Option<Ring>, RingRefusal>| result.map(|ring| ring.map(|r| r.generation));
+        assert_eq!(taken(file.take(&first.to_document())), Ok(Some(1)));
+        assert_eq!(taken(file.take(&first.to_document())), Ok(None));
+        assert_eq!(taken(file.take(&second.to_document())), Ok(Some(2)));
+        let older = RingRefusal::Older { found: 1, loaded: 2 };
+        assert_eq!(taken(file.take(&first.to_document())), Err(older));
+        assert_eq!(
+            taken(file.take(&forged.to_document())),
+            Err(RingRefusal::Changed(2))
+        );
+        let damaged = &second.to_document()[..100];
+        assert!(matches!(file.take(damaged), Err(RingRefusal::Damaged(_))));
+        assert_eq!(taken(file.take(&second.to_document())), Ok(None));
+    }
+}

@@ -1,0 +1,225 @@
+//! The driver between a TCP connection and rustls: an `AsyncRead` and `AsyncWrite` over [`ServerConnection`].
+//!
+//! It starts with bytes that were read before rustls existed, and tells its caller after every step of the handshake
+//! what rustls has made of them.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustls::ServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A TLS connection of a client.
+pub(crate) struct TlsStream<IO> {
+    io: IO,
+    connection: ServerConnection,
+    /// Bytes off the wire that rustls has not taken yet.
+    prefix: Vec<u8>,
+    prefix_taken: usize,
+    at_end: bool,
+}
+
+/// Why a handshake failed.
+#[derive(Debug)]
+pub(crate) enum HandshakeError {
+    /// rustls refuses what the client sent; the alert is on its way.
+    Tls(rustls::Error),
+    /// The connection broke.
+    Io(io::Error),
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
+    /// A connection that begins with the bytes `prefix`.
+    pub(crate) fn new(io: IO, connection: ServerConnection, prefix: Vec<u8>) -> Self {
+        Self {
+            io,
+            connection,
+            prefix,
+            prefix_taken: 0,
+            at_end: false,
+        }
+    }
+
+    /// What rustls knows of the connection.
+    pub(crate) fn connection(&self) -> &ServerConnection {
+        &self.connection
+    }
+
+    /// The connection below, to close it after a failure.
+    pub(crate) fn into_inner(self) -> IO {
+        self.io
+    }
+
+    /// Runs the handshake to its end, calling `progress` whenever rustls has taken something in.
+    pub(crate) async fn handshake(
+        &mut self,
+        mut progress: impl FnMut(&ServerConnection),
+    ) -> Result<(), HandshakeError> {
+        std::future::poll_fn(|cx| {
+            while self.connection.is_handshaking() {
+                ready!(self.poll_send(cx)).map_err(HandshakeError::Io)?;
+                let taken = ready!(self.poll_receive(cx));
+                progress(&self.connection);
+                if !taken? {
+                    return Poll::Ready(Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into())));
+                }
+            }
+            self.poll_send(cx).map_err(HandshakeError::Io)
+        })
+        .await
+    }
+
+    /// Writes what rustls has to say.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.connection.wants_write() {
+            let mut io = Blocking { io: &mut self.io, cx };
+            match self.connection.write_tls(&mut io) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Lets rustls take in some bytes; false at the end of the stream.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, HandshakeError>> {
+        let read = if self.prefix.is_empty() {
+            self.connection.read_tls(&mut Blocking { io: &mut self.io, cx })
+        } else {
+            let read = self.connection.read_tls(&mut &self.prefix[self.prefix_taken..]);
+            self.prefix_taken += *read.as_ref().unwrap_or(&0);
+            if self.prefix_taken == self.prefix.len() {
+                self.prefix = Vec::new();
+            }
+            read
+        };
+        let read = match read {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(error) => return Poll::Ready(Err(HandshakeError::Io(error))),
+        };
+        if let Err(error) = self.connection.process_new_packets() {
+            // The alert, as far as the connection takes it at once.
+            let _ = self.poll_send(cx);
+            return Poll::Ready(Err(HandshakeError::Tls(error)));
+        }
+        self.at_end = read == 0;
+        Poll::Ready(Ok(!self.at_end))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match this.connection.reader().read(buf.initialize_unfilled()) {
+                Ok(read) => {
+                    buf.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            if this.at_end {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            ready!(this.poll_receive(cx)).map_err(io::Error::from)?;
+            // Answers to key updates and the like must not wait for the next write.
+            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
+                return Poll::Ready(Err(error));
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        loop {
+            let written = this.connection.writer().write_vectored(parts)?;
+            let sent = this.poll_send(cx)?;
+            if written > 0 || parts.iter().all(|part| part.is_empty()) {
+                return Poll::Ready(Ok(written));
+            }
+            // rustls' buffer is full: nothing goes in before something has gone out.
+            ready!(sent);
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Sends it once, however often it is asked to.
+        this.connection.send_close_notify();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl From<HandshakeError> for io::Error {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Tls(error) => io::Error::new(io::ErrorKind::InvalidData, error),
+            HandshakeError::Io(error) => error,
+        }
+    }
+}
+
+/// An asynchronous connection as rustls wants to see it: an operation that would wait fails with `WouldBlock`, and the
+/// task is woken when it can go on.
+struct Blocking<'a, 'b, IO> {
+    io: &'a mut IO,
+    cx: &'a mut Context<'b>,
+}
+
+impl<IO: AsyncRead + Unpin> Read for Blocking<'_, '_, IO> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(bytes);
+        match Pin::new(&mut *self.io).poll_read(self.cx, &mut buf) {
+            Poll::Ready(Ok(())) => Ok(buf.filled().len()),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Write for Blocking<'_, '_, IO> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write(self.cx, bytes))
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, parts))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        or_would_block(Pin::new(&mut *self.io).poll_flush(self.cx))
+    }
+}
+
+fn or_would_block<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
+    match polled {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
