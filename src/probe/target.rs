@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::session::Mechanism;
 use crate::api::{FARM_LABEL, MinVersion, TLSFarm, Tls12Tickets, ports};
 
-/// How long the API server may take for one answer.
+/// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
 const API_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// What stands in for `*` of a wildcard name.
@@ -215,7 +215,7 @@ impl ClusterTargets {
 /// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
     let no_cluster = |error: &dyn std::error::Error| TargetError::NoCluster(error.to_string());
-    let mut config = match context {
+    let config = match context {
         Some(context) => {
             let options = KubeConfigOptions {
                 context: Some(context.to_owned()),
@@ -227,8 +227,6 @@ pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError
         }
         None => Config::infer().await.map_err(|error| no_cluster(&error))?,
     };
-    // The probe says at once that the API server does not answer; the next round is its retry.
-    config.default_retry = false;
     Client::try_from(config).map_err(|error| no_cluster(&error))
 }
 
