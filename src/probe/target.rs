@@ -28,7 +28,7 @@ pub(super) struct Farm {
     pub(super) name: Option<String>,
     /// Generation of the ring, as the farm's status says.
     pub(super) ring: Option<u64>,
-    /// How long a client may use a ticket, as the farm's spec says.
+    /// How long a client may use a ticket of either version, as the farm's spec says.
     pub(super) ticket_lifetime: Option<Duration>,
     /// Whether it should have proxies at all.
     pub(super) wants_proxies: bool,
@@ -153,6 +153,7 @@ impl ClusterTargets {
         let of_farm = |pod: &&Pod| {
             pod.metadata.namespace == namespace && pod.labels().get(FARM_LABEL).is_some_and(|of| *of == name)
         };
+        let tickets = &farm.spec.resumption.tickets;
         let mut proxies: Vec<Proxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
         proxies.sort_by(|a, b| a.name.cmp(&b.name));
         Farm {
@@ -161,7 +162,13 @@ impl ClusterTargets {
                 .status
                 .as_ref()
                 .and_then(|status| Some(status.ring.as_ref()?.generation)),
-            ticket_lifetime: Some(farm.spec.resumption.tickets.lifetime.as_std()),
+            // TLS 1.2 tickets are never older than two rotation intervals.
+            ticket_lifetime: Some(
+                tickets
+                    .lifetime
+                    .as_std()
+                    .min(2 * tickets.rotation_interval.as_std()),
+            ),
             wants_proxies: farm.spec.replicas > 0,
             proxies,
             hosts: self.hosts(farm),
