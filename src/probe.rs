@@ -191,7 +191,12 @@ async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool
     recheck(&targets, &mut matrices).await;
     let counts = Counts::of(matrices.iter().flat_map(Matrix::trials));
     if counts.offered == 0 && counts.gone == 0 {
-        return nothing(&targets, &farms, args.allow_empty);
+        let why = why_nothing(&targets, &farms);
+        if !args.allow_empty || !unready.is_empty() {
+            return Err(ProbeError::Nothing(why));
+        }
+        output.nothing(&why)?;
+        return Ok(true);
     }
     output.matrices(&matrices, &counts, &unready)?;
     Ok(counts.is_clean() && unready.is_empty())
@@ -214,19 +219,15 @@ fn unready(farms: &[Farm]) -> Vec<String> {
     unready.filter_map(|farm| farm.name.clone()).collect()
 }
 
-/// There were no trials: success where that is allowed.
-fn nothing(targets: &Targets, farms: &[Farm], allowed: bool) -> Result<bool, ProbeError> {
-    let unready = unready(farms);
-    if allowed && unready.is_empty() {
-        return Ok(true);
-    }
-    Err(ProbeError::Nothing(if let Some(farm) = unready.first() {
+/// Why there were no trials.
+fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
+    if let Some(farm) = unready(farms).first() {
         format!("no proxy of farm {farm} is ready")
     } else if farms.iter().all(|farm| farm.proxies.is_empty()) {
         format!("there is no farm with proxies in {}", targets.place())
     } else {
         "no host offers a way to resume that was asked for".into()
-    }))
+    }
 }
 
 async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 use super::exchange::{Answer, Exchanger, Failure};
 use super::kept::{Earlier, Issue, KeptSessions, Site};
-use super::session::Mechanism;
+use super::session::{Mechanism, Session};
 use super::target::{Farm, Proxy};
 
 /// Most connections at a time, so that a probe is no load test.
@@ -288,8 +288,7 @@ impl SiteProbe<'_> {
         };
         let spare = session.again().into_iter().chain(sessions);
         let mut issues: Vec<Issue> = spare.map(|session| Issue::new(issuer, session)).collect();
-        self.offer(&mut trial, Issue::new(issuer, session), resumer, &mut issues)
-            .await;
+        issues.extend(self.offer(&mut trial, session, resumer).await);
         (trial, issues)
     }
 
@@ -303,20 +302,16 @@ impl SiteProbe<'_> {
             issuer_answer: None,
             resumer_answer: None,
         };
-        let mut issues = Vec::new();
-        self.offer(&mut trial, issue, resumer, &mut issues).await;
-        (trial, issues)
+        // What it brings is not kept: from one resumption to the next, sessions would outgrow the farm's maxAge.
+        self.offer(&mut trial, issue.session, resumer).await;
+        (trial, Vec::new())
     }
 
-    async fn offer(&self, trial: &mut Trial, issue: Issue, resumer: &Proxy, issues: &mut Vec<Issue>) {
+    /// Notes what `resumer` makes of `session`; gives the sessions that it issues meanwhile.
+    async fn offer(&self, trial: &mut Trial, session: Session, resumer: &Proxy) -> Vec<Issue> {
         let exchanged = self
             .exchanger
-            .exchange(
-                resumer.address,
-                self.server_name,
-                self.mechanism,
-                Some(issue.session),
-            )
+            .exchange(resumer.address, self.server_name, self.mechanism, Some(session))
             .await;
         match exchanged {
             Ok(offered) => {
@@ -326,14 +321,13 @@ impl SiteProbe<'_> {
                     Outcome::Missed
                 };
                 trial.resumer_answer = Some(offered.answer);
-                issues.extend(
-                    offered
-                        .sessions
-                        .into_iter()
-                        .map(|session| Issue::new(resumer, session)),
-                );
+                let issue = |session| Issue::new(resumer, session);
+                offered.sessions.into_iter().map(issue).collect()
             }
-            Err(failure) => trial.outcome = failed_at(resumer, failure),
+            Err(failure) => {
+                trial.outcome = failed_at(resumer, failure);
+                Vec::new()
+            }
         }
     }
 }

@@ -87,6 +87,14 @@ impl<W: Write> Output<W> {
         self.out.flush()
     }
 
+    /// There is nothing to probe, and that is all right.
+    pub(super) fn nothing(&mut self, why: &str) -> io::Result<()> {
+        match self.paint() {
+            Some(_) => writeln!(self.out, "nothing to probe: {why}"),
+            None => self.matrices(&[], &Counts::default(), &[]),
+        }
+    }
+
     /// One round: everything that is not as it should be, then the counts.
     pub(super) fn round(&mut self, round: &Round, matrices: &[Matrix], time: Timestamp) -> io::Result<()> {
         for matrix in matrices {

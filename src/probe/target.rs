@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::session::Mechanism;
 use crate::api::{FARM_LABEL, MinVersion, TLSFarm, Tls12Tickets, ports};
 
-/// How long the API server may take for one answer.
+/// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
 const API_TIME_LIMIT: Duration = Duration::from_secs(10);
 
 /// What stands in for `*` of a wildcard name.
@@ -28,7 +28,7 @@ pub(super) struct Farm {
     pub(super) name: Option<String>,
     /// Generation of the ring, as the farm's status says.
     pub(super) ring: Option<u64>,
-    /// How long a client may use a ticket, as the farm's spec says.
+    /// How long a client may use a ticket of either version, as the farm's spec says.
     pub(super) ticket_lifetime: Option<Duration>,
     /// Whether it should have proxies at all.
     pub(super) wants_proxies: bool,
@@ -153,6 +153,7 @@ impl ClusterTargets {
         let of_farm = |pod: &&Pod| {
             pod.metadata.namespace == namespace && pod.labels().get(FARM_LABEL).is_some_and(|of| *of == name)
         };
+        let tickets = &farm.spec.resumption.tickets;
         let mut proxies: Vec<Proxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
         proxies.sort_by(|a, b| a.name.cmp(&b.name));
         Farm {
@@ -161,7 +162,13 @@ impl ClusterTargets {
                 .status
                 .as_ref()
                 .and_then(|status| Some(status.ring.as_ref()?.generation)),
-            ticket_lifetime: Some(farm.spec.resumption.tickets.lifetime.as_std()),
+            // TLS 1.2 tickets are never older than two rotation intervals.
+            ticket_lifetime: Some(
+                tickets
+                    .lifetime
+                    .as_std()
+                    .min(2 * tickets.rotation_interval.as_std()),
+            ),
             wants_proxies: farm.spec.replicas > 0,
             proxies,
             hosts: self.hosts(farm),
@@ -215,7 +222,7 @@ impl ClusterTargets {
 /// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
     let no_cluster = |error: &dyn std::error::Error| TargetError::NoCluster(error.to_string());
-    let mut config = match context {
+    let config = match context {
         Some(context) => {
             let options = KubeConfigOptions {
                 context: Some(context.to_owned()),
@@ -227,8 +234,6 @@ pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError
         }
         None => Config::infer().await.map_err(|error| no_cluster(&error))?,
     };
-    // The probe says at once that the API server does not answer; the next round is its retry.
-    config.default_retry = false;
     Client::try_from(config).map_err(|error| no_cluster(&error))
 }
 

@@ -10,6 +10,9 @@ use jiff::tz::TimeZone;
 use super::matrix::{Counts, Matrix, Outcome, Trial};
 use super::watch::{Round, Tally};
 
+/// Most trials of one matrix that are explained below it.
+const MOST_EXPLAINED: usize = 10;
+
 /// Whether text carries the escape sequences of a terminal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Paint {
@@ -240,9 +243,12 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
                 explain(trial)
             ),
         };
-        if told.insert(line.clone()) {
+        if told.insert(line.clone()) && told.len() <= MOST_EXPLAINED {
             let _ = writeln!(text, "  {} {line}", paint.paint(Tone::Bad, word(&trial.outcome)));
         }
+    }
+    if let Some(more @ 1..) = told.len().checked_sub(MOST_EXPLAINED) {
+        let _ = writeln!(text, "  and {more} more");
     }
 }
 

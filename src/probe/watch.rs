@@ -12,7 +12,7 @@ use super::kept::KeptSessions;
 use super::matrix::{self, Counts, Matrix, Outcome, Trial};
 use super::output::Output;
 use super::target::{Farm, Targets};
-use super::{ProbeError, nothing, recheck, unready};
+use super::{ProbeError, recheck, unready, why_nothing};
 use crate::runtime::signal::Terminated;
 
 /// When rounds begin and end.
@@ -91,7 +91,12 @@ pub(super) async fn watch<W: Write>(
     let mut terminated = Terminated::new()?;
     let farms = targets.look().await?;
     if farms.iter().all(|farm| !farm.wants_proxies) {
-        return nothing(targets, &farms, allow_empty);
+        let why = why_nothing(targets, &farms);
+        if !allow_empty {
+            return Err(ProbeError::Nothing(why));
+        }
+        output.note(&why, Timestamp::now())?;
+        return Ok(true);
     }
     let mut watch = Watch {
         exchanger,
@@ -107,7 +112,7 @@ pub(super) async fn watch<W: Write>(
         () = terminated.recv() => {}
     }
     if watch.tally.fresh == Counts::default() {
-        return nothing(targets, &watch.farms, false);
+        return Err(ProbeError::Nothing(why_nothing(targets, &watch.farms)));
     }
     watch.output.summary(&watch.tally)?;
     Ok(watch.tally.is_clean())
