@@ -114,7 +114,7 @@ impl Body for RequestBody {
         let Some(upload) = &mut self.get_mut().0 else {
             return Poll::Ready(None);
         };
-        let outcome = poll_with_limit(&mut upload.body, &mut upload.stall, cx);
+        let outcome = poll_part(&mut upload.body, &mut upload.stall, cx);
         match &outcome {
             Poll::Ready(Some(Ok(_))) => upload.progress.last.set(Instant::now()),
             Poll::Ready(Some(Err(error))) => upload.progress.failure.set(Some(match error {
@@ -200,17 +200,13 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         this.hand_over(false);
-        let mut outcome = match &mut this.source {
+        let outcome = match &mut this.source {
             Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Backend { body, stall, .. } => poll_with_limit(body, stall, cx),
+            Source::Backend { body, stall, .. } => poll_part(body, stall, cx),
         };
-        match &mut outcome {
+        match &outcome {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    filter_trailers(trailers);
-                }
-            }
+            Poll::Ready(Some(Ok(_))) => {}
             Poll::Ready(Some(Err(_))) => this.exchange.metrics.upstream_error(UpstreamError::Body),
             Poll::Ready(None) => this.source.release(),
         }
@@ -260,7 +256,8 @@ impl Drop for Exchange {
     }
 }
 
-fn poll_with_limit(
+/// The next part of a body, without the trailer fields that must not pass.
+fn poll_part(
     body: &mut Incoming,
     stall: &mut StallTimer,
     cx: &mut Context<'_>,
@@ -268,7 +265,13 @@ fn poll_with_limit(
     match Pin::new(body).poll_frame(cx) {
         Poll::Ready(outcome) => {
             stall.progressed();
-            Poll::Ready(outcome.map(|frame| frame.map_err(BodyError::Broken)))
+            Poll::Ready(outcome.map(|part| {
+                let mut frame = part?;
+                if let Some(trailers) = frame.trailers_mut() {
+                    filter_trailers(trailers);
+                }
+                Ok(frame)
+            }))
         }
         Poll::Pending => stall.poll_stalled(cx).map(|()| Some(Err(BodyError::Stalled))),
     }
