@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
 
 use super::body::{Exchange, RequestBody, ResponseBody, UploadProgress};
 use super::framing::Refusal;
@@ -99,14 +100,19 @@ impl Forwarder {
     ) -> Response<ResponseBody> {
         let exchange = Exchange::new(InFlight::new(connection), self.metrics.clone());
         let http2 = request.version() == Version::HTTP_2;
+        let has_body = !request.body().is_end_stream();
         // Only HTTP/1 requests are numbered: they come one after another.
-        let (number, outcome) = match (http2, connection.next_request()) {
-            (false, Err(refusal)) => (None, Err(refusal)),
-            (_, number) => {
-                let number = number.ok().filter(|_| !http2);
-                (number, self.serve(connection, request, number).await)
-            }
+        let number = if http2 {
+            Ok(None)
+        } else {
+            connection.next_request().map(Some)
         };
+        let outcome = match number {
+            Ok(number) => self.serve(connection, request, number).await,
+            Err(refusal) => Err(refusal),
+        };
+        // Nobody reads the body of a request that is not forwarded, so no other request can follow it.
+        let unread = has_body && !matches!(outcome, Ok(Outcome::Backend(..)));
         let mut response = match outcome {
             Ok(Outcome::Backend(response, lease, idle)) => {
                 let (mut parts, body) = response.into_parts();
@@ -126,15 +132,15 @@ impl Forwarder {
             }
             Err(refusal) => refuse(refusal, exchange),
         };
-        if let Some(number) = number
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        {
-            connection.decline_upgrade(number);
-        }
-        if !http2 && connection.draining.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+        if !http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if let Ok(Some(number)) = number {
+                connection.decline_upgrade(number);
+            }
+            if unread || connection.draining.get() {
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
         }
         self.metrics.request_answered(http2, response.status());
         response
@@ -221,11 +227,15 @@ impl Forwarder {
                 break;
             };
             let connect = Rc::clone(&endpoint).connect(routing.timeouts.connect.as_std(), &self.metrics);
-            let Ok(mut lease) = connect.await else {
-                self.metrics.upstream_error(UpstreamError::Connect);
-                self.upstreams.failed(&endpoint);
-                tried.push(endpoint.address);
-                continue;
+            let mut lease = match connect.await {
+                Ok(lease) => lease,
+                Err(error) => {
+                    debug!(endpoint = %endpoint.address, %error, "an endpoint cannot be connected to");
+                    self.metrics.upstream_error(UpstreamError::Connect);
+                    self.upstreams.failed(&endpoint);
+                    tried.push(endpoint.address);
+                    continue;
+                }
             };
             let spare = repeatable.then(|| copy_head(&request));
             let limit = routing.timeouts.response_head.as_std();
@@ -251,6 +261,7 @@ impl Forwarder {
                 request = unsent;
                 continue;
             }
+            debug!(endpoint = %endpoint.address, error = %error.error(), "an endpoint gave no valid response");
             self.metrics.upstream_error(UpstreamError::Response);
             match spare {
                 Some(spare) if ended_without_response(error.error()) && self.may_retry() => {

@@ -293,3 +293,6 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

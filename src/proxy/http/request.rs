@@ -44,7 +44,7 @@ pub(super) fn admit<'r>(
             reason: "there are too many header fields",
         });
     }
-    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     if target.len() > MAX_REQUEST_LINE {
         return Err(Refusal {
             status: StatusCode::URI_TOO_LONG,
@@ -52,7 +52,7 @@ pub(super) fn admit<'r>(
         });
     }
     let path = parts.uri.path();
-    if !path.starts_with('/') {
+    if !target.starts_with('/') {
         return Err(Refusal::bad_request("the request target is malformed"));
     }
     if climbs(path) {

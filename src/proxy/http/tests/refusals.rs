@@ -219,3 +219,18 @@ fn plain_http_is_forwarded_when_the_farm_says_so() {
         assert_eq!(status(&client.rest().await), 400);
     });
 }
+
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    run(async {
+        let farm = Farm::new(&[]);
+        let body = "x".repeat(200_000);
+        let response = farm
+            .exchange(format!(
+                "POST /missing HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 200000\r\n\r\n{body}"
+            ))
+            .await;
+        assert_eq!(status(&response), 503, "{response:?}");
+        assert!(response.contains("\r\nconnection: close\r\n"), "{response:?}");
+    });
+}
