@@ -244,12 +244,15 @@ fn a_connection_that_closes_under_a_request_is_replaced_when_that_is_safe() {
             Some("1")
         );
 
-        let farm = Farm::new(&[closes_on_reuse().await]);
-        let mut client = farm.connect(false);
-        client.send(GET).await;
-        client.read_until("\r\n\r\nok").await;
-        client.send(POST_CLOSE).await;
-        assert_eq!(status(&client.rest().await), 502, "a POST is not sent twice");
+        let without_body = POST_CLOSE.replace(": 2", ": 0").replace("hi", "");
+        for post in [POST_CLOSE, &without_body] {
+            let farm = Farm::new(&[closes_on_reuse().await]);
+            let mut client = farm.connect(false);
+            client.send(GET).await;
+            client.read_until("\r\n\r\nok").await;
+            client.send(post).await;
+            assert_eq!(status(&client.rest().await), 502, "a POST is not sent twice");
+        }
     });
 }
 
