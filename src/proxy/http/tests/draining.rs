@@ -62,7 +62,7 @@ fn an_unused_connection_ends_without_a_byte() {
         farm.draining.cancel();
         assert_eq!(client.rest().await, "");
         let lived = begun.elapsed().as_secs_f32();
-        assert!((4.5..8.0).contains(&lived), "it lived for {lived} s");
+        assert!((4.5..15.0).contains(&lived), "it lived for {lived} s");
     });
 }
 
