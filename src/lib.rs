@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod config;
+pub mod operator;
 pub mod report;
 pub mod ring;
 pub mod runtime;
