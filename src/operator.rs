@@ -105,7 +105,10 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let client = client().await?;
     let listener = TcpListener::bind(options.admin)
         .await
-        .map_err(|source| OperatorError::Admin { address: options.admin, source })?;
+        .map_err(|source| OperatorError::Admin {
+            address: options.admin,
+            source,
+        })?;
 
     let (metrics, registry) = Metrics::new();
     let (metrics, farms) = (Arc::new(metrics), Arc::new(Farms::default()));
@@ -123,11 +126,11 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
         scopes.push(None);
     }
 
-    let mut stores = Vec::new();
+    let mut listings = Vec::new();
     let mut controllers: Vec<JoinHandle<()>> = Vec::new();
     for namespace in scopes {
         let watching = Watching::new(&client, namespace, &farms, &stop);
-        stores.push(watching.store());
+        listings.push(watching.listed(&client));
         let context = Context {
             client: client.clone(),
             store: watching.store(),
@@ -147,17 +150,18 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
             if is_ready.load(Ordering::Relaxed) {
                 text_page(StatusCode::OK, "ready")
             } else {
-                text_page(StatusCode::SERVICE_UNAVAILABLE, "the farms have not been listed yet")
+                text_page(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the farms have not been listed yet",
+                )
             }
         })
         .metrics(registry);
     let admin = tokio::spawn(pages.serve(listener, stop.clone().cancelled_owned()));
     let synced = tokio::spawn(async move {
-        let listed = join_all(stores.iter().map(|store| store.wait_until_ready())).await;
-        if listed.iter().all(Result::is_ok) {
-            ready.store(true, Ordering::Relaxed);
-            info!("ready: the farms have been listed");
-        }
+        join_all(listings).await;
+        ready.store(true, Ordering::Relaxed);
+        info!("ready: the farms have been listed");
     });
 
     let outcome = tokio::select! {
@@ -167,8 +171,13 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     info!("stopping");
     stop.cancel();
     synced.abort();
-    let unfinished = controllers.into_iter().filter(|controller| !controller.is_finished());
-    if tokio::time::timeout(STOP_LIMIT, join_all(unfinished)).await.is_err() {
+    let unfinished = controllers
+        .into_iter()
+        .filter(|controller| !controller.is_finished());
+    if tokio::time::timeout(STOP_LIMIT, join_all(unfinished))
+        .await
+        .is_err()
+    {
         warn!("stopped while passes were under way; the next operator takes them up");
     }
     if admin.await.is_err() {
@@ -178,7 +187,9 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 }
 
 async fn client() -> Result<Client, OperatorError> {
-    let mut config = Config::infer().await.map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
+    let mut config = Config::infer()
+        .await
+        .map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     // A retry within a request would hide for minutes what a pass must know at once: that a write may have happened.
     config.default_retry = false;

@@ -5,6 +5,7 @@
 //! is repaired, while defaults, normalisation and the fields of others never cause a write.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
@@ -80,11 +81,12 @@ pub(super) async fn inspect(client: &Client, id: &FarmId) -> Result<Inspection, 
     }
     for (kind, name) in names {
         let key = (kind, name);
-        if !inspection.live.contains_key(&key) {
+        if let Entry::Vacant(absent) = inspection.live.entry(key) {
             // Absent, or there without our label.
-            let found = api(client, id, kind).get_opt(&key.1).await;
-            if let Some(object) = found.map_err(ReconcileError::api("get", named(&key)))? {
-                inspection.live.insert(key, object);
+            let name = &absent.key().1;
+            let found = api(client, id, kind).get_opt(name).await;
+            if let Some(object) = found.map_err(ReconcileError::api("get", named(absent.key())))? {
+                absent.insert(object);
             }
         }
     }
@@ -99,7 +101,9 @@ pub(super) async fn inspect(client: &Client, id: &FarmId) -> Result<Inspection, 
 pub(super) fn conflict(object: &str, ownership: Ownership) -> Option<Refusal> {
     let message = match ownership {
         Ownership::Ours => return None,
-        Ownership::Leftover => format!("{object} is left from a deleted farm of the same name and about to go"),
+        Ownership::Leftover => {
+            format!("{object} is left from a deleted farm of the same name and about to go")
+        }
         Ownership::Foreign => format!(
             "{object} exists and is not this farm's, so it is left alone; rename the farm or remove the object"
         ),
@@ -155,7 +159,10 @@ pub(super) async fn apply(
         })
         .collect();
     // A spec can make a Deployment or Service that the API server refuses; then nothing at all may change.
-    for object in due.iter().filter(|object| matches!(object.kind, Kind::Deployment | Kind::Service)) {
+    for object in due
+        .iter()
+        .filter(|object| matches!(object.kind, Kind::Deployment | Kind::Service))
+    {
         patch(client, id, object, PatchParams::apply(MANAGER).force().dry_run()).await?;
     }
     for object in due {
@@ -203,7 +210,9 @@ async fn delete(client: &Client, id: &FarmId, kind: Kind, orphan: &DynamicObject
     };
     let name = orphan.name_any();
     match api(client, id, kind).delete(&name, &this_one_only).await {
-        Ok(_) => info!(namespace = id.namespace(), %kind, name, "deleted an object that the farm no longer needs"),
+        Ok(_) => {
+            info!(namespace = id.namespace(), %kind, name, "deleted an object that the farm no longer needs")
+        }
         // It is gone, or another object has its name now.
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
         Err(error) => {
@@ -224,7 +233,9 @@ impl Record {
         Self {
             uid: live.uid(),
             desired: object.body.clone(),
-            owned_fields: owned.and_then(|entry| entry.fields_v1.clone()).map(|fields| fields.0),
+            owned_fields: owned
+                .and_then(|entry| entry.fields_v1.clone())
+                .map(|fields| fields.0),
         }
     }
 }
@@ -261,7 +272,11 @@ mod tests {
     }
 
     fn wanted(body: Value) -> Object {
-        Object { kind: Kind::Service, name: "shop-proxy".into(), body }
+        Object {
+            kind: Kind::Service,
+            name: "shop-proxy".into(),
+            body,
+        }
     }
 
     #[test]
@@ -274,11 +289,23 @@ mod tests {
         touched_by_others.metadata.resource_version = Some("99".into());
         assert_eq!(record, Record::of(&touched_by_others, &wanted(json!({"a": 1}))));
 
-        assert_ne!(record, Record::of(&live(json!({"f:spec": {}})), &wanted(json!({"a": 1}))), "a lost field");
-        assert_ne!(record, Record::of(&live(ours.clone()), &wanted(json!({"a": 2}))), "a new wish");
+        assert_ne!(
+            record,
+            Record::of(&live(json!({"f:spec": {}})), &wanted(json!({"a": 1}))),
+            "a lost field"
+        );
+        assert_ne!(
+            record,
+            Record::of(&live(ours.clone()), &wanted(json!({"a": 2}))),
+            "a new wish"
+        );
         let mut recreated = live(ours);
         recreated.metadata.uid = Some("2".into());
-        assert_ne!(record, Record::of(&recreated, &wanted(json!({"a": 1}))), "another object of the name");
+        assert_ne!(
+            record,
+            Record::of(&recreated, &wanted(json!({"a": 1}))),
+            "another object of the name"
+        );
     }
 
     #[test]

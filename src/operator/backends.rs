@@ -35,7 +35,10 @@ pub(super) async fn resolve(
             services.insert(name, found);
         }
         let service = services.get(name).and_then(Option::as_ref);
-        resolved.insert(backend.clone(), service.and_then(|service| port_name(service, backend.port)));
+        resolved.insert(
+            backend.clone(),
+            service.and_then(|service| port_name(service, backend.port)),
+        );
     }
     Ok(resolved)
 }

@@ -142,8 +142,17 @@ mod tests {
     }
 
     pub(super) fn built(spec: Value) -> BTreeMap<(String, String), Value> {
-        let image = ProxyImage { image: "tlsfarm:1".into(), pull_policy: "IfNotPresent".into() };
-        let ports = ResolvedPorts::from([(Backend { service: "web".into(), port: 8080 }, Some("http".into()))]);
+        let image = ProxyImage {
+            image: "tlsfarm:1".into(),
+            pull_policy: "IfNotPresent".into(),
+        };
+        let ports = ResolvedPorts::from([(
+            Backend {
+                service: "web".into(),
+                port: 8080,
+            },
+            Some("http".into()),
+        )]);
         build(&farm(spec), &id("shop"), &ports, &image)
             .objects(&id("shop"))
             .into_iter()
@@ -161,24 +170,36 @@ mod tests {
             assert_eq!(object["metadata"]["namespace"], "web");
             assert_eq!(object["metadata"]["labels"]["tlsfarm.dev/farm"], "shop");
             let owner = &object["metadata"]["ownerReferences"][0];
-            assert_eq!((&owner["uid"], &owner["controller"]), (&json!("uid-of-shop"), &json!(true)), "{kind} {name}");
+            assert_eq!(
+                (&owner["uid"], &owner["controller"]),
+                (&json!("uid-of-shop"), &json!(true)),
+                "{kind} {name}"
+            );
         }
     }
 
     #[test]
     fn objects_are_applied_in_the_order_of_their_kinds() {
-        let kinds: Vec<_> = object_names(&id("shop")).into_iter().map(|(kind, _)| kind).collect();
+        let kinds: Vec<_> = object_names(&id("shop"))
+            .into_iter()
+            .map(|(kind, _)| kind)
+            .collect();
         assert!(kinds.is_sorted());
     }
 
     #[test]
     fn what_proxies_reload_never_restarts_them() {
-        let template = |spec: Value| built(spec)[&("Deployment".into(), "shop-proxy".into())]["spec"]["template"].clone();
+        let template = |spec: Value| {
+            built(spec)[&("Deployment".into(), "shop-proxy".into())]["spec"]["template"].clone()
+        };
         let before = template(spec());
         let changes = [
             ("/hosts/0/hostnames", json!(["other.example.com"])),
             ("/hosts/0/routes/0/path", json!("/a")),
-            ("/hosts/0/routes/0/backend", json!({"service": "other", "port": 1})),
+            (
+                "/hosts/0/routes/0/backend",
+                json!({"service": "other", "port": 1}),
+            ),
             ("/hosts/0/tls/minVersion", json!("TLS13")),
             ("/http", json!({"mode": "Serve"})),
             ("/resumption", json!({"tickets": {"rotationInterval": "5m"}})),

@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
@@ -12,6 +13,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::ListParams;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::controller::{Config, Error};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -21,6 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::error::describe;
 use super::memory::Farms;
 use super::names::{FarmKey, farm_of};
 use super::reconcile::{Context, after_failure, forget, reconcile};
@@ -28,6 +31,9 @@ use crate::api::{FARM_LABEL, TLSFarm};
 
 /// How many farms are worked on at a time.
 const CONCURRENCY: u16 = 16;
+
+/// How often the farms are listed until that works.
+const LISTING_INTERVAL: Duration = Duration::from_millis(500);
 
 type Farm = DeserializeGuard<TLSFarm>;
 
@@ -70,7 +76,10 @@ impl Watching {
             .watches(metadata::<Pod>(client, watching), labelled(), |pod| {
                 farm_of(&pod.metadata).map(reference)
             });
-        Self { controller, namespace }
+        Self {
+            controller,
+            namespace,
+        }
     }
 
     /// The farms that it sees.
@@ -78,11 +87,31 @@ impl Watching {
         self.controller.store()
     }
 
+    /// Ends when the farms can be listed and are in the store.
+    pub(super) fn listed(&self, client: &Client) -> impl Future<Output = ()> + Send + use<> {
+        let api = metadata::<TLSFarm>(client, self.namespace.as_deref());
+        let store = self.store();
+        // The store's own wait wakes one waiter only, which the controller itself has to be.
+        async move {
+            let mut tries = tokio::time::interval(LISTING_INTERVAL);
+            loop {
+                tries.tick().await;
+                match api.list(&ListParams::default().limit(1)).await {
+                    Ok(farms) if farms.items.is_empty() || !store.is_empty() => return,
+                    Ok(_) => {}
+                    Err(error) => debug!(error = describe(&error), "the farms cannot be listed yet"),
+                }
+            }
+        }
+    }
+
     /// Runs until it is told to stop and every pass that was begun is over.
     pub(super) async fn run(self, context: Context) {
         let namespace = self.namespace.unwrap_or_else(|| "all".into());
         let context = Arc::new(context);
-        let results = self.controller.run(reconcile, after_failure, Arc::clone(&context));
+        let results = self
+            .controller
+            .run(reconcile, after_failure, Arc::clone(&context));
         results
             .for_each(|result| {
                 match result {
@@ -90,7 +119,10 @@ impl Watching {
                     Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
                     Err(Error::ObjectNotFound(farm)) => {
                         if let Some(namespace) = farm.namespace {
-                            let key = FarmKey { namespace, name: farm.name };
+                            let key = FarmKey {
+                                namespace,
+                                name: farm.name,
+                            };
                             debug!(namespace = key.namespace, farm = key.name, "a farm is gone");
                             forget(&key, &context.farms, &context.metrics);
                         }

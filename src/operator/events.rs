@@ -23,11 +23,21 @@ pub(super) struct Happening {
 
 impl Happening {
     pub(super) fn normal(reason: impl ToString, action: &'static str, note: impl Into<String>) -> Self {
-        Self { warning: false, reason: reason.to_string(), action, note: note.into() }
+        Self {
+            warning: false,
+            reason: reason.to_string(),
+            action,
+            note: note.into(),
+        }
     }
 
     pub(super) fn warning(reason: impl ToString, action: &'static str, note: impl Into<String>) -> Self {
-        Self { warning: true, reason: reason.to_string(), action, note: note.into() }
+        Self {
+            warning: true,
+            reason: reason.to_string(),
+            action,
+            note: note.into(),
+        }
     }
 }
 
@@ -38,7 +48,9 @@ pub(super) struct Events {
 
 impl Events {
     pub(super) fn new(client: Client) -> Self {
-        Self { recorder: Recorder::new(client, "tlsfarm-operator".into()) }
+        Self {
+            recorder: Recorder::new(client, "tlsfarm-operator".into()),
+        }
     }
 
     /// Publishes what happened to `farm`, best effort.
@@ -50,7 +62,11 @@ impl Events {
     ) {
         for happening in happenings {
             let event = Event {
-                type_: if happening.warning { EventType::Warning } else { EventType::Normal },
+                type_: if happening.warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
                 reason: happening.reason,
                 note: Some(shortened(happening.note)),
                 action: happening.action.to_owned(),
@@ -66,7 +82,10 @@ impl Events {
 
 /// What a change of conditions means to somebody who reads events.
 pub(super) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
-    after.iter().filter_map(|condition| transition(before, condition)).collect()
+    after
+        .iter()
+        .filter_map(|condition| transition(before, condition))
+        .collect()
 }
 
 fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
@@ -75,9 +94,11 @@ fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
         return None;
     }
     match (after.type_, after.status) {
-        (ConditionType::Ready, ConditionStatus::True) => {
-            Some(Happening::normal(after.reason, "Reconcile", after.message.clone()))
-        }
+        (ConditionType::Ready, ConditionStatus::True) => Some(Happening::normal(
+            after.reason,
+            "Reconcile",
+            after.message.clone(),
+        )),
         // It sums the others up.
         (ConditionType::Ready, _) => None,
         (_, ConditionStatus::False) => {
@@ -96,7 +117,9 @@ fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
 
 fn shortened(mut note: String) -> String {
     if note.len() > LONGEST_NOTE {
-        let end = (0..=LONGEST_NOTE - "…".len()).rev().find(|&end| note.is_char_boundary(end));
+        let end = (0..=LONGEST_NOTE - "…".len())
+            .rev()
+            .find(|&end| note.is_char_boundary(end));
         note.truncate(end.unwrap_or_default());
         note.push('…');
     }
@@ -123,20 +146,42 @@ mod tests {
     #[test]
     fn a_state_that_lasts_makes_no_event_and_a_new_reason_does() {
         use ConditionType::CertificatesReady;
-        let missing = condition(CertificatesReady, ConditionStatus::False, Reason::CertificateMissing);
+        let missing = condition(
+            CertificatesReady,
+            ConditionStatus::False,
+            Reason::CertificateMissing,
+        );
         let mismatch = condition(CertificatesReady, ConditionStatus::False, Reason::KeyMismatch);
         assert_eq!(transitions(&[], std::slice::from_ref(&missing)).len(), 1);
-        assert_eq!(transitions(std::slice::from_ref(&missing), std::slice::from_ref(&missing)), []);
+        assert_eq!(
+            transitions(std::slice::from_ref(&missing), std::slice::from_ref(&missing)),
+            []
+        );
         let told = transitions(&[missing], &[mismatch]);
-        assert_eq!(told, [Happening::warning(Reason::KeyMismatch, "Reconcile", "why")]);
+        assert_eq!(
+            told,
+            [Happening::warning(Reason::KeyMismatch, "Reconcile", "why")]
+        );
     }
 
     #[test]
     fn ordinary_work_makes_no_event() {
-        let starting = condition(ConditionType::Available, ConditionStatus::False, Reason::ProxiesUnavailable);
-        let spreading = condition(ConditionType::KeysSynced, ConditionStatus::False, Reason::Distributing);
+        let starting = condition(
+            ConditionType::Available,
+            ConditionStatus::False,
+            Reason::ProxiesUnavailable,
+        );
+        let spreading = condition(
+            ConditionType::KeysSynced,
+            ConditionStatus::False,
+            Reason::Distributing,
+        );
         assert_eq!(transitions(&[], &[starting.clone(), spreading]), []);
-        let serving = condition(ConditionType::Available, ConditionStatus::True, Reason::ProxiesReady);
+        let serving = condition(
+            ConditionType::Available,
+            ConditionStatus::True,
+            Reason::ProxiesReady,
+        );
         assert_eq!(transitions(&[serving], &[starting]).len(), 1);
     }
 

@@ -38,7 +38,10 @@ pub(super) async fn report(
 ) -> Result<Duration, ReconcileError> {
     let resource = ApiResource::erase::<TLSFarm>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), id.namespace(), &resource);
-    let found = api.get_opt(id.name()).await.map_err(ReconcileError::api("get", "the farm"))?;
+    let found = api
+        .get_opt(id.name())
+        .await
+        .map_err(ReconcileError::api("get", "the farm"))?;
     let Some(farm) = found else {
         return Ok(NEXT_LOOK);
     };
@@ -62,9 +65,11 @@ fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmSta
     let ring: Option<RingStatus> = serde_json::from_value(before["ring"].clone()).ok();
     let condition = |type_| {
         let (status, reason, message) = match type_ {
-            ConditionType::Accepted | ConditionType::Ready => {
-                (ConditionStatus::False, Reason::Invalid, format!("the object cannot be read: {}", invalid.error))
-            }
+            ConditionType::Accepted | ConditionType::Ready => (
+                ConditionStatus::False,
+                Reason::Invalid,
+                format!("the object cannot be read: {}", invalid.error),
+            ),
             _ => (ConditionStatus::Unknown, Reason::Pending, String::new()),
         };
         Condition {
@@ -76,7 +81,10 @@ fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmSta
             last_transition_time: Timestamp::from_second(now.as_second()).unwrap_or(now),
         }
     };
-    let old = whole.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+    let old = whole
+        .as_ref()
+        .map(|status| status.conditions.clone())
+        .unwrap_or_default();
     TLSFarmStatus {
         observed_generation: generation,
         ring,
@@ -93,7 +101,10 @@ mod tests {
 
     #[test]
     fn an_unreadable_farm_says_so_and_keeps_its_ring_generation() {
-        let invalid = InvalidObject { error: "missing field `hosts`".into(), metadata: Default::default() };
+        let invalid = InvalidObject {
+            error: "missing field `hosts`".into(),
+            metadata: Default::default(),
+        };
         let before = json!({
             "conditions": "nonsense",
             "ring": {

@@ -70,7 +70,11 @@ impl Metrics {
             "Passes over a farm that failed and are tried again",
             metrics.failures.clone(),
         );
-        registry.register("api_writes", "Write requests to the API server", metrics.writes.clone());
+        registry.register(
+            "api_writes",
+            "Write requests to the API server",
+            metrics.writes.clone(),
+        );
         registry.register(
             "ring_generation",
             "Generation of each farm's ring",

@@ -189,7 +189,10 @@ mod tests {
         other_group.owner_references.as_mut().expect("set")[0].api_version = "tlsfarm.dev.evil/v1".into();
         assert_eq!(farm.ownership(&other_group), Ownership::Foreign);
 
-        let labelled_only = ObjectMeta { owner_references: None, ..ours };
+        let labelled_only = ObjectMeta {
+            owner_references: None,
+            ..ours
+        };
         assert_eq!(farm.ownership(&labelled_only), Ownership::Foreign);
     }
 }

@@ -70,7 +70,10 @@ impl ProxyMemory {
     fn hear(&mut self, report: Option<ProxyReport>) {
         match report {
             Some(report) => {
-                let generation = report.ring.generation.filter(|generation| *generation <= LARGEST_GENERATION);
+                let generation = report
+                    .ring
+                    .generation
+                    .filter(|generation| *generation <= LARGEST_GENERATION);
                 self.acknowledged = self.acknowledged.max(generation);
                 self.report = Some(report);
                 self.failures = 0;
@@ -86,12 +89,15 @@ impl ProxyMemory {
 
     /// Whether it has acknowledged `generation`.
     pub(super) fn has_acknowledged(&self, generation: u64) -> bool {
-        self.acknowledged.is_some_and(|acknowledged| acknowledged >= generation)
+        self.acknowledged
+            .is_some_and(|acknowledged| acknowledged >= generation)
     }
 
     /// Whether it runs the configuration with this fingerprint.
     pub(super) fn runs(&self, config: &str) -> bool {
-        self.report.as_ref().is_some_and(|report| report.config.fingerprint == config)
+        self.report
+            .as_ref()
+            .is_some_and(|report| report.config.fingerprint == config)
     }
 
     /// Whether the last poll failed although earlier ones did not.
@@ -126,7 +132,9 @@ pub(super) fn follow(
         .map(|proxy| {
             let memory = memory.entry(proxy.uid.clone()).or_default();
             memory.behind_since = match (ring, proxy.ready_since) {
-                (Some((generation, changed_at)), Some(ready_since)) if !memory.has_acknowledged(generation) => {
+                (Some((generation, changed_at)), Some(ready_since))
+                    if !memory.has_acknowledged(generation) =>
+                {
                     Some(memory.behind_since.unwrap_or(changed_at.max(ready_since)))
                 }
                 _ => None,
@@ -183,13 +191,22 @@ mod tests {
         let mut memory = BTreeMap::new();
         let mut behind = |acknowledged, ring| {
             if let Some(acknowledged) = acknowledged {
-                memory.entry("1".to_owned()).or_insert_with(ProxyMemory::default).hear(report(acknowledged));
+                memory
+                    .entry("1".to_owned())
+                    .or_insert_with(ProxyMemory::default)
+                    .hear(report(acknowledged));
             }
-            follow(vec![proxy.clone()], &mut memory, Some(ring))[0].memory.behind_since
+            follow(vec![proxy.clone()], &mut memory, Some(ring))[0]
+                .memory
+                .behind_since
         };
         assert_eq!(behind(Some(1), (1, at(1))), None);
         assert_eq!(behind(None, (2, at(10))), Some(at(10)));
-        assert_eq!(behind(None, (3, at(700))), Some(at(10)), "the next rotation excuses nothing");
+        assert_eq!(
+            behind(None, (3, at(700))),
+            Some(at(10)),
+            "the next rotation excuses nothing"
+        );
         assert_eq!(behind(Some(3), (3, at(700))), None);
         assert_eq!(behind(None, (4, at(2))), Some(at(5)), "not before it was ready");
     }

@@ -47,9 +47,9 @@ pub(super) fn proxies(pods: &[Pod], id: &FarmId, farm_created: Option<Timestamp>
 fn is_of_farm(pod: &Pod, id: &FarmId, farm_created: Option<Timestamp>) -> bool {
     let prefix = format!("{}-", id.proxy_name());
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
-    let controlled = owners
-        .iter()
-        .any(|owner| owner.controller == Some(true) && owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix));
+    let controlled = owners.iter().any(|owner| {
+        owner.controller == Some(true) && owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix)
+    });
     let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
     controlled && created >= farm_created
 }
@@ -65,7 +65,10 @@ fn proxy(pod: &Pod) -> Option<Proxy> {
         .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "Ready"))
         .filter(|condition| condition.status == "True");
     let ready_since = ready.map(|condition| {
-        condition.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+        condition
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0)
     });
     Some(Proxy {
         name: pod.metadata.name.clone()?,
@@ -90,16 +93,29 @@ fn may_become_ready(pod: &Pod) -> bool {
     if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
         return false;
     }
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref());
-    let Some(container) = statuses.unwrap_or_default().iter().find(|status| status.name == CONTAINER) else {
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_deref());
+    let Some(container) = statuses
+        .unwrap_or_default()
+        .iter()
+        .find(|status| status.name == CONTAINER)
+    else {
         // Scheduled, and the kubelet has not said anything yet.
         return true;
     };
     match &container.state {
         Some(ContainerState { running: Some(_), .. }) => true,
-        Some(ContainerState { waiting: Some(waiting), .. }) => {
+        Some(ContainerState {
+            waiting: Some(waiting),
+            ..
+        }) => {
             container.restart_count == 0
-                && matches!(waiting.reason.as_deref(), Some("ContainerCreating" | "PodInitializing"))
+                && matches!(
+                    waiting.reason.as_deref(),
+                    Some("ContainerCreating" | "PodInitializing")
+                )
         }
         _ => false,
     }
@@ -182,7 +198,8 @@ pub(super) mod tests {
             assert!(!proxies[0].is_ready());
             proxies[0].may_serve
         };
-        let container = |status: Value| move |pod: &mut Value| pod["status"]["containerStatuses"] = json!([status]);
+        let container =
+            |status: Value| move |pod: &mut Value| pod["status"]["containerStatuses"] = json!([status]);
         let running = json!({
             "name": "proxy", "ready": false, "restartCount": 3, "image": "", "imageID": "",
             "state": {"running": {}},

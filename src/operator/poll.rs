@@ -111,13 +111,19 @@ mod tests {
     }
 
     fn response(head: &str, body: &[u8]) -> Vec<u8> {
-        let head = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
         [head.as_bytes(), body].concat()
     }
 
     #[tokio::test]
     async fn a_report_is_read() {
-        let mut sent = ProxyReport { ready: true, ..ProxyReport::default() };
+        let mut sent = ProxyReport {
+            ready: true,
+            ..ProxyReport::default()
+        };
         sent.ring.generation = Some(7);
         let body = serde_json::to_vec(&sent).expect("serializes");
         assert_eq!(asked(response("200 OK", &body)).await.expect("a report"), sent);
@@ -125,10 +131,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_a_report_is_refused() {
-        assert!(matches!(asked(response("503 Busy", b"{}")).await, Err(PollError::Code(_))));
-        assert!(matches!(asked(response("200 OK", b"hello")).await, Err(PollError::Report(_))));
-        assert!(matches!(asked(b"garbage\r\n\r\n".to_vec()).await, Err(PollError::Http(_))));
+        assert!(matches!(
+            asked(response("503 Busy", b"{}")).await,
+            Err(PollError::Code(_))
+        ));
+        assert!(matches!(
+            asked(response("200 OK", b"hello")).await,
+            Err(PollError::Report(_))
+        ));
+        assert!(matches!(
+            asked(b"garbage\r\n\r\n".to_vec()).await,
+            Err(PollError::Http(_))
+        ));
         let large = vec![b' '; MOST_BYTES + 1];
-        assert!(matches!(asked(response("200 OK", &large)).await, Err(PollError::Body(_))));
+        assert!(matches!(
+            asked(response("200 OK", &large)).await,
+            Err(PollError::Body(_))
+        ));
     }
 }

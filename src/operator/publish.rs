@@ -24,15 +24,22 @@ pub(super) async fn publish(
     if before == Some(&status) {
         return Ok(());
     }
-    let old_conditions = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let old_conditions = before
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     let told = transitions(old_conditions, &status.conditions);
     let api: Api<TLSFarm> = Api::namespaced(context.client.clone(), id.namespace());
     let patch = Patch::Apply(applied(id, &status));
-    let answer = api.patch_status(id.name(), &PatchParams::apply(MANAGER).force(), &patch).await;
+    let answer = api
+        .patch_status(id.name(), &PatchParams::apply(MANAGER).force(), &patch)
+        .await;
     let written = answer.map_err(ReconcileError::api("update", "the status"))?;
     context.metrics.wrote("TLSFarm");
     memory.wrote_status(&written);
-    context.events.publish(&farm.object_ref(&()), told, &context.metrics).await;
+    context
+        .events
+        .publish(&farm.object_ref(&()), told, &context.metrics)
+        .await;
     Ok(())
 }
 

@@ -60,9 +60,11 @@ struct Prepared {
 }
 
 /// What a pass did to the ring.
+#[derive(Default)]
 struct RingStep {
     overtaken: bool,
     plan: Option<Plan>,
+    told: Vec<Happening>,
 }
 
 /// Passes once over the farm.
@@ -86,7 +88,9 @@ pub(super) async fn reconcile(
     };
     let limited = tokio::time::timeout(TIME_LIMIT, pass).await;
     let result = limited.unwrap_or(Err(ReconcileError::Timeout(TIME_LIMIT)));
-    context.metrics.reconciled(started.elapsed(), result.as_ref().err());
+    context
+        .metrics
+        .reconciled(started.elapsed(), result.as_ref().err());
     match &result {
         Ok(next) => {
             debug!(namespace = id.namespace(), farm = id.name(), took = ?started.elapsed(), ?next, "passed over a farm");
@@ -97,8 +101,15 @@ pub(super) async fn reconcile(
             // What was noticed may not have been carried out.
             context.farms.touch(&id.key);
             if context.farms.failed(&id.key) == FAILURES_TO_TELL {
-                let told = Happening::warning(format!("{}Failed", error.reason()), "Reconcile", error.to_string());
-                context.events.publish(&farm.object_ref(&()), [told], &context.metrics).await;
+                let told = Happening::warning(
+                    format!("{}Failed", error.reason()),
+                    "Reconcile",
+                    error.to_string(),
+                );
+                context
+                    .events
+                    .publish(&farm.object_ref(&()), [told], &context.metrics)
+                    .await;
             }
         }
     }
@@ -116,10 +127,17 @@ pub(super) fn after_failure(
 }
 
 async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration, ReconcileError> {
-    let Context { client, farms, metrics, .. } = context;
+    let Context {
+        client,
+        farms,
+        metrics,
+        ..
+    } = context;
     let mut memory = farms.memory(id).await;
     let memory = &mut *memory;
-    let services = backends::backends(farm).into_iter().map(|backend| backend.service.clone());
+    let services = backends::backends(farm)
+        .into_iter()
+        .map(|backend| backend.service.clone());
     farms.set_backends(&id.key, services.collect());
     let touched = farms.take_touched(&id.key);
 
@@ -133,29 +151,45 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let accepted = verdict.is_ok()
         && match &prepared {
             Some(prepared) => prepared.inspection.conflict.is_none(),
-            None => memory.objects.as_ref().is_some_and(|objects| objects.refusal.is_none()),
+            None => memory
+                .objects
+                .as_ref()
+                .is_some_and(|objects| objects.refusal.is_none()),
         };
     let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
 
     let policy = rotate::policy(&farm.spec.resumption.tickets);
     let ring_step = tend_ring(farm, id, context, memory, stored, &proxies, &policy, accepted).await;
     let mut failure = None;
-    let mut ring_step = ring_step.unwrap_or_else(|error| {
+    let ring_step = ring_step.unwrap_or_else(|error| {
         failure = Some(error);
-        RingStep { overtaken: false, plan: None }
+        RingStep::default()
     });
     if let Some(prepared) = prepared {
         let objects = carry_out(farm, id, context, memory, prepared, verdict, &mut failure).await;
         memory.objects = Some(objects);
     }
-    let objects = memory.objects.clone().expect("the objects are looked at whenever none are remembered");
+    let objects = memory
+        .objects
+        .clone()
+        .expect("the objects are looked at whenever none are remembered");
 
     let now = Timestamp::now();
     let generation = memory.ring.as_ref().map(|ring| ring.generation);
-    let seen = memory.ring.as_ref().map(|ring| (ring.generation, ring.changed_at));
+    let seen = memory
+        .ring
+        .as_ref()
+        .map(|ring| (ring.generation, ring.changed_at));
     let observed = observe::follow(proxies, &mut memory.proxies, seen);
-    let target = Target { ring: generation, config: objects.live.config.as_deref() };
+    let target = Target {
+        ring: generation,
+        config: objects.live.config.as_deref(),
+    };
     refresh::refresh(client, id, target, &observed, &mut memory.proxies, metrics, now).await;
+    context
+        .events
+        .publish(&farm.object_ref(&()), ring_step.told, metrics)
+        .await;
 
     let problem = failure.as_ref().map(ToString::to_string);
     let facts = Facts {
@@ -167,8 +201,13 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         problem: problem.as_deref(),
         proxies: &observed,
         ring: memory.ring.as_ref(),
+        plan: ring_step.plan.as_ref(),
         policy: &policy,
-        repaired: memory.repaired.as_ref().filter(|(at, _)| Some(*at) == generation).map(|(_, why)| why.as_str()),
+        repaired: memory
+            .repaired
+            .as_ref()
+            .filter(|(at, _)| Some(*at) == generation)
+            .map(|(_, why)| why.as_str()),
         now,
     };
     let status = super::status::status(&facts, memory.status(farm));
@@ -187,11 +226,14 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         refused: objects.refusal.is_some(),
         ready,
         overtaken: ring_step.overtaken,
-        due: [ring_step.plan.take().map(|plan| due(&plan)), overdue.map(|since| since + policy.max_unacked_wait)]
-            .into_iter()
-            .flatten()
-            .filter(|due| *due > now)
-            .min(),
+        due: [
+            ring_step.plan.as_ref().map(due),
+            overdue.map(|since| since + policy.max_unacked_wait),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|due| *due > now)
+        .min(),
     };
     Ok(next_pass(&outlook, now))
 }
@@ -233,7 +275,11 @@ async fn carry_out(
     verdict: Result<(), Refusal>,
     failure: &mut Option<ReconcileError>,
 ) -> Objects {
-    let Prepared { desired, missing_backends, inspection } = prepared;
+    let Prepared {
+        desired,
+        missing_backends,
+        inspection,
+    } = prepared;
     let as_found = inspection.live(id);
     let conflict = inspection.conflict.clone();
     let refusal = verdict.clone().err().or(conflict);
@@ -250,7 +296,12 @@ async fn carry_out(
     }
     let Context { client, metrics, .. } = context;
     match apply::apply(client, id, &desired, inspection, &mut memory.applied, metrics).await {
-        Ok(live) => objects.live = Live { config: Some(desired.config_fingerprint), ..live },
+        Ok(live) => {
+            objects.live = Live {
+                config: Some(desired.config_fingerprint),
+                ..live
+            }
+        }
         Err(ApplyError::Refused(refusal)) => objects.refusal = Some(refusal),
         Err(ApplyError::Failed(error)) => {
             objects.failed = true;
@@ -277,7 +328,10 @@ async fn tend_ring(
     let acknowledgements = observe::acknowledgements(proxies, &memory.proxies);
     let generations = [
         memory.ring.as_ref().map(|ring| ring.generation),
-        memory.status(farm).and_then(|status| status.ring.as_ref()).map(|ring| ring.generation),
+        memory
+            .status(farm)
+            .and_then(|status| status.ring.as_ref())
+            .map(|ring| ring.generation),
         acknowledgements.iter().filter_map(|one| one.generation).max(),
     ];
     let known = Known {
@@ -287,17 +341,27 @@ async fn tend_ring(
     let request = memory.request.as_ref();
     let decision = rotate::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
     let (ring, version, change) = match decision {
-        Decision::None => return Ok(RingStep { overtaken: false, plan: None }),
+        Decision::None => return Ok(RingStep::default()),
         Decision::Keep(ring, plan) => {
             context.metrics.ring(&id.key, ring.generation);
             memory.ring = Some(*ring);
-            return Ok(RingStep { overtaken: false, plan: Some(plan) });
+            return Ok(RingStep {
+                plan: Some(plan),
+                ..RingStep::default()
+            });
         }
         Decision::Write(ring, version, change) => (*ring, version, change),
     };
     if ring_secret::write(&context.client, id, &ring, version.as_ref()).await? == Written::Overtaken {
-        info!(namespace = id.namespace(), farm = id.name(), "another writer was faster at the ring, reading it again");
-        return Ok(RingStep { overtaken: true, plan: None });
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            "another writer was faster at the ring, reading it again"
+        );
+        return Ok(RingStep {
+            overtaken: true,
+            ..RingStep::default()
+        });
     }
     let generation = ring.generation;
     info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring");
@@ -313,20 +377,33 @@ async fn tend_ring(
         Change::Repaired(why) => Some((generation, why)),
         _ => None,
     };
-    context.events.publish(&farm.object_ref(&()), told, &context.metrics).await;
-    Ok(RingStep { overtaken: false, plan: None })
+    Ok(RingStep {
+        told,
+        ..RingStep::default()
+    })
 }
 
 fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
     match change {
         Change::Created | Change::Expired => Vec::new(),
-        Change::Repaired(why) => vec![Happening::warning(Reason::RingRepaired, "RepairRing", why.clone())],
+        Change::Repaired(why) => vec![Happening::warning(
+            Reason::RingRepaired,
+            "RepairRing",
+            why.clone(),
+        )],
         Change::Rotated { late } => {
             let note = format!("key {primary} seals tickets now, generation {generation}");
             let mut told = vec![Happening::normal("KeysRotated", "RotateKeys", note)];
             if !late.is_empty() {
-                let note = format!("rotated to generation {generation} without waiting for {}", late.join(", "));
-                told.push(Happening::warning(Reason::AcknowledgementOverdue, "RotateKeys", note));
+                let note = format!(
+                    "rotated to generation {generation} without waiting for {}",
+                    late.join(", ")
+                );
+                told.push(Happening::warning(
+                    Reason::AcknowledgementOverdue,
+                    "RotateKeys",
+                    note,
+                ));
             }
             told
         }
@@ -347,7 +424,9 @@ fn count_acknowledgements(
     }
     let (mut acknowledged, mut configured) = (true, true);
     for one in ready {
-        acknowledged &= target.ring.is_none_or(|generation| one.memory.has_acknowledged(generation));
+        acknowledged &= target
+            .ring
+            .is_none_or(|generation| one.memory.has_acknowledged(generation));
         configured &= target.config.is_none_or(|config| one.memory.runs(config)) && !one.memory.is_shaky();
     }
     if acknowledged

@@ -79,7 +79,9 @@ pub(super) async fn refresh(
 /// What the pod's annotation should become, and how often it was told then; none when there is nothing to tell.
 fn wanted(observed: &Observed, target: Target<'_>, now: Timestamp) -> Option<(String, u32)> {
     let Observed { proxy, memory } = observed;
-    let has_ring = target.ring.is_none_or(|generation| memory.has_acknowledged(generation));
+    let has_ring = target
+        .ring
+        .is_none_or(|generation| memory.has_acknowledged(generation));
     let has_config = target.config.is_none_or(|config| memory.runs(config));
     if has_ring && has_config {
         return None;
@@ -89,7 +91,10 @@ fn wanted(observed: &Observed, target: Target<'_>, now: Timestamp) -> Option<(St
     value.extend(target.config.map(|config| format!("config={config}")));
     let value = value.join(" ");
     let told = proxy.refreshed_for.as_deref().unwrap_or_default();
-    if told.strip_prefix(&value).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(' ')) {
+    if told
+        .strip_prefix(&value)
+        .is_none_or(|rest| !rest.is_empty() && !rest.starts_with(' '))
+    {
         return Some((value, 1));
     }
     // It was told already. A proxy that cannot load anything, such as one that does not start, is left alone.
@@ -107,13 +112,21 @@ mod tests {
     use crate::operator::pods::Proxy;
     use crate::report::ProxyReport;
 
-    const TARGET: Target<'_> = Target { ring: Some(7), config: Some("abc") };
+    const TARGET: Target<'_> = Target {
+        ring: Some(7),
+        config: Some("abc"),
+    };
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("in range")
     }
 
-    fn observed(acknowledged: u64, config: &str, told: Option<&str>, refreshes: Option<(u32, Timestamp)>) -> Observed {
+    fn observed(
+        acknowledged: u64,
+        config: &str,
+        told: Option<&str>,
+        refreshes: Option<(u32, Timestamp)>,
+    ) -> Observed {
         let mut report = ProxyReport::default();
         report.config.fingerprint = config.into();
         Observed {
@@ -138,10 +151,22 @@ mod tests {
     fn only_pods_that_are_behind_are_told() {
         let told = |one: &Observed| wanted(one, TARGET, at(100)).map(|(value, _)| value);
         assert_eq!(told(&observed(7, "abc", None, None)), None);
-        assert_eq!(told(&observed(6, "abc", None, None)), Some("ring=7 config=abc".into()));
-        assert_eq!(told(&observed(7, "old", Some("ring=7 config=old"), None)), Some("ring=7 config=abc".into()));
-        assert_eq!(told(&observed(6, "abc", Some("ring=70 config=abc"), None)), Some("ring=7 config=abc".into()));
-        assert_eq!(told(&observed(6, "abc", Some("ring=7 config=abcd"), None)), Some("ring=7 config=abc".into()));
+        assert_eq!(
+            told(&observed(6, "abc", None, None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(7, "old", Some("ring=7 config=old"), None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(6, "abc", Some("ring=70 config=abc"), None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(6, "abc", Some("ring=7 config=abcd"), None)),
+            Some("ring=7 config=abc".into())
+        );
     }
 
     #[test]
@@ -149,10 +174,19 @@ mod tests {
         let current = Some("ring=7 config=abc");
         let again = |told, refreshes, now| wanted(&observed(6, "abc", told, refreshes), TARGET, at(now));
         assert_eq!(again(current, Some((1, at(100))), 101), None);
-        assert_eq!(again(current, Some((1, at(100))), 102), Some(("ring=7 config=abc again=1".into(), 2)));
+        assert_eq!(
+            again(current, Some((1, at(100))), 102),
+            Some(("ring=7 config=abc again=1".into(), 2))
+        );
         let second = Some("ring=7 config=abc again=1");
         assert_eq!(again(second, Some((2, at(102))), 105), None);
-        assert_eq!(again(second, Some((2, at(102))), 106), Some(("ring=7 config=abc again=2".into(), 3)));
-        assert_eq!(again(Some("ring=7 config=abc again=2"), Some((3, at(106))), 9999), None);
+        assert_eq!(
+            again(second, Some((2, at(102))), 106),
+            Some(("ring=7 config=abc again=2".into(), 3))
+        );
+        assert_eq!(
+            again(Some("ring=7 config=abc again=2"), Some((3, at(106))), 9999),
+            None
+        );
     }
 }

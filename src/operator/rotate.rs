@@ -39,9 +39,7 @@ pub(super) enum Change {
     /// The Secret was missing, damaged or rolled back, as the text says.
     Repaired(String),
     /// A rotation, without waiting any longer for the proxies named.
-    Rotated {
-        late: Vec<String>,
-    },
+    Rotated { late: Vec<String> },
     /// Keys that no ticket needs any more were dropped.
     Expired,
 }
@@ -61,11 +59,18 @@ pub(super) fn requested(
     before: Option<&RotationRequest>,
     now: Timestamp,
 ) -> Option<RotationRequest> {
-    let annotation = farm.metadata.annotations.as_ref()?.get(crate::api::ROTATE_ANNOTATION)?;
+    let annotation = farm
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(crate::api::ROTATE_ANNOTATION)?;
     let value = if annotation.len() <= LONGEST_REQUEST {
         annotation.clone()
     } else {
-        format!("fingerprint {}", crate::config::fingerprint(annotation.as_bytes()))
+        format!(
+            "fingerprint {}",
+            crate::config::fingerprint(annotation.as_bytes())
+        )
     };
     match before {
         Some(before) if before.value == value => Some(before.clone()),
@@ -102,7 +107,10 @@ pub(super) fn decide(
     };
     let generation = known.generation + 1;
     let (ring, keys) = match known.ring {
-        Some(ring) => (ring.clone().reissued(generation, now), "the same keys were written back"),
+        Some(ring) => (
+            ring.clone().reissued(generation, now),
+            "the same keys were written back",
+        ),
         None => (
             fresh(generation, policy, request, now)?,
             "new keys were made, since the operator had not seen the old ones",
@@ -151,7 +159,13 @@ fn fresh(
     request: Option<&RotationRequest>,
     now: Timestamp,
 ) -> Result<Ring, RandomnessError> {
-    let mut ring = Ring::new(generation, KeySecret::generate()?, KeySecret::generate()?, policy, now);
+    let mut ring = Ring::new(
+        generation,
+        KeySecret::generate()?,
+        KeySecret::generate()?,
+        policy,
+        now,
+    );
     ring.handled_request = request.map(|request| request.value.clone());
     Ok(ring)
 }
@@ -174,7 +188,10 @@ mod tests {
     }
 
     fn known(ring: &Ring) -> Known<'_> {
-        Known { ring: Some(ring), generation: ring.generation }
+        Known {
+            ring: Some(ring),
+            generation: ring.generation,
+        }
     }
 
     #[test]
@@ -183,25 +200,57 @@ mod tests {
             panic!("no ring was made");
         };
         assert_eq!(ring.generation, 1);
-        let refused = decide(Stored::Missing, Known::default(), false, &POLICY, None, &[], at(10));
+        let refused = decide(
+            Stored::Missing,
+            Known::default(),
+            false,
+            &POLICY,
+            None,
+            &[],
+            at(10),
+        );
         assert_eq!(refused.expect("randomness"), Decision::None);
     }
 
     #[test]
     fn a_new_ring_has_fulfilled_the_request_that_was_there_before_it() {
-        let asked = RotationRequest { value: "once".into(), seen_at: at(0) };
-        let decision = decide(Stored::Missing, Known::default(), true, &POLICY, Some(&asked), &[], at(10));
+        let asked = RotationRequest {
+            value: "once".into(),
+            seen_at: at(0),
+        };
+        let decision = decide(
+            Stored::Missing,
+            Known::default(),
+            true,
+            &POLICY,
+            Some(&asked),
+            &[],
+            at(10),
+        );
         let Decision::Write(ring, ..) = decision.expect("randomness") else {
             panic!("no ring was made");
         };
-        let next = decide(good(&ring), known(&ring), true, &POLICY, Some(&asked), &[], at(11));
-        assert!(matches!(next.expect("randomness"), Decision::Keep(_, Plan::Keep { .. })));
+        let next = decide(
+            good(&ring),
+            known(&ring),
+            true,
+            &POLICY,
+            Some(&asked),
+            &[],
+            at(11),
+        );
+        assert!(matches!(
+            next.expect("randomness"),
+            Decision::Keep(_, Plan::Keep { .. })
+        ));
     }
 
     #[test]
     fn a_lost_damaged_altered_or_rolled_back_ring_is_written_back_with_its_keys() {
         let old = ring();
-        let current = old.clone().rotated(KeySecret::generate().expect("randomness"), None, &POLICY, at(5));
+        let current = old
+            .clone()
+            .rotated(KeySecret::generate().expect("randomness"), None, &POLICY, at(5));
         let mut altered = current.clone();
         altered.previous.clear();
         let cases = [
@@ -212,7 +261,8 @@ mod tests {
         ];
         for (stored, replaces) in cases {
             let name = format!("{stored:?}");
-            let Decision::Write(ring, replaced, Change::Repaired(_)) = decided(stored, known(&current)) else {
+            let Decision::Write(ring, replaced, Change::Repaired(_)) = decided(stored, known(&current))
+            else {
                 panic!("{name} was not repaired");
             };
             assert_eq!(replaced, replaces);
@@ -225,7 +275,10 @@ mod tests {
     fn a_restarted_operator_repairs_above_every_generation_that_it_hears_of() {
         let old = ring();
         for stored in [Stored::Missing, good(&old)] {
-            let heard = Known { ring: None, generation: 41 };
+            let heard = Known {
+                ring: None,
+                generation: 41,
+            };
             let Decision::Write(ring, _, Change::Repaired(_)) = decided(stored, heard) else {
                 panic!("it was not repaired");
             };
@@ -237,8 +290,13 @@ mod tests {
     #[test]
     fn a_ring_that_is_newer_than_what_is_known_is_taken_over() {
         let first = ring();
-        let second = first.clone().rotated(KeySecret::generate().expect("randomness"), None, &POLICY, at(5));
-        assert!(matches!(decided(good(&second), known(&first)), Decision::Keep(..)));
+        let second = first
+            .clone()
+            .rotated(KeySecret::generate().expect("randomness"), None, &POLICY, at(5));
+        assert!(matches!(
+            decided(good(&second), known(&first)),
+            Decision::Keep(..)
+        ));
     }
 
     #[test]

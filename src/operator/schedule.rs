@@ -46,7 +46,11 @@ pub(super) fn next_pass(outlook: &Outlook, now: Timestamp) -> Duration {
     let pace = if outlook.overtaken {
         OVERTAKEN
     } else if let Some(age) = outlook.loading_for {
-        if age < FAST_FOR { FAST } else { (age.unsigned_abs() / 10).clamp(FAST, AT_REST) }
+        if age < FAST_FOR {
+            FAST
+        } else {
+            (age.unsigned_abs() / 10).clamp(FAST, AT_REST)
+        }
     } else if outlook.refused {
         CONFLICT
     } else if outlook.ready {
@@ -64,7 +68,9 @@ pub(super) fn next_pass(outlook: &Outlook, now: Timestamp) -> Duration {
 /// How long to wait after the `failures`-th failure in a row. `jitter` is drawn from 0 to 1.
 pub(super) fn retry_after(failures: u32, jitter: f64) -> Duration {
     let longest = FIRST_RETRY * 2u32.saturating_pow(failures.saturating_sub(1).min(16));
-    longest.min(LAST_RETRY).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+    longest
+        .min(LAST_RETRY)
+        .mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]
@@ -79,7 +85,13 @@ mod tests {
     fn proxies_that_load_a_change_are_looked_at_often_and_then_less_and_less() {
         let loading = |seconds| {
             let loading_for = Some(SignedDuration::from_secs(seconds));
-            next_pass(&Outlook { loading_for, ..Outlook::default() }, at(0))
+            next_pass(
+                &Outlook {
+                    loading_for,
+                    ..Outlook::default()
+                },
+                at(0),
+            )
         };
         assert_eq!(loading(0), FAST);
         assert_eq!(loading(9), FAST);
@@ -89,7 +101,16 @@ mod tests {
 
     #[test]
     fn what_is_due_is_not_missed_and_what_is_overdue_does_not_spin() {
-        let rest = |due| next_pass(&Outlook { ready: true, due: Some(at(due)), ..Outlook::default() }, at(100));
+        let rest = |due| {
+            next_pass(
+                &Outlook {
+                    ready: true,
+                    due: Some(at(due)),
+                    ..Outlook::default()
+                },
+                at(100),
+            )
+        };
         assert_eq!(rest(1000), AT_REST);
         assert_eq!(rest(102), Duration::from_millis(2005));
         assert_eq!(rest(99), AT_REST);

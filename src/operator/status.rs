@@ -11,7 +11,7 @@ use super::names::FarmId;
 use super::observe::Observed;
 use super::validate::Refusal;
 use crate::api::{Backend, KeyRole, KeyStatus, RingStatus, TLSFarm, TLSFarmStatus, merge_conditions};
-use crate::ring::{Ring, RotationPolicy, TicketKey};
+use crate::ring::{Plan, Ring, RotationPolicy, TicketKey};
 
 /// What one pass saw.
 pub(super) struct Facts<'a> {
@@ -26,6 +26,8 @@ pub(super) struct Facts<'a> {
     pub(super) problem: Option<&'a str>,
     pub(super) proxies: &'a [Observed],
     pub(super) ring: Option<&'a Ring>,
+    /// What the ring waits for.
+    pub(super) plan: Option<&'a Plan>,
     pub(super) policy: &'a RotationPolicy,
     /// What was wrong with the ring that the current one replaces.
     pub(super) repaired: Option<&'a str>,
@@ -42,14 +44,19 @@ impl Facts<'_> {
     }
 
     fn acknowledged_count(&self, ring: &Ring) -> i32 {
-        count(self.ready().filter(|one| one.memory.has_acknowledged(ring.generation)))
+        count(
+            self.ready()
+                .filter(|one| one.memory.has_acknowledged(ring.generation)),
+        )
     }
 }
 
 /// The status that `facts` make, given the one that the farm has.
 pub(super) fn status(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
     let ready = facts.ready_count();
-    let old_conditions = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let old_conditions = before
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     let ring = match facts.ring {
         Some(ring) => Some(ring_status(facts, ring)),
         // A ring that cannot be seen in this pass is still there.
@@ -75,14 +82,20 @@ fn ring_status(facts: &Facts<'_>, ring: &Ring) -> RingStatus {
         created_at: whole_second(key.created_at),
         open_until: whole_second(key.open_until),
     };
-    let previous = ring.previous.iter().map(|previous| key(previous, KeyRole::Previous));
+    let previous = ring
+        .previous
+        .iter()
+        .map(|previous| key(previous, KeyRole::Previous));
     RingStatus {
         generation: ring.generation,
         primary: ring.primary.id.to_string(),
-        keys: [key(&ring.next, KeyRole::Next), key(&ring.primary, KeyRole::Primary)]
-            .into_iter()
-            .chain(previous)
-            .collect(),
+        keys: [
+            key(&ring.next, KeyRole::Next),
+            key(&ring.primary, KeyRole::Primary),
+        ]
+        .into_iter()
+        .chain(previous)
+        .collect(),
         acknowledged,
         acked: format!("{acknowledged}/{}", facts.ready_count()),
         last_rotation: whole_second(ring.rotated_at),
@@ -110,8 +123,14 @@ fn addresses(live: &Live) -> Vec<String> {
     let Some(spec) = &service.spec else {
         return Vec::new();
     };
-    let inside = spec.cluster_ips.clone().unwrap_or_else(|| spec.cluster_ip.iter().cloned().collect());
-    inside.into_iter().filter(|address| !address.is_empty() && address != "None").collect()
+    let inside = spec
+        .cluster_ips
+        .clone()
+        .unwrap_or_else(|| spec.cluster_ip.iter().cloned().collect());
+    inside
+        .into_iter()
+        .filter(|address| !address.is_empty() && address != "None")
+        .collect()
 }
 
 /// The API writes times in whole seconds.

@@ -34,7 +34,8 @@ pub(super) fn validate<'a>(
     neighbours: impl Iterator<Item = &'a TLSFarm>,
 ) -> Result<(), Refusal> {
     let name = farm.name_any();
-    if name.len() > LONGEST_NAME || name.contains('.') || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+    if name.len() > LONGEST_NAME || name.contains('.') || !name.starts_with(|c: char| c.is_ascii_lowercase())
+    {
         let message = format!(
             "Services are named after the farm, so its name must be a DNS label of at most {LONGEST_NAME} \
              characters that starts with a letter"
@@ -42,7 +43,8 @@ pub(super) fn validate<'a>(
         return Err(Refusal::new(Reason::Invalid, message));
     }
     let claims = claims_within(farm)?;
-    let older = neighbours.filter(|other| other.name_any() != name && age_order(other, farm) == Ordering::Less);
+    let older =
+        neighbours.filter(|other| other.name_any() != name && age_order(other, farm) == Ordering::Less);
     let mut conflicts: Vec<String> = Vec::new();
     for other in older {
         for host in &other.spec.hosts {
@@ -63,7 +65,11 @@ pub(super) fn validate<'a>(
         1..=MOST_NAMED => Err(Refusal::new(Reason::HostnameConflict, conflicts.join("; "))),
         all => Err(Refusal::new(
             Reason::HostnameConflict,
-            format!("{}; and {} more", conflicts[..MOST_NAMED].join("; "), all - MOST_NAMED),
+            format!(
+                "{}; and {} more",
+                conflicts[..MOST_NAMED].join("; "),
+                all - MOST_NAMED
+            ),
         )),
     }
 }
@@ -77,7 +83,10 @@ fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, Refusal> {
     for host in &farm.spec.hosts {
         for hostname in &host.hostnames {
             if let Some(first) = claims.insert(hostname.to_ascii_lowercase(), host.name.as_str()) {
-                let message = format!("{hostname:?} is claimed by host {first:?} and by host {:?}", host.name);
+                let message = format!(
+                    "{hostname:?} is claimed by host {first:?} and by host {:?}",
+                    host.name
+                );
                 return Err(Refusal::new(Reason::HostnameConflict, message));
             }
         }
@@ -120,7 +129,11 @@ mod tests {
 
     #[test]
     fn two_hosts_of_one_farm_cannot_share_a_name() {
-        let twice = farm("shop", "2026-01-01T00:00:00Z", &[("a", "x.example.com"), ("b", "x.example.com")]);
+        let twice = farm(
+            "shop",
+            "2026-01-01T00:00:00Z",
+            &[("a", "x.example.com"), ("b", "x.example.com")],
+        );
         let refusal = validate(&twice, [].into_iter()).expect_err("refused");
         assert_eq!(refusal.reason, Reason::HostnameConflict);
         for word in ["x.example.com", "\"a\"", "\"b\""] {
@@ -143,7 +156,10 @@ mod tests {
     #[test]
     fn farms_of_the_same_second_are_ordered_by_name_and_never_both_refused() {
         let second = "2026-01-01T00:00:00Z";
-        let all = [farm("b", second, &[("a", "x.example.com")]), farm("a", second, &[("a", "x.example.com")])];
+        let all = [
+            farm("b", second, &[("a", "x.example.com")]),
+            farm("a", second, &[("a", "x.example.com")]),
+        ];
         assert!(validate(&all[0], all.iter()).is_err());
         assert_eq!(validate(&all[1], all.iter()), Ok(()));
     }
@@ -151,7 +167,10 @@ mod tests {
     #[test]
     fn a_wildcard_and_an_exact_name_do_not_conflict() {
         let hosts = [("a", "*.example.com"), ("b", "x.example.com")];
-        assert_eq!(validate(&farm("shop", "2026-01-01T00:00:00Z", &hosts), [].into_iter()), Ok(()));
+        assert_eq!(
+            validate(&farm("shop", "2026-01-01T00:00:00Z", &hosts), [].into_iter()),
+            Ok(())
+        );
     }
 
     #[test]

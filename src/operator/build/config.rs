@@ -48,7 +48,11 @@ pub(super) fn compile(farm: &TLSFarm, id: &FarmId, resolved: &ResolvedPorts) -> 
             },
         },
         http: spec.http.mode,
-        hosts: spec.hosts.iter().map(|host| compile_host(host, resolved)).collect(),
+        hosts: spec
+            .hosts
+            .iter()
+            .map(|host| compile_host(host, resolved))
+            .collect(),
         trusted_proxies: spec.proxy.trusted_proxies.clone(),
         drain_period: spec.proxy.drain_period,
         timeouts: Timeouts::default(),
@@ -143,8 +147,14 @@ mod tests {
             changed["resumption"] = json!({"tickets": tickets});
             config_of(changed).tickets.tls12_lifetime.map(Duration::as_secs)
         };
-        assert_eq!(lifetime(json!({"rotationInterval": "1h", "lifetime": "4h"})), Some(7200));
-        assert_eq!(lifetime(json!({"rotationInterval": "24h", "lifetime": "4h"})), Some(4 * 3600));
+        assert_eq!(
+            lifetime(json!({"rotationInterval": "1h", "lifetime": "4h"})),
+            Some(7200)
+        );
+        assert_eq!(
+            lifetime(json!({"rotationInterval": "24h", "lifetime": "4h"})),
+            Some(4 * 3600)
+        );
         assert_eq!(lifetime(json!({"tls12": "Disabled"})), None);
     }
 

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::apps::v1::{
-    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
-};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, PodSecurityContext,
     PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecretVolumeSource, SecurityContext,
@@ -192,12 +190,20 @@ fn files(farm: &TLSFarm, id: &FarmId) -> (Vec<Volume>, Vec<VolumeMount>) {
         .spec
         .hosts
         .iter()
-        .flat_map(|host| host.tls.certificate_refs.iter().map(|reference| reference.name.as_str()))
+        .flat_map(|host| {
+            host.tls
+                .certificate_refs
+                .iter()
+                .map(|reference| reference.name.as_str())
+        })
         .collect();
     for secret in secrets {
         // A Secret's name may be longer than a volume's, and the volume's must not depend on its place in the list.
         let volume = format!("certificate-{}", crate::config::fingerprint(secret.as_bytes()));
-        mounts.push(mount(&volume, certificate_dir(secret).to_string_lossy().into_owned()));
+        mounts.push(mount(
+            &volume,
+            certificate_dir(secret).to_string_lossy().into_owned(),
+        ));
         volumes.push(secret_volume(volume, secret.to_owned(), true));
     }
     (volumes, mounts)
@@ -258,9 +264,14 @@ mod tests {
     #[test]
     fn a_missing_certificate_does_not_keep_pods_from_starting_and_a_missing_ring_does() {
         let deployment = deployment_of(|_| {});
-        let volumes = deployment["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes").clone();
+        let volumes = deployment["spec"]["template"]["spec"]["volumes"]
+            .as_array()
+            .expect("volumes")
+            .clone();
         let optional = |secret: &str| {
-            let volume = volumes.iter().find(|volume| volume["secret"]["secretName"] == secret);
+            let volume = volumes
+                .iter()
+                .find(|volume| volume["secret"]["secretName"] == secret);
             volume.expect("mounted")["secret"]["optional"].clone()
         };
         assert_eq!(optional("shop-tls"), true);
@@ -287,6 +298,9 @@ mod tests {
     #[test]
     fn pods_get_longer_to_end_than_they_drain() {
         let deployment = deployment_of(|spec| spec["proxy"] = json!({"drainPeriod": "1m"}));
-        assert_eq!(deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"], 65);
+        assert_eq!(
+            deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
+            65
+        );
     }
 }

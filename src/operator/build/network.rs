@@ -79,7 +79,10 @@ mod tests {
             .iter()
             .map(|port| (port["port"].clone(), port["targetPort"].clone()))
             .collect();
-        assert_eq!(reached, [(json!(443), json!("https")), (json!(80), json!("http"))]);
+        assert_eq!(
+            reached,
+            [(json!(443), json!("https")), (json!(80), json!("http"))]
+        );
         let disabled = service_of(|spec| spec["http"] = json!({"mode": "Disabled"}));
         assert_eq!(disabled["spec"]["ports"].as_array().map(Vec::len), Some(1));
     }

@@ -6,6 +6,7 @@ use super::{Facts, whole_second};
 use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
 use crate::operator::observe::Observed;
 use crate::report::Problem;
+use crate::ring::Plan;
 
 /// How many pods, hosts or Services a message names.
 const MOST_NAMED: usize = 8;
@@ -19,15 +20,27 @@ struct Finding {
 
 impl Finding {
     fn is_true(reason: Reason, message: impl Into<String>) -> Self {
-        Self { status: ConditionStatus::True, reason, message: message.into() }
+        Self {
+            status: ConditionStatus::True,
+            reason,
+            message: message.into(),
+        }
     }
 
     fn is_false(reason: Reason, message: impl Into<String>) -> Self {
-        Self { status: ConditionStatus::False, reason, message: message.into() }
+        Self {
+            status: ConditionStatus::False,
+            reason,
+            message: message.into(),
+        }
     }
 
     fn pending(message: impl Into<String>) -> Self {
-        Self { status: ConditionStatus::Unknown, reason: Reason::Pending, message: message.into() }
+        Self {
+            status: ConditionStatus::Unknown,
+            reason: Reason::Pending,
+            message: message.into(),
+        }
     }
 
     fn holds(&self) -> bool {
@@ -80,7 +93,12 @@ fn certificates_ready(facts: &Facts<'_>) -> Finding {
         return Finding::pending("no proxy has reported on the current configuration yet");
     }
     let problems: BTreeSet<&Problem> = reports
-        .flat_map(|report| report.certificates.iter().filter_map(|certificate| certificate.problem.as_ref()))
+        .flat_map(|report| {
+            report
+                .certificates
+                .iter()
+                .filter_map(|certificate| certificate.problem.as_ref())
+        })
         .collect();
     match problems.first() {
         None => Finding::is_true(
@@ -107,7 +125,10 @@ fn backends_ready(facts: &Facts<'_>) -> Finding {
         .map(|backend| format!("{}:{}", backend.service, backend.port))
         .collect();
     let named = some_of(missing.iter().map(String::as_str), ", ");
-    Finding::is_false(Reason::BackendNotFound, format!("no such Service or port: {named}"))
+    Finding::is_false(
+        Reason::BackendNotFound,
+        format!("no such Service or port: {named}"),
+    )
 }
 
 fn available(facts: &Facts<'_>) -> Finding {
@@ -132,20 +153,39 @@ fn keys_synced(facts: &Facts<'_>) -> Finding {
     if ready == 0 {
         return Finding::pending("no proxy is ready yet");
     }
-    let behind: Vec<&Observed> =
-        facts.ready().filter(|one| !one.memory.has_acknowledged(generation)).collect();
+    let behind: Vec<&Observed> = facts
+        .ready()
+        .filter(|one| !one.memory.has_acknowledged(generation))
+        .collect();
     if behind.is_empty() {
-        return Finding::is_true(
-            Reason::Acknowledged,
-            format!("every ready proxy has acknowledged the ring of generation {generation}"),
-        );
+        let mut message = format!("every ready proxy has acknowledged the ring of generation {generation}");
+        match facts.plan {
+            Some(Plan::Wait { missing, .. }) => {
+                let missing = some_of(missing.iter().map(String::as_str), ", ");
+                message += &format!("; the next rotation waits for {missing}, about to become ready");
+            }
+            Some(Plan::Full { until }) => {
+                message += &format!(
+                    "; the ring is full, the next rotation waits until {}",
+                    whole_second(*until)
+                );
+            }
+            _ => {}
+        }
+        return Finding::is_true(Reason::Acknowledged, message);
     }
-    let overdue: Vec<&Observed> =
-        behind.iter().copied().filter(|one| is_overdue(one, facts)).collect();
+    let overdue: Vec<&Observed> = behind
+        .iter()
+        .copied()
+        .filter(|one| is_overdue(one, facts))
+        .collect();
     if !overdue.is_empty() {
         return Finding::is_false(
             Reason::AcknowledgementOverdue,
-            format!("not acknowledged for longer than maxUnackedWait: {}", told(&overdue)),
+            format!(
+                "not acknowledged for longer than maxUnackedWait: {}",
+                told(&overdue)
+            ),
         );
     }
     if let Some(why) = facts.repaired {
@@ -153,12 +193,17 @@ fn keys_synced(facts: &Facts<'_>) -> Finding {
     }
     Finding::is_false(
         Reason::Distributing,
-        format!("the ring of generation {generation} is on its way to {}", told(&behind)),
+        format!(
+            "the ring of generation {generation} is on its way to {}",
+            told(&behind)
+        ),
     )
 }
 
 fn is_overdue(one: &Observed, facts: &Facts<'_>) -> bool {
-    one.memory.behind_since.is_some_and(|since| facts.now >= since + facts.policy.max_unacked_wait)
+    one.memory
+        .behind_since
+        .is_some_and(|since| facts.now >= since + facts.policy.max_unacked_wait)
 }
 
 /// The pods by name, with what keeps them from loading the ring.
@@ -166,7 +211,11 @@ fn told(pods: &[&Observed]) -> String {
     let pods: Vec<String> = pods
         .iter()
         .map(|one| {
-            let problem = one.memory.report.as_ref().and_then(|report| report.ring.problem.as_deref());
+            let problem = one
+                .memory
+                .report
+                .as_ref()
+                .and_then(|report| report.ring.problem.as_deref());
             match problem {
                 Some(problem) => format!("{} ({problem})", one.proxy.name),
                 None => one.proxy.name.clone(),
@@ -191,7 +240,10 @@ fn ready(facts: &Facts<'_>, findings: &[(ConditionType, Finding)]) -> Finding {
     if let Some(why) = unfinished(facts) {
         return Finding::is_false(Reason::Progressing, why);
     }
-    match findings.iter().find(|(_, finding)| !finding.holds() && counts(finding)) {
+    match findings
+        .iter()
+        .find(|(_, finding)| !finding.holds() && counts(finding))
+    {
         Some((_, finding)) => Finding::is_false(Reason::Progressing, finding.message.clone()),
         None => Finding::is_true(Reason::FarmReady, "the farm is as its spec says"),
     }
@@ -205,13 +257,17 @@ fn unfinished(facts: &Facts<'_>) -> Option<String> {
     };
     let status = deployment.status.as_ref();
     let observed = status.and_then(|status| status.observed_generation);
-    let updated = status.and_then(|status| status.updated_replicas).unwrap_or_default();
+    let updated = status
+        .and_then(|status| status.updated_replicas)
+        .unwrap_or_default();
     let all = status.and_then(|status| status.replicas).unwrap_or_default();
     if observed < deployment.metadata.generation {
         return Some("the Deployment is about to change".into());
     }
     if updated != wanted || all != updated {
-        return Some(format!("{updated} of {wanted} proxies are of the current Deployment, {all} run"));
+        return Some(format!(
+            "{updated} of {wanted} proxies are of the current Deployment, {all} run"
+        ));
     }
     let ready = facts.ready_count();
     if ready != wanted {
@@ -224,7 +280,11 @@ fn unfinished(facts: &Facts<'_>) -> Option<String> {
         .ready()
         .filter(|one| !one.memory.runs(config))
         .map(|one| {
-            let problem = one.memory.report.as_ref().and_then(|report| report.config.problem.as_deref());
+            let problem = one
+                .memory
+                .report
+                .as_ref()
+                .and_then(|report| report.config.problem.as_deref());
             match problem {
                 Some(problem) => format!("{} ({problem})", one.proxy.name),
                 None => one.proxy.name.clone(),

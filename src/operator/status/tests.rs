@@ -17,6 +17,7 @@ struct World {
     problem: Option<String>,
     proxies: Vec<Observed>,
     ring: Option<Ring>,
+    plan: Option<Plan>,
     repaired: Option<String>,
     now: Timestamp,
 }
@@ -38,12 +39,15 @@ impl World {
                     "metadata": {"generation": 2},
                     "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3},
                 }))),
-                service: Some(parse(json!({"spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}}))),
+                service: Some(parse(
+                    json!({"spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}}),
+                )),
                 config: Some("abc".into()),
             },
             problem: None,
             proxies: ["a", "b", "c"].map(proxy).into(),
             ring: Some(ring()),
+            plan: None,
             repaired: None,
             now: at(60),
         }
@@ -59,6 +63,7 @@ impl World {
             problem: self.problem.as_deref(),
             proxies: &self.proxies,
             ring: self.ring.as_ref(),
+            plan: self.plan.as_ref(),
             policy: &POLICY,
             repaired: self.repaired.as_deref(),
             now: self.now,
@@ -67,7 +72,11 @@ impl World {
     }
 
     fn condition(&self, type_: ConditionType) -> Condition {
-        let found = self.status(None).conditions.into_iter().find(|condition| condition.type_ == type_);
+        let found = self
+            .status(None)
+            .conditions
+            .into_iter()
+            .find(|condition| condition.type_ == type_);
         found.expect("every condition is there")
     }
 
@@ -85,7 +94,10 @@ fn parse<K: serde::de::DeserializeOwned>(object: Value) -> K {
 }
 
 fn proxy(name: &str) -> Observed {
-    let mut report = ProxyReport { ready: true, ..ProxyReport::default() };
+    let mut report = ProxyReport {
+        ready: true,
+        ..ProxyReport::default()
+    };
     report.config.fingerprint = "abc".into();
     Observed {
         proxy: Proxy {
@@ -96,7 +108,11 @@ fn proxy(name: &str) -> Observed {
             may_serve: true,
             refreshed_for: None,
         },
-        memory: ProxyMemory { acknowledged: Some(1), report: Some(report), ..ProxyMemory::default() },
+        memory: ProxyMemory {
+            acknowledged: Some(1),
+            report: Some(report),
+            ..ProxyMemory::default()
+        },
     }
 }
 
@@ -105,7 +121,10 @@ fn problem(reason: Reason, message: &str) -> CertificateReport {
         host: "shop".into(),
         certificate: "shop-tls".into(),
         not_after: None,
-        problem: Some(Problem { reason, message: message.into() }),
+        problem: Some(Problem {
+            reason,
+            message: message.into(),
+        }),
     }
 }
 
@@ -115,15 +134,44 @@ use ConditionType::{Accepted, Available, BackendsReady, CertificatesReady, KeysS
 #[test]
 fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
     let status = World::new().status(None);
-    assert!(status.conditions.iter().all(|condition| condition.status == True), "{:#?}", status.conditions);
-    assert!(status.conditions.iter().all(|condition| condition.observed_generation == 4));
-    let types: Vec<_> = status.conditions.iter().map(|condition| condition.type_).collect();
-    assert_eq!(types, [Accepted, CertificatesReady, BackendsReady, Available, KeysSynced, Ready]);
-    assert_eq!((status.proxies.as_str(), status.replicas, status.ready_replicas), ("3/3", 3, 3));
+    assert!(
+        status.conditions.iter().all(|condition| condition.status == True),
+        "{:#?}",
+        status.conditions
+    );
+    assert!(
+        status
+            .conditions
+            .iter()
+            .all(|condition| condition.observed_generation == 4)
+    );
+    let types: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|condition| condition.type_)
+        .collect();
+    assert_eq!(
+        types,
+        [
+            Accepted,
+            CertificatesReady,
+            BackendsReady,
+            Available,
+            KeysSynced,
+            Ready
+        ]
+    );
+    assert_eq!(
+        (status.proxies.as_str(), status.replicas, status.ready_replicas),
+        ("3/3", 3, 3)
+    );
     assert_eq!(status.observed_generation, Some(4));
     assert_eq!(status.addresses, ["10.0.0.1"]);
     let ring = status.ring.expect("there is a ring");
-    assert_eq!((ring.acked.as_str(), ring.acknowledged, ring.generation), ("3/3", 3, 1));
+    assert_eq!(
+        (ring.acked.as_str(), ring.acknowledged, ring.generation),
+        ("3/3", 3, 1)
+    );
     assert_eq!(ring.next_rotation, at(3600));
 }
 
@@ -141,8 +189,12 @@ fn every_condition_is_there_from_the_start() {
     world.live = Live::default();
     world.proxies.clear();
     world.ring = None;
-    let found: Vec<_> =
-        world.status(None).conditions.into_iter().map(|condition| (condition.type_, condition.status)).collect();
+    let found: Vec<_> = world
+        .status(None)
+        .conditions
+        .into_iter()
+        .map(|condition| (condition.type_, condition.status))
+        .collect();
     let expected = [
         (Accepted, True),
         (CertificatesReady, Unknown),
@@ -156,7 +208,8 @@ fn every_condition_is_there_from_the_start() {
 
 #[test]
 fn a_refused_farm_says_why() {
-    let refuse = |world: &mut World| world.refusal = Some(Refusal::new(Reason::HostnameConflict, "x is taken"));
+    let refuse =
+        |world: &mut World| world.refusal = Some(Refusal::new(Reason::HostnameConflict, "x is taken"));
     let why = (False, Reason::HostnameConflict, "x is taken".to_owned());
     assert_eq!(World::after(Accepted, refuse), why);
     assert_eq!(World::after(Ready, refuse), why);
@@ -167,7 +220,10 @@ fn certificate_problems_are_told_once_for_all_pods() {
     let (status, reason, message) = World::after(CertificatesReady, |world| {
         for one in &mut world.proxies {
             let report = one.memory.report.as_mut().expect("reported");
-            report.certificates = vec![problem(Reason::KeyMismatch, "host shop: the key of shop-tls is another's")];
+            report.certificates = vec![problem(
+                Reason::KeyMismatch,
+                "host shop: the key of shop-tls is another's",
+            )];
         }
     });
     assert_eq!((status, reason), (False, Reason::KeyMismatch));
@@ -182,7 +238,12 @@ fn certificates_are_unknown_until_a_proxy_runs_the_current_configuration() {
 
 #[test]
 fn missing_backends_are_named() {
-    let missing = |world: &mut World| world.missing_backends = vec![Backend { service: "late".into(), port: 80 }];
+    let missing = |world: &mut World| {
+        world.missing_backends = vec![Backend {
+            service: "late".into(),
+            port: 80,
+        }]
+    };
     let (status, reason, message) = World::after(BackendsReady, missing);
     assert_eq!((status, reason), (False, Reason::BackendNotFound));
     assert!(message.contains("late:80"), "{message}");
@@ -194,7 +255,11 @@ fn one_missing_proxy_leaves_the_farm_available_and_not_ready() {
     let one_down = |world: &mut World| world.proxies[0].proxy.ready_since = None;
     assert_eq!(World::after(Available, one_down).0, True);
     assert_eq!(World::after(Ready, one_down).1, Reason::Progressing);
-    let two_down = |world: &mut World| world.proxies[..2].iter_mut().for_each(|one| one.proxy.ready_since = None);
+    let two_down = |world: &mut World| {
+        world.proxies[..2]
+            .iter_mut()
+            .for_each(|one| one.proxy.ready_since = None)
+    };
     assert_eq!(World::after(Available, two_down).1, Reason::ProxiesUnavailable);
     let to_zero = |world: &mut World| {
         world.farm.spec.replicas = 0;
@@ -237,8 +302,22 @@ fn a_repair_shows_until_every_proxy_has_the_ring() {
     });
     assert_eq!((status, reason), (False, Reason::RingRepaired));
     assert_eq!(message, "the ring Secret was missing");
-    let done = World::after(KeysSynced, |world| world.repaired = Some("the ring Secret was missing".into()));
+    let done = World::after(KeysSynced, |world| {
+        world.repaired = Some("the ring Secret was missing".into())
+    });
     assert_eq!(done.1, Reason::Acknowledged);
+}
+
+#[test]
+fn a_rotation_that_waits_says_for_whom() {
+    let (status, _, message) = World::after(KeysSynced, |world| {
+        world.plan = Some(Plan::Wait {
+            missing: vec!["d".into()],
+            until: at(600),
+        });
+    });
+    assert_eq!(status, True);
+    assert!(message.contains("waits for d"), "{message}");
 }
 
 #[test]
