@@ -34,19 +34,19 @@ demo-down:
 test: test-unit test-kubernetes
 
 test-unit:
-	cargo test --locked --lib --bin tlsfarm --test crd --test loopback
+	cargo test --locked --lib --bin tlsfarm --test architecture --test crd --test loopback
 	cargo test --locked --doc
 
 test-kubernetes: cluster
 	eval "$$($(CLUSTER) env)"; \
-	export TLSFARM_TEST_IMAGE=$(IMAGE) TLSFARM_TEST_AUDIT_LOG="$$($(CLUSTER) audit-log)"; \
-	cargo test --locked --test kubernetes -- --test-threads=2
+	kubectl apply --server-side --force-conflicts -f crds/tlsfarm.yaml; \
+	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2
 
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
-	tests/cluster/cluster lint
+	tests/cluster/lint
 
 # The last stage of the Dockerfile around a binary that cargo built here: no registry is asked for anything.
 image:

@@ -38,7 +38,13 @@ enum Command {
 #[derive(Args)]
 struct OperatorArgs {
     /// Namespace to serve; repeat it for several. Without any, all namespaces, which needs a ClusterRole
-    #[arg(long = "namespace", short, value_name = "NAMESPACE", env = "TLSFARM_NAMESPACES", value_delimiter = ',')]
+    #[arg(
+        long = "namespace",
+        short,
+        value_name = "NAMESPACE",
+        env = "TLSFARM_NAMESPACES",
+        value_delimiter = ','
+    )]
     namespaces: Vec<String>,
 
     /// Image of the proxies of farms that name none
@@ -70,7 +76,13 @@ struct LogArgs {
     log_filter: String,
 
     /// How log lines look
-    #[arg(long, value_name = "FORMAT", env = "TLSFARM_LOG_FORMAT", value_enum, default_value_t)]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "TLSFARM_LOG_FORMAT",
+        value_enum,
+        default_value_t
+    )]
     log_format: LogFormat,
 }
 

@@ -162,7 +162,7 @@ pub struct Backend {
     pub service: String,
 
     /// Port of the Service.
-    #[schemars(range(min = 1, max = 65535))]
+    #[schemars(with = "i32", range(min = 1, max = 65535))]
     pub port: u16,
 }
 

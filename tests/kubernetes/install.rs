@@ -97,6 +97,8 @@ fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
     for (kind, name) in [
         ("namespace", "tlsfarm-system"),
         ("clusterrole", "tlsfarm"),
+        ("clusterrole", "tlsfarm-view"),
+        ("clusterrole", "tlsfarm-edit"),
         ("clusterrolebinding", "tlsfarm"),
     ] {
         run("kubectl", &["delete", kind, name, "--ignore-not-found"], None)
@@ -111,7 +113,14 @@ fn scratch_overlay() -> String {
     let dir = repository().join("target/kustomize");
     std::fs::create_dir_all(&dir).expect("created");
     let overlay = format!(
-        "resources: [../../deploy]\nimages: [{{name: ghcr.io/tlsfarm/tlsfarm, newName: {name}, newTag: {tag}}}]\n"
+        "resources: [../../deploy]
+images: [{{name: ghcr.io/tlsfarm/tlsfarm, newName: {name}, newTag: {tag}}}]
+replacements:
+- source: {{kind: Deployment, name: tlsfarm, fieldPath: 'spec.template.spec.containers.[name=operator].image'}}
+  targets:
+  - select: {{kind: Deployment, name: tlsfarm}}
+    fieldPaths: ['spec.template.spec.containers.[name=operator].env.[name=TLSFARM_PROXY_IMAGE].value']
+"
     );
     std::fs::write(dir.join("kustomization.yaml"), overlay).expect("written");
     dir.to_str().expect("UTF-8").to_owned()
