@@ -85,6 +85,7 @@ fn a_hello_that_has_to_be_repeated_resumes_too() {
     let groups = ["-tls1_3", "-groups", "P-521:P-256", "-sess_in", file];
     let again = visit(&farm, b.https, "shop.test", &groups);
     assert!(again.served() && again.reused, "{}", again.output);
+    assert!(again.output.contains("prime256v1"), "{}", again.output);
 }
 
 #[test]
