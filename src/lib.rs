@@ -1,8 +1,13 @@
 //! TLS session resumption on every replica of a web farm.
+//!
+//! `ARCHITECTURE.md` walks one connection and one rotation through these modules. Imports go downwards only: `operator`,
+//! `proxy` and `probe` use `config`, `report`, `discovery` and `runtime`; those use `api` and `ring`.
 
 pub mod api;
 pub mod config;
 pub mod discovery;
+pub mod operator;
+pub mod probe;
 pub mod proxy;
 pub mod report;
 pub mod ring;

@@ -1,2 +1,114 @@
-//! Command line.
-fn main() {}
+//! The command line: `tlsfarm operator | proxy | probe | crd`.
+//!
+//! Exit codes: 0 for success, 1 when a probe missed a session, 2 for wrong flags, missing or unusable files.
+
+use std::error::Error;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use kube::CustomResourceExt;
+use tlsfarm::api::{TLSFarm, ports};
+use tlsfarm::operator::{self, OperatorOptions};
+use tlsfarm::probe::{self, ProbeArgs};
+use tlsfarm::proxy;
+use tlsfarm::runtime::telemetry::{self, LogFormat};
+
+/// TLS session resumption on every replica of a web farm.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn TLSFarm objects into running proxies and rotate their ticket keys
+    Operator(OperatorArgs),
+    /// Terminate TLS and forward HTTP, as one proxy of a farm
+    Proxy(ProxyArgs),
+    /// Take a TLS session at each proxy, offer it at each other one, and print what happened
+    Probe(ProbeArgs),
+    /// Print the CustomResourceDefinition of TLSFarm as YAML
+    Crd,
+}
+
+#[derive(Args)]
+struct OperatorArgs {
+    /// Namespace to serve; repeat it for several. Without any, all namespaces, which needs a ClusterRole
+    #[arg(long = "namespace", short, value_name = "NAMESPACE", env = "TLSFARM_NAMESPACES", value_delimiter = ',')]
+    namespaces: Vec<String>,
+
+    /// Image of the proxies of farms that name none
+    #[arg(long, value_name = "IMAGE", env = "TLSFARM_PROXY_IMAGE")]
+    proxy_image: String,
+
+    /// Address for /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, ports::ADMIN.1).into())]
+    admin: SocketAddr,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Args)]
+struct ProxyArgs {
+    /// Configuration file, YAML or JSON. In a cluster the operator writes it; docs/standalone.md shows one
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Args)]
+struct LogArgs {
+    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
+    #[arg(long, value_name = "FILTER", env = "TLSFARM_LOG", default_value = "info")]
+    log_filter: String,
+
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", env = "TLSFARM_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tlsfarm: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::Operator(args) => {
+            args.log.init()?;
+            let options = OperatorOptions {
+                namespaces: args.namespaces,
+                proxy_image: args.proxy_image,
+                image_pull_policy: None,
+                admin: args.admin,
+            };
+            tokio::runtime::Runtime::new()?.block_on(operator::run(options))?;
+        }
+        Command::Proxy(args) => {
+            args.log.init()?;
+            proxy::run(&args.config)?;
+        }
+        Command::Probe(args) => return Ok(probe::run(args)?),
+        Command::Crd => print!("{}", serde_saphyr::to_string(&TLSFarm::crd())?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl LogArgs {
+    fn init(&self) -> Result<(), String> {
+        telemetry::init(self.log_format, &self.log_filter)
+            .map_err(|error| format!("--log-filter {:?} is not a filter: {error}", self.log_filter))
+    }
+}

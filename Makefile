@@ -1,0 +1,66 @@
+# Everything that this project builds, checks and shows.
+#
+#   make demo        a TLSFarm on a real two-node Kubernetes of its own; CONTEXT=name uses a cluster that you have
+#   make demo-down   take it away again
+#   make test        every test, the ones on a real Kubernetes included
+#   make lint        formatting, lints, generated files
+#   make image       the container image, as dist/tlsfarm.tar
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+IMAGE ?= localhost/tlsfarm:$(VERSION)
+CONTEXT ?=
+
+ARCH := $(shell uname -m)
+TARGET := $(ARCH)-unknown-linux-gnu
+BINARY := target/$(TARGET)/release/tlsfarm
+CLUSTER := tests/cluster/cluster
+
+.PHONY: help demo demo-down test test-unit test-kubernetes lint image cluster cluster-down crds
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: export TLSFARM_IMAGE = $(IMAGE)
+demo:
+	@deploy/demo/run up "$(CONTEXT)"
+
+demo-down:
+	@deploy/demo/run down "$(CONTEXT)"
+
+test: test-unit test-kubernetes
+
+test-unit:
+	cargo test --locked --lib --bin tlsfarm --test crd --test loopback
+	cargo test --locked --doc
+
+test-kubernetes: cluster
+	eval "$$($(CLUSTER) env)"; \
+	export TLSFARM_TEST_IMAGE=$(IMAGE) TLSFARM_TEST_AUDIT_LOG="$$($(CLUSTER) audit-log)"; \
+	cargo test --locked --test kubernetes -- --test-threads=2
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	tests/cluster/cluster lint
+
+# The last stage of the Dockerfile around a binary that cargo built here: no registry is asked for anything.
+image:
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+	tests/cluster/image $(BINARY) $(IMAGE) dist/tlsfarm.tar
+
+# The project's own Kubernetes, running, with this checkout's image in it.
+cluster: image
+	$(CLUSTER) up
+	$(CLUSTER) load dist/tlsfarm.tar "$$(tests/backend/image)"
+
+cluster-down:
+	$(CLUSTER) down
+
+crds:
+	cargo run --locked --quiet -- crd >crds/tlsfarm.yaml
+	cp crds/tlsfarm.yaml charts/tlsfarm/files/tlsfarm.yaml

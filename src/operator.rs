@@ -1,0 +1,197 @@
+//! The operator: makes of every `TLSFarm` a Deployment of proxies and what belongs to it, and rotates the farm's ticket
+//! keys once all proxies can follow.
+//!
+//! One pass over a farm goes validate → build → apply → observe → rotate → status ([`reconcile`]); `validate`, `build`,
+//! `rotate`, `status` and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
+//! on with the files that they have.
+
+mod apply;
+mod backends;
+mod build;
+mod controller;
+mod error;
+mod events;
+mod invalid;
+mod kind;
+mod memory;
+mod metrics;
+mod names;
+mod observe;
+mod pods;
+mod poll;
+mod publish;
+mod reconcile;
+mod refresh;
+mod ring_secret;
+mod rotate;
+mod schedule;
+mod status;
+mod validate;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::{join_all, select_all};
+use http::StatusCode;
+use kube::{Client, Config};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::build::ProxyImage;
+use self::controller::Watching;
+use self::events::Events;
+use self::memory::Farms;
+use self::metrics::Metrics;
+use self::reconcile::Context;
+use crate::runtime::admin::{AdminPages, text_page};
+use crate::runtime::signal::Terminated;
+
+/// How long a connection to the API server may take to come about.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long passes that were begun may take to end after the signal to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// What the operator is told on its command line.
+#[derive(Clone, Debug)]
+pub struct OperatorOptions {
+    /// Namespaces whose farms it tends; all namespaces when empty.
+    pub namespaces: Vec<String>,
+    /// Image of the proxies whose farm names none: the operator's own.
+    pub proxy_image: String,
+    /// `imagePullPolicy` of the proxies: `Always`, `IfNotPresent` (the default) or `Never`.
+    pub image_pull_policy: Option<String>,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub admin: SocketAddr,
+}
+
+/// Why the operator cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// There is no way to the API server.
+    #[error("no cluster: set KUBECONFIG, or run in a pod with a service account ({0})")]
+    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    /// The way to the API server is described wrongly.
+    #[error("the cluster's configuration is unusable: {0}")]
+    Client(#[source] Box<kube::Error>),
+    /// The admin address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Admin {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The signal to stop cannot be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signal(#[source] io::Error),
+    /// The operator ended by itself.
+    #[error("a controller ended without being told to; this is a fault of the operator, please report it")]
+    Ended,
+}
+
+/// Runs the operator until SIGTERM or SIGINT, then lets the passes that were begun end.
+///
+/// # Errors
+///
+/// When it cannot start, or ends by itself. An API server that cannot be reached is no error: the operator waits for it.
+pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
+    let mut terminated = Terminated::new().map_err(OperatorError::Signal)?;
+    let client = client().await?;
+    let listener = TcpListener::bind(options.admin)
+        .await
+        .map_err(|source| OperatorError::Admin {
+            address: options.admin,
+            source,
+        })?;
+
+    let (metrics, registry) = Metrics::new();
+    let (metrics, farms) = (Arc::new(metrics), Arc::new(Farms::default()));
+    let events = Arc::new(Events::new(client.clone()));
+    let image = ProxyImage {
+        image: options.proxy_image,
+        pull_policy: options.image_pull_policy.unwrap_or_else(|| "IfNotPresent".into()),
+    };
+    let stop = CancellationToken::new();
+    let mut scopes: Vec<Option<String>> = options.namespaces.into_iter().map(Some).collect();
+    scopes.sort();
+    scopes.dedup();
+    info!(namespaces = ?scopes.iter().flatten().collect::<Vec<_>>(), "tending farms, in all namespaces when none is named");
+    if scopes.is_empty() {
+        scopes.push(None);
+    }
+
+    let mut listings = Vec::new();
+    let mut controllers: Vec<JoinHandle<()>> = Vec::new();
+    for namespace in scopes {
+        let watching = Watching::new(&client, namespace, &farms, &stop);
+        listings.push(watching.listed(&client));
+        let context = Context {
+            client: client.clone(),
+            store: watching.store(),
+            image: image.clone(),
+            farms: Arc::clone(&farms),
+            metrics: Arc::clone(&metrics),
+            events: Arc::clone(&events),
+        };
+        controllers.push(tokio::spawn(watching.run(context)));
+    }
+
+    let ready = Arc::new(AtomicBool::new(false));
+    let is_ready = Arc::clone(&ready);
+    let pages = AdminPages::default()
+        .page("/healthz", || text_page(StatusCode::OK, "alive"))
+        .page("/readyz", move || {
+            if is_ready.load(Ordering::Relaxed) {
+                text_page(StatusCode::OK, "ready")
+            } else {
+                text_page(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the farms have not been listed yet",
+                )
+            }
+        })
+        .metrics(registry);
+    let admin = tokio::spawn(pages.serve(listener, stop.clone().cancelled_owned()));
+    let synced = tokio::spawn(async move {
+        join_all(listings).await;
+        ready.store(true, Ordering::Relaxed);
+        info!("ready: the farms have been listed");
+    });
+
+    let outcome = tokio::select! {
+        () = terminated.recv() => Ok(()),
+        _ = select_all(&mut controllers) => Err(OperatorError::Ended),
+    };
+    info!("stopping");
+    stop.cancel();
+    synced.abort();
+    let unfinished = controllers
+        .into_iter()
+        .filter(|controller| !controller.is_finished());
+    if tokio::time::timeout(STOP_LIMIT, join_all(unfinished))
+        .await
+        .is_err()
+    {
+        warn!("stopped while passes were under way; the next operator takes them up");
+    }
+    if admin.await.is_err() {
+        warn!("the admin server ended by itself");
+    }
+    outcome
+}
+
+async fn client() -> Result<Client, OperatorError> {
+    let mut config = Config::infer()
+        .await
+        .map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    // A retry within a request would hide for minutes what a pass must know at once: that a write may have happened.
+    config.default_retry = false;
+    Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))
+}

@@ -1,0 +1,106 @@
+//! The Services in front of the proxies.
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::api::{HttpMode, TLSFarm, ports};
+use crate::operator::names::FarmId;
+
+pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
+    let wanted = &farm.spec.service;
+    let mut service_ports = vec![port(443, ports::HTTPS.0, "https")];
+    if farm.spec.http.mode != HttpMode::Disabled {
+        service_ports.push(port(80, ports::HTTP.0, "http"));
+    }
+    let mut metadata = id.metadata(id.proxy_name());
+    if !wanted.annotations.is_empty() {
+        metadata.annotations = Some(wanted.annotations.clone());
+    }
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some(format!("{:?}", wanted.type_)),
+            selector: Some(id.pod_labels()),
+            ports: Some(service_ports),
+            load_balancer_class: wanted.load_balancer_class.clone(),
+            external_traffic_policy: wanted.external_traffic_policy.map(|policy| format!("{policy:?}")),
+            ip_family_policy: wanted.ip_family_policy.map(|policy| format!("{policy:?}")),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// Every proxy's admin port, also of those that are not ready: monitoring wants them most.
+pub(super) fn metrics_service(id: &FarmId) -> Service {
+    Service {
+        metadata: id.metadata(id.metrics_name()),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(id.pod_labels()),
+            ports: Some(vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0, "http")]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn port(number: i32, name: &str, protocol: &str) -> ServicePort {
+    ServicePort {
+        name: Some(name.into()),
+        port: number,
+        target_port: Some(IntOrString::String(name.into())),
+        protocol: Some("TCP".into()),
+        app_protocol: Some(protocol.into()),
+        ..ServicePort::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::tests::{built, spec};
+
+    fn service_of(change: impl FnOnce(&mut Value)) -> Value {
+        let mut changed = spec();
+        change(&mut changed);
+        built(changed)[&("Service".into(), "shop-proxy".into())].clone()
+    }
+
+    #[test]
+    fn clients_reach_the_named_container_ports() {
+        let service = service_of(|_| {});
+        assert_eq!(service["spec"]["type"], "LoadBalancer");
+        let reached: Vec<_> = service["spec"]["ports"]
+            .as_array()
+            .expect("ports")
+            .iter()
+            .map(|port| (port["port"].clone(), port["targetPort"].clone()))
+            .collect();
+        assert_eq!(
+            reached,
+            [(json!(443), json!("https")), (json!(80), json!("http"))]
+        );
+        let disabled = service_of(|spec| spec["http"] = json!({"mode": "Disabled"}));
+        assert_eq!(disabled["spec"]["ports"].as_array().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn what_the_user_says_of_the_service_is_passed_on() {
+        let service = service_of(|spec| {
+            spec["service"] = json!({
+                "type": "LoadBalancer",
+                "annotations": {"example.com/pool": "edge"},
+                "loadBalancerClass": "example.com/lb",
+                "externalTrafficPolicy": "Local",
+                "ipFamilyPolicy": "PreferDualStack",
+            });
+        });
+        assert_eq!(service["metadata"]["annotations"]["example.com/pool"], "edge");
+        assert_eq!(service["spec"]["loadBalancerClass"], "example.com/lb");
+        assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
+        assert_eq!(service["spec"]["ipFamilyPolicy"], "PreferDualStack");
+    }
+}

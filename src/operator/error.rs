@@ -1,0 +1,74 @@
+//! Why one pass over a farm failed. The variants' names are the values of the metric label `reason`.
+
+use std::time::Duration;
+
+use crate::ring::RandomnessError;
+
+/// Why one pass over a farm failed. It is tried again, later each time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReconcileError {
+    /// The API server did not do what was asked.
+    #[error("cannot {verb} {object}: {}", describe(source))]
+    Api {
+        verb: &'static str,
+        object: String,
+        source: Box<kube::Error>,
+    },
+    /// The same for the ring Secret, without the server's words, which might quote it.
+    #[error("cannot {verb} the ring Secret {name}: {why}")]
+    RingSecret {
+        verb: &'static str,
+        name: String,
+        why: String,
+    },
+    /// The operating system gave no random bytes for a key.
+    #[error(transparent)]
+    Randomness(#[from] RandomnessError),
+    /// The pass took too long.
+    #[error("the API server or a proxy is too slow: not finished within {} s", .0.as_secs())]
+    Timeout(Duration),
+}
+
+impl ReconcileError {
+    pub(super) fn api(
+        verb: &'static str,
+        object: impl Into<String>,
+    ) -> impl FnOnce(kube::Error) -> ReconcileError {
+        let object = object.into();
+        move |source| Self::Api {
+            verb,
+            object,
+            source: Box::new(source),
+        }
+    }
+
+    pub(super) fn ring_secret(verb: &'static str, name: &str, source: &kube::Error) -> Self {
+        let why = match source {
+            kube::Error::Api(status) => format!("{} ({})", status.reason, status.code),
+            _ => "no answer from the API server".to_owned(),
+        };
+        Self::RingSecret {
+            verb,
+            name: name.to_owned(),
+            why,
+        }
+    }
+
+    /// Value of the metric label.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "Api",
+            Self::RingSecret { .. } => "RingSecret",
+            Self::Randomness(_) => "Randomness",
+            Self::Timeout(_) => "Timeout",
+        }
+    }
+}
+
+/// The API server's own words, or the transport's.
+pub(super) fn describe(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,303 @@
+//! What the operator remembers between passes. All of it can be lost: the next pass finds it again or does without.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::apply::{Applied, Live};
+use super::names::{FarmId, FarmKey};
+use super::observe::ProxyMemory;
+use super::validate::Refusal;
+use crate::api::{Backend, TLSFarm, TLSFarmStatus};
+use crate::ring::{Ring, RotationRequest};
+
+/// What is remembered of one farm.
+#[derive(Default)]
+pub(super) struct FarmMemory {
+    uid: String,
+    /// How its objects were found at the last look at them all.
+    pub(super) objects: Option<Objects>,
+    pub(super) applied: Applied,
+    pub(super) proxies: BTreeMap<String, ProxyMemory>,
+    /// The last good ring.
+    pub(super) ring: Option<Ring>,
+    /// The generation of a ring that replaced a bad one, and what was wrong with that.
+    pub(super) repaired: Option<(u64, String)>,
+    pub(super) request: Option<RotationRequest>,
+    /// The generation that this process wrote and that not all proxies have acknowledged.
+    pub(super) awaited: Option<u64>,
+    loading: Option<Loading>,
+    written_status: Option<(u64, TLSFarmStatus)>,
+}
+
+/// How a farm's objects were found.
+#[derive(Clone, Debug)]
+pub(super) struct Objects {
+    /// Generation of the spec that they were compared with.
+    pub(super) generation: Option<i64>,
+    /// What spec, neighbours and ring said then.
+    pub(super) verdict: Result<(), Refusal>,
+    /// Why the farm is not accepted, in the end.
+    pub(super) refusal: Option<Refusal>,
+    pub(super) missing_backends: Vec<Backend>,
+    pub(super) live: Live,
+    /// Whether they are to be looked at again, because something failed.
+    pub(super) failed: bool,
+}
+
+/// A change that proxies are loading.
+struct Loading {
+    ring: Option<u64>,
+    config: Option<String>,
+    since: Timestamp,
+}
+
+impl FarmMemory {
+    /// Whether all of the farm's objects must be looked at again although none of them has changed.
+    pub(super) fn must_look(&self, generation: Option<i64>, verdict: &Result<(), Refusal>) -> bool {
+        self.objects.as_ref().is_none_or(|objects| {
+            objects.generation != generation
+                || objects.verdict != *verdict
+                || objects.failed
+                || (verdict.is_ok() && objects.refusal.is_some())
+        })
+    }
+
+    /// Notes that ready proxies are, or are not, loading this ring and configuration; tells for how long they have.
+    pub(super) fn loading(
+        &mut self,
+        is_loading: bool,
+        ring: Option<u64>,
+        config: Option<&str>,
+        now: Timestamp,
+    ) -> Option<SignedDuration> {
+        if !is_loading {
+            self.loading = None;
+            return None;
+        }
+        let same = self
+            .loading
+            .take()
+            .filter(|last| last.ring == ring && last.config.as_deref() == config);
+        let since = same.map_or(now, |last| last.since);
+        self.loading = Some(Loading {
+            ring,
+            config: config.map(str::to_owned),
+            since,
+        });
+        Some(now.duration_since(since))
+    }
+
+    /// Notes a status that was written.
+    pub(super) fn wrote_status(&mut self, written: &TLSFarm) {
+        self.written_status = resource_version(written).zip(written.status.clone());
+    }
+
+    /// The newest status that is known: the watch may not have brought the last one that was written.
+    pub(super) fn status<'a>(&'a self, farm: &'a TLSFarm) -> Option<&'a TLSFarmStatus> {
+        match (&self.written_status, resource_version(farm)) {
+            (Some((written, status)), Some(seen)) if seen < *written => Some(status),
+            _ => farm.status.as_ref(),
+        }
+    }
+}
+
+/// Resource versions of one resource are numbers that grow.
+fn resource_version(farm: &TLSFarm) -> Option<u64> {
+    farm.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+/// What is remembered of all farms. Every lock is held for a moment only, and never across an await but the one of a
+/// farm's own memory.
+#[derive(Default)]
+pub(super) struct Farms {
+    farms: Mutex<HashMap<FarmKey, Arc<tokio::sync::Mutex<FarmMemory>>>>,
+    touched: Mutex<HashSet<FarmKey>>,
+    failures: Mutex<HashMap<FarmKey, u32>>,
+    backends: Mutex<BackendIndex>,
+}
+
+/// Which farms route to which Services.
+#[derive(Default)]
+struct BackendIndex {
+    farms: HashMap<(String, String), BTreeSet<String>>,
+    services: HashMap<FarmKey, BTreeSet<String>>,
+}
+
+impl Farms {
+    /// The memory of a farm. A farm that was deleted and created again starts without any.
+    pub(super) async fn memory(&self, id: &FarmId) -> tokio::sync::OwnedMutexGuard<FarmMemory> {
+        let memory = Arc::clone(lock(&self.farms).entry(id.key.clone()).or_default());
+        let mut memory = memory.lock_owned().await;
+        if memory.uid != id.uid {
+            *memory = FarmMemory {
+                uid: id.uid.clone(),
+                ..FarmMemory::default()
+            };
+        }
+        memory
+    }
+
+    /// Notes that one of the farm's objects, or a Service that it routes to, has changed.
+    pub(super) fn touch(&self, farm: &FarmKey) {
+        lock(&self.touched).insert(farm.clone());
+    }
+
+    /// Whether that has happened since the last call.
+    pub(super) fn take_touched(&self, farm: &FarmKey) -> bool {
+        lock(&self.touched).remove(farm)
+    }
+
+    /// Notes the Services that a farm routes to. Do it before they are read, so that none appears unnoticed.
+    pub(super) fn set_backends(&self, farm: &FarmKey, services: BTreeSet<String>) {
+        let mut index = lock(&self.backends);
+        index.remove(farm);
+        for service in &services {
+            let key = (farm.namespace.clone(), service.clone());
+            index.farms.entry(key).or_default().insert(farm.name.clone());
+        }
+        index.services.insert(farm.clone(), services);
+    }
+
+    /// The farms that route to a Service.
+    pub(super) fn routing_to(&self, namespace: &str, service: &str) -> Vec<FarmKey> {
+        let key = (namespace.to_owned(), service.to_owned());
+        let index = lock(&self.backends);
+        let farms = index.farms.get(&key).into_iter().flatten();
+        farms
+            .map(|name| FarmKey {
+                namespace: namespace.to_owned(),
+                name: name.clone(),
+            })
+            .collect()
+    }
+
+    /// Counts a failure; returns how many there were in a row.
+    pub(super) fn failed(&self, farm: &FarmKey) -> u32 {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(farm.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count
+    }
+
+    /// How many failures there were in a row.
+    pub(super) fn failures(&self, farm: &FarmKey) -> u32 {
+        lock(&self.failures).get(farm).copied().unwrap_or_default()
+    }
+
+    /// Ends a row of failures.
+    pub(super) fn succeeded(&self, farm: &FarmKey) {
+        lock(&self.failures).remove(farm);
+    }
+
+    /// Drops everything about a farm that is gone.
+    pub(super) fn forget(&self, farm: &FarmKey) {
+        lock(&self.farms).remove(farm);
+        lock(&self.touched).remove(farm);
+        lock(&self.failures).remove(farm);
+        lock(&self.backends).remove(farm);
+    }
+}
+
+impl BackendIndex {
+    fn remove(&mut self, farm: &FarmKey) {
+        for service in self.services.remove(farm).unwrap_or_default() {
+            let key = (farm.namespace.clone(), service);
+            if let Some(farms) = self.farms.get_mut(&key) {
+                farms.remove(&farm.name);
+                if farms.is_empty() {
+                    self.farms.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+/// Every value is whole between two statements, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::names::id;
+
+    fn services(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn farms_are_found_by_the_services_that_they_route_to_now() {
+        let farms = Farms::default();
+        let (shop, blog) = (id("shop").key, id("blog").key);
+        farms.set_backends(&shop, services(&["web", "api"]));
+        farms.set_backends(&blog, services(&["web"]));
+        assert_eq!(farms.routing_to("web", "web"), [blog.clone(), shop.clone()]);
+        assert_eq!(farms.routing_to("other", "web"), []);
+        farms.set_backends(&shop, services(&["api"]));
+        assert_eq!(farms.routing_to("web", "web"), std::slice::from_ref(&blog));
+        farms.forget(&blog);
+        assert_eq!(farms.routing_to("web", "web"), []);
+        assert_eq!(
+            lock(&farms.backends).farms.len(),
+            1,
+            "nothing is left of what is gone"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_farm_that_is_created_again_starts_without_the_old_ones_keys() {
+        let farms = Farms::default();
+        farms.memory(&id("shop")).await.ring = Some(crate::ring::fixtures::ring());
+        assert!(farms.memory(&id("shop")).await.ring.is_some());
+        let again = FarmId {
+            uid: "another".into(),
+            ..id("shop")
+        };
+        assert!(farms.memory(&again).await.ring.is_none());
+    }
+
+    #[test]
+    fn a_late_watch_does_not_hide_the_status_that_was_written() {
+        let farm = |version: &str, proxies: &str| -> TLSFarm {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "tlsfarm.dev/v1alpha1",
+                "kind": "TLSFarm",
+                "metadata": {"name": "shop", "resourceVersion": version},
+                "spec": {"hosts": []},
+                "status": {"proxies": proxies},
+            }))
+            .expect("a farm")
+        };
+        let mut memory = FarmMemory::default();
+        memory.wrote_status(&farm("12", "new"));
+        let proxies = |seen: &TLSFarm| memory.status(seen).map(|status| status.proxies.clone());
+        assert_eq!(proxies(&farm("11", "old")).as_deref(), Some("new"));
+        assert_eq!(proxies(&farm("13", "meddled")).as_deref(), Some("meddled"));
+    }
+
+    #[test]
+    fn loading_starts_anew_with_every_change() {
+        let at = |second| Timestamp::from_second(second).expect("in range");
+        let mut memory = FarmMemory::default();
+        assert_eq!(
+            memory.loading(true, Some(1), None, at(0)),
+            Some(SignedDuration::ZERO)
+        );
+        assert_eq!(
+            memory.loading(true, Some(1), None, at(9)),
+            Some(SignedDuration::from_secs(9))
+        );
+        assert_eq!(
+            memory.loading(true, Some(2), None, at(9)),
+            Some(SignedDuration::ZERO)
+        );
+        assert_eq!(memory.loading(false, Some(2), None, at(10)), None);
+        assert_eq!(
+            memory.loading(true, Some(2), None, at(20)),
+            Some(SignedDuration::ZERO)
+        );
+    }
+}

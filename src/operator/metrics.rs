@@ -1,0 +1,132 @@
+//! What the operator counts. Labels come from farms and from fixed words, never from clients.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::error::ReconcileError;
+use super::names::FarmKey;
+
+/// Upper bounds in seconds: a pass takes milliseconds, or as long as the slowest proxy.
+const PASS_SECONDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+/// Upper bounds in seconds: the kubelet is told and takes a second, or finds out by itself within two minutes.
+const ACKNOWLEDGE_SECONDS: [f64; 9] = [0.5, 1.0, 1.5, 2.0, 5.0, 15.0, 60.0, 120.0, 600.0];
+
+/// The operator's metrics.
+pub(super) struct Metrics {
+    reconciles: Counter,
+    reconcile_seconds: Histogram,
+    failures: Family<Failure, Counter>,
+    writes: Family<Write, Counter>,
+    ring_generation: Family<FarmLabels, Gauge>,
+    rotations: Counter,
+    acknowledge_seconds: Histogram,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Failure {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct Write {
+    kind: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct FarmLabels {
+    namespace: String,
+    farm: String,
+}
+
+impl Metrics {
+    /// The metrics, and the registry that shows them.
+    pub(super) fn new() -> (Self, Arc<Registry>) {
+        let metrics = Self {
+            reconciles: Counter::default(),
+            reconcile_seconds: Histogram::new(PASS_SECONDS),
+            failures: Family::default(),
+            writes: Family::default(),
+            ring_generation: Family::default(),
+            rotations: Counter::default(),
+            acknowledge_seconds: Histogram::new(ACKNOWLEDGE_SECONDS),
+        };
+        let mut registry = Registry::with_prefix("tlsfarm_operator");
+        registry.register("reconciles", "Passes over a farm", metrics.reconciles.clone());
+        registry.register(
+            "reconcile_duration_seconds",
+            "Time that one pass over a farm took",
+            metrics.reconcile_seconds.clone(),
+        );
+        registry.register(
+            "reconcile_failures",
+            "Passes over a farm that failed and are tried again",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "api_writes",
+            "Write requests to the API server",
+            metrics.writes.clone(),
+        );
+        registry.register(
+            "ring_generation",
+            "Generation of each farm's ring",
+            metrics.ring_generation.clone(),
+        );
+        registry.register("rotations", "Rotations of ticket keys", metrics.rotations.clone());
+        registry.register(
+            "acknowledge_seconds",
+            "Time from a change of a ring until every ready proxy had acknowledged it",
+            metrics.acknowledge_seconds.clone(),
+        );
+        (metrics, Arc::new(registry))
+    }
+
+    pub(super) fn reconciled(&self, took: Duration, failure: Option<&ReconcileError>) {
+        self.reconciles.inc();
+        self.reconcile_seconds.observe(took.as_secs_f64());
+        if let Some(error) = failure {
+            let reason = error.reason();
+            self.failures.get_or_create(&Failure { reason }).inc();
+        }
+    }
+
+    pub(super) fn wrote(&self, kind: impl ToString) {
+        self.writes
+            .get_or_create(&Write {
+                kind: kind.to_string(),
+            })
+            .inc();
+    }
+
+    pub(super) fn rotated(&self) {
+        self.rotations.inc();
+    }
+
+    pub(super) fn ring(&self, farm: &FarmKey, generation: u64) {
+        let value = i64::try_from(generation).unwrap_or(i64::MAX);
+        self.ring_generation.get_or_create(&labels(farm)).set(value);
+    }
+
+    pub(super) fn acknowledged(&self, after: Duration) {
+        self.acknowledge_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn forget(&self, farm: &FarmKey) {
+        self.ring_generation.remove(&labels(farm));
+    }
+}
+
+fn labels(farm: &FarmKey) -> FarmLabels {
+    FarmLabels {
+        namespace: farm.namespace.clone(),
+        farm: farm.name.clone(),
+    }
+}

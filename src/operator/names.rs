@@ -1,0 +1,198 @@
+//! What a farm's objects are called and labelled, and which farm is meant.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use kube::core::ApiResource;
+
+use crate::api::{FARM_LABEL, GROUP, TLSFarm};
+
+/// Name under which the operator applies fields, and value of the label `app.kubernetes.io/managed-by`.
+pub(super) const MANAGER: &str = "tlsfarm";
+
+const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+const COMPONENT: &str = "proxy";
+
+/// Where a farm lies. A farm that is deleted and created again keeps its key.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(super) struct FarmKey {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+/// One farm, as its metadata identifies it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct FarmId {
+    pub(super) key: FarmKey,
+    pub(super) uid: String,
+}
+
+/// Who controls an object, as its owner references tell.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Ownership {
+    /// The farm.
+    Ours,
+    /// A farm of the same name that no longer exists: the cluster will collect the object.
+    Leftover,
+    /// Somebody else, or nobody.
+    Foreign,
+}
+
+impl FarmId {
+    /// Reads the identity; none when the API server has not completed the object.
+    pub(super) fn of(metadata: &ObjectMeta) -> Option<Self> {
+        Some(Self {
+            key: FarmKey {
+                namespace: metadata.namespace.clone()?,
+                name: metadata.name.clone()?,
+            },
+            uid: metadata.uid.clone()?,
+        })
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        &self.key.namespace
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.key.name
+    }
+
+    /// Name of every object of the farm but two.
+    pub(super) fn proxy_name(&self) -> String {
+        format!("{}-proxy", self.key.name)
+    }
+
+    /// Name of the Service for monitoring.
+    pub(super) fn metrics_name(&self) -> String {
+        format!("{}-proxy-metrics", self.key.name)
+    }
+
+    /// Name of the Secret that holds the ring.
+    pub(super) fn ring_name(&self) -> String {
+        format!("{}-ring", self.key.name)
+    }
+
+    /// Labels on every object of the farm.
+    pub(super) fn labels(&self) -> BTreeMap<String, String> {
+        [
+            (FARM_LABEL, self.name()),
+            ("app.kubernetes.io/name", "tlsfarm"),
+            ("app.kubernetes.io/instance", self.name()),
+            (COMPONENT_LABEL, COMPONENT),
+            ("app.kubernetes.io/managed-by", MANAGER),
+        ]
+        .map(|(label, value)| (label.to_owned(), value.to_owned()))
+        .into()
+    }
+
+    /// Labels that select the proxies. Deployments never change theirs.
+    pub(super) fn pod_labels(&self) -> BTreeMap<String, String> {
+        [(FARM_LABEL, self.name()), (COMPONENT_LABEL, COMPONENT)]
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    /// Selector of the proxies as the API's list requests and the scale subresource want it.
+    pub(super) fn pod_selector(&self) -> String {
+        format!("{FARM_LABEL}={},{COMPONENT_LABEL}={COMPONENT}", self.name())
+    }
+
+    /// Metadata of an object of the farm: the farm's deletion takes the object away.
+    pub(super) fn metadata(&self, name: String) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(self.namespace().to_owned()),
+            labels: Some(self.labels()),
+            owner_references: Some(vec![self.owner_reference()]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn owner_reference(&self) -> OwnerReference {
+        let resource = ApiResource::erase::<TLSFarm>(&());
+        OwnerReference {
+            api_version: resource.api_version,
+            kind: resource.kind,
+            name: self.name().to_owned(),
+            uid: self.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }
+    }
+
+    /// Tells whether an object of one of the farm's names is the farm's.
+    pub(super) fn ownership(&self, metadata: &ObjectMeta) -> Ownership {
+        match controller_farm(metadata) {
+            Some(owner) if owner.uid == self.uid => Ownership::Ours,
+            Some(owner) if owner.name == self.name() => Ownership::Leftover,
+            _ => Ownership::Foreign,
+        }
+    }
+}
+
+/// The farm that an object belongs to, by its label or else by its controller.
+pub(super) fn farm_of(metadata: &ObjectMeta) -> Option<FarmKey> {
+    let labelled = metadata.labels.as_ref().and_then(|labels| labels.get(FARM_LABEL));
+    let name = labelled.or_else(|| controller_farm(metadata).map(|owner| &owner.name))?;
+    Some(FarmKey {
+        namespace: metadata.namespace.clone()?,
+        name: name.clone(),
+    })
+}
+
+fn controller_farm(metadata: &ObjectMeta) -> Option<&OwnerReference> {
+    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+    owners.iter().find(|owner| {
+        owner.controller == Some(true)
+            && owner.kind == TLSFarm::kind(&())
+            && owner
+                .api_version
+                .split_once('/')
+                .is_some_and(|(group, _)| group == GROUP)
+    })
+}
+
+#[cfg(test)]
+pub(super) fn id(name: &str) -> FarmId {
+    FarmId {
+        key: FarmKey {
+            namespace: "web".into(),
+            name: name.into(),
+        },
+        uid: format!("uid-of-{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_farms_own_controller_reference_makes_an_object_ours() {
+        let farm = id("shop");
+        let ours = farm.metadata("shop-proxy".into());
+        assert_eq!(farm.ownership(&ours), Ownership::Ours);
+        assert_eq!(farm_of(&ours), Some(farm.key.clone()));
+
+        let mut of_old_farm = ours.clone();
+        of_old_farm.owner_references.as_mut().expect("set")[0].uid = "another".into();
+        assert_eq!(farm.ownership(&of_old_farm), Ownership::Leftover);
+
+        let mut not_controlled = ours.clone();
+        not_controlled.owner_references.as_mut().expect("set")[0].controller = None;
+        assert_eq!(farm.ownership(&not_controlled), Ownership::Foreign);
+
+        let mut other_group = ours.clone();
+        other_group.owner_references.as_mut().expect("set")[0].api_version = "tlsfarm.dev.evil/v1".into();
+        assert_eq!(farm.ownership(&other_group), Ownership::Foreign);
+
+        let labelled_only = ObjectMeta {
+            owner_references: None,
+            ..ours
+        };
+        assert_eq!(farm.ownership(&labelled_only), Ownership::Foreign);
+    }
+}

@@ -1,0 +1,216 @@
+//! What the farm's pods are, as the API tells. Pure.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
+
+use super::build::CONTAINER;
+use super::names::FarmId;
+use crate::api::REFRESH_ANNOTATION;
+
+/// One proxy: a pod of the farm that is not on its way out.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Proxy {
+    pub(super) name: String,
+    pub(super) uid: String,
+    /// Where its admin port is.
+    pub(super) address: Option<IpAddr>,
+    /// When it became ready; none while it is not.
+    pub(super) ready_since: Option<Timestamp>,
+    /// Whether it serves clients, or may soon with a ring that it has mounted already.
+    pub(super) may_serve: bool,
+    /// What it was last told to refresh for.
+    pub(super) refreshed_for: Option<String>,
+}
+
+impl Proxy {
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready_since.is_some()
+    }
+}
+
+/// The proxies among the pods that carry the farm's labels, sorted by name.
+///
+/// Labels are anybody's to set, so a pod counts only when a ReplicaSet of the farm's Deployment controls it, and when it
+/// is not older than the farm: then it belonged to an earlier farm of the same name.
+pub(super) fn proxies(pods: &[Pod], id: &FarmId, farm_created: Option<Timestamp>) -> Vec<Proxy> {
+    let mut proxies: Vec<Proxy> = pods
+        .iter()
+        .filter(|pod| is_of_farm(pod, id, farm_created))
+        .filter_map(proxy)
+        .collect();
+    proxies.sort_by(|a, b| a.name.cmp(&b.name));
+    proxies
+}
+
+fn is_of_farm(pod: &Pod, id: &FarmId, farm_created: Option<Timestamp>) -> bool {
+    let prefix = format!("{}-", id.proxy_name());
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    let controlled = owners.iter().any(|owner| {
+        owner.controller == Some(true) && owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix)
+    });
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    controlled && created >= farm_created
+}
+
+fn proxy(pod: &Pod) -> Option<Proxy> {
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    if pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Failed" | "Succeeded")) {
+        return None;
+    }
+    let ready = status
+        .and_then(|status| status.conditions.as_ref())
+        .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "Ready"))
+        .filter(|condition| condition.status == "True");
+    let ready_since = ready.map(|condition| {
+        condition
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0)
+    });
+    Some(Proxy {
+        name: pod.metadata.name.clone()?,
+        uid: pod.metadata.uid.clone()?,
+        address: status
+            .and_then(|status| status.pod_ip.as_deref())
+            .and_then(|address| address.parse().ok()),
+        ready_since,
+        may_serve: ready_since.is_some() || may_become_ready(pod),
+        refreshed_for: pod
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(REFRESH_ANNOTATION).cloned()),
+    })
+}
+
+/// Whether the pod may become ready with the files that it has mounted already.
+///
+/// A container that crashed or whose image is missing cannot: its files are refreshed before it is started again.
+fn may_become_ready(pod: &Pod) -> bool {
+    if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+        return false;
+    }
+    let statuses = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_deref());
+    let Some(container) = statuses
+        .unwrap_or_default()
+        .iter()
+        .find(|status| status.name == CONTAINER)
+    else {
+        // Scheduled, and the kubelet has not said anything yet.
+        return true;
+    };
+    match &container.state {
+        Some(ContainerState { running: Some(_), .. }) => true,
+        Some(ContainerState {
+            waiting: Some(waiting),
+            ..
+        }) => {
+            container.restart_count == 0
+                && matches!(
+                    waiting.reason.as_deref(),
+                    Some("ContainerCreating" | "PodInitializing")
+                )
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::operator::names::id;
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "shop-proxy-6b5-x",
+                "uid": "pod-1",
+                "creationTimestamp": "2026-01-01T00:01:00Z",
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1",
+                    "kind": "ReplicaSet",
+                    "name": "shop-proxy-6b5",
+                    "uid": "rs-1",
+                    "controller": true,
+                }],
+            },
+            "spec": {"containers": [], "nodeName": "node1"},
+            "status": {
+                "phase": "Running",
+                "podIP": "fd00::7",
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:02:00Z"}],
+                "containerStatuses": [waiting("ContainerCreating", 0)],
+            },
+        });
+        change(&mut pod);
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    fn waiting(reason: &str, restarts: i32) -> Value {
+        json!({
+            "name": "proxy", "ready": false, "restartCount": restarts, "image": "", "imageID": "",
+            "state": {"waiting": {"reason": reason}},
+        })
+    }
+
+    fn seen(pod: Pod) -> Vec<Proxy> {
+        proxies(&[pod], &id("shop"), "2026-01-01T00:00:00Z".parse().ok())
+    }
+
+    #[test]
+    fn a_ready_pod_is_a_proxy() {
+        let proxies = seen(pod(|_| {}));
+        assert!(proxies[0].is_ready() && proxies[0].may_serve);
+        assert_eq!(proxies[0].address, "fd00::7".parse().ok());
+    }
+
+    #[test]
+    fn pods_that_leave_or_are_not_the_farms_are_none() {
+        let none = [
+            pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:03:00Z")),
+            pod(|pod| pod["status"]["phase"] = json!("Failed")),
+            pod(|pod| pod["metadata"]["ownerReferences"] = json!([])),
+            pod(|pod| pod["metadata"]["ownerReferences"][0]["name"] = json!("other-proxy-6b5")),
+            pod(|pod| pod["metadata"]["creationTimestamp"] = json!("2025-12-31T23:59:59Z")),
+        ];
+        for pod in none {
+            assert_eq!(seen(pod.clone()), [], "{pod:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_about_to_serve_is_waited_for_and_one_that_cannot_is_not() {
+        let may_serve = |change: &dyn Fn(&mut Value)| {
+            let proxies = seen(pod(|pod| {
+                pod["status"]["conditions"] = json!([]);
+                change(pod);
+            }));
+            assert!(!proxies[0].is_ready());
+            proxies[0].may_serve
+        };
+        let container =
+            |status: Value| move |pod: &mut Value| pod["status"]["containerStatuses"] = json!([status]);
+        let running = json!({
+            "name": "proxy", "ready": false, "restartCount": 3, "image": "", "imageID": "",
+            "state": {"running": {}},
+        });
+        assert!(may_serve(&container(running)));
+        assert!(may_serve(&container(waiting("ContainerCreating", 0))));
+        assert!(may_serve(&container(waiting("PodInitializing", 0))));
+        assert!(may_serve(&|pod| pod["status"]["containerStatuses"] = json!([])));
+        assert!(!may_serve(&container(waiting("CrashLoopBackOff", 1))));
+        assert!(!may_serve(&container(waiting("ContainerCreating", 1))));
+        assert!(!may_serve(&container(waiting("ErrImageNeverPull", 0))));
+        assert!(!may_serve(&|pod| pod["spec"]["nodeName"] = Value::Null));
+    }
+}

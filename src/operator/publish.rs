@@ -1,0 +1,55 @@
+//! Writing a farm's status, and telling of what changed in it.
+
+use kube::api::{Patch, PatchParams};
+use kube::core::ApiResource;
+use kube::{Api, Resource};
+use serde_json::{Value, json};
+
+use super::error::ReconcileError;
+use super::events::transitions;
+use super::memory::FarmMemory;
+use super::names::{FarmId, MANAGER};
+use super::reconcile::Context;
+use crate::api::{TLSFarm, TLSFarmStatus};
+
+/// Writes `status` if it differs from the one that the farm has.
+pub(super) async fn publish(
+    farm: &TLSFarm,
+    id: &FarmId,
+    context: &Context,
+    memory: &mut FarmMemory,
+    status: TLSFarmStatus,
+) -> Result<(), ReconcileError> {
+    let before = memory.status(farm);
+    if before == Some(&status) {
+        return Ok(());
+    }
+    let old_conditions = before
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
+    let told = transitions(old_conditions, &status.conditions);
+    let api: Api<TLSFarm> = Api::namespaced(context.client.clone(), id.namespace());
+    let patch = Patch::Apply(applied(id, &status));
+    let answer = api
+        .patch_status(id.name(), &PatchParams::apply(MANAGER).force(), &patch)
+        .await;
+    let written = answer.map_err(ReconcileError::api("update", "the status"))?;
+    context.metrics.wrote("TLSFarm");
+    memory.wrote_status(&written);
+    context
+        .events
+        .publish(&farm.object_ref(&()), told, &context.metrics)
+        .await;
+    Ok(())
+}
+
+/// The body of a server-side apply of the status. The uid keeps it from a farm that took the name meanwhile.
+pub(super) fn applied(id: &FarmId, status: &TLSFarmStatus) -> Value {
+    let resource = ApiResource::erase::<TLSFarm>(&());
+    json!({
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": {"name": id.name(), "namespace": id.namespace(), "uid": id.uid},
+        "status": status,
+    })
+}

@@ -1,0 +1,454 @@
+//! One pass over a farm: validate → build → apply → observe → rotate → status.
+//!
+//! A pass may be cut off anywhere and run again: every write is either idempotent or a compare-and-swap. The ring comes
+//! before the objects, so that the first pods find it; proxies are observed before both, since what they acknowledged
+//! decides on the ring.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::Store;
+use kube::{Client, Resource};
+use tracing::{debug, info, warn};
+
+use super::apply::{self, ApplyError, Inspection, Live};
+use super::backends;
+use super::build::{self, Desired, ProxyImage};
+use super::error::ReconcileError;
+use super::events::{Events, Happening};
+use super::invalid;
+use super::memory::{FarmMemory, Farms, Objects};
+use super::metrics::Metrics;
+use super::names::{FarmId, FarmKey};
+use super::observe::{self, Observed};
+use super::pods::Proxy;
+use super::publish;
+use super::refresh::{self, Target};
+use super::ring_secret::{self, Stored, Written};
+use super::rotate::{self, Change, Decision, Known};
+use super::schedule::{Outlook, next_pass, retry_after};
+use super::status::Facts;
+use super::validate::{Refusal, validate};
+use crate::api::{Backend, ConditionStatus, ConditionType, Reason, TLSFarm};
+use crate::ring::{Plan, RotationPolicy};
+
+/// How long one pass may take: far more than any does unless the API server hangs.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// After how many failures in a row the farm's events tell of it.
+const FAILURES_TO_TELL: u32 = 3;
+
+/// What every pass needs.
+pub(super) struct Context {
+    pub(super) client: Client,
+    /// The farms that the same controller watches.
+    pub(super) store: Store<DeserializeGuard<TLSFarm>>,
+    pub(super) image: ProxyImage,
+    pub(super) farms: Arc<Farms>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) events: Arc<Events>,
+}
+
+/// What all objects should be, and what they are.
+struct Prepared {
+    desired: Desired,
+    missing_backends: Vec<Backend>,
+    inspection: Inspection,
+}
+
+/// What a pass did to the ring.
+#[derive(Default)]
+struct RingStep {
+    overtaken: bool,
+    plan: Option<Plan>,
+    told: Vec<Happening>,
+}
+
+/// Passes once over the farm.
+pub(super) async fn reconcile(
+    farm: Arc<DeserializeGuard<TLSFarm>>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let Some(id) = FarmId::of(farm.meta()) else {
+        return Ok(Action::await_change());
+    };
+    if farm.meta().deletion_timestamp.is_some() {
+        // The cluster takes the objects away. Creating them again would only delay it.
+        return Ok(Action::await_change());
+    }
+    let started = Instant::now();
+    let pass = async {
+        match &farm.0 {
+            Ok(farm) => pass(farm, &id, &context).await,
+            Err(invalid) => invalid::report(invalid, &id, &context).await,
+        }
+    };
+    let limited = tokio::time::timeout(TIME_LIMIT, pass).await;
+    let result = limited.unwrap_or(Err(ReconcileError::Timeout(TIME_LIMIT)));
+    context
+        .metrics
+        .reconciled(started.elapsed(), result.as_ref().err());
+    match &result {
+        Ok(next) => {
+            debug!(namespace = id.namespace(), farm = id.name(), took = ?started.elapsed(), ?next, "passed over a farm");
+            context.farms.succeeded(&id.key);
+        }
+        Err(error) => {
+            warn!(namespace = id.namespace(), farm = id.name(), %error, "a farm is not reconciled, will try again");
+            // What was noticed may not have been carried out.
+            context.farms.touch(&id.key);
+            if context.farms.failed(&id.key) == FAILURES_TO_TELL {
+                let told = Happening::warning(
+                    format!("{}Failed", error.reason()),
+                    "Reconcile",
+                    error.to_string(),
+                );
+                context
+                    .events
+                    .publish(&farm.object_ref(&()), [told], &context.metrics)
+                    .await;
+            }
+        }
+    }
+    result.map(Action::requeue)
+}
+
+/// Decides when a failed pass is repeated.
+pub(super) fn after_failure(
+    farm: Arc<DeserializeGuard<TLSFarm>>,
+    _error: &ReconcileError,
+    context: Arc<Context>,
+) -> Action {
+    let failures = FarmId::of(farm.meta()).map_or(1, |id| context.farms.failures(&id.key));
+    Action::requeue(retry_after(failures, rand::random()))
+}
+
+async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration, ReconcileError> {
+    let Context {
+        client,
+        farms,
+        metrics,
+        ..
+    } = context;
+    let mut memory = farms.memory(id).await;
+    let memory = &mut *memory;
+    let services = backends::backends(farm)
+        .into_iter()
+        .map(|backend| backend.service.clone());
+    farms.set_backends(&id.key, services.collect());
+    let touched = farms.take_touched(&id.key);
+
+    let stored = ring_secret::read(client, id).await?;
+    let verdict = judge(farm, id, &stored, context);
+    let prepared = if touched || memory.must_look(farm.metadata.generation, &verdict) {
+        Some(prepare(farm, id, context).await?)
+    } else {
+        None
+    };
+    let accepted = verdict.is_ok()
+        && match &prepared {
+            Some(prepared) => prepared.inspection.conflict.is_none(),
+            None => memory
+                .objects
+                .as_ref()
+                .is_some_and(|objects| objects.refusal.is_none()),
+        };
+    let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
+
+    let policy = rotate::policy(&farm.spec.resumption.tickets);
+    let ring_step = tend_ring(farm, id, context, memory, stored, &proxies, &policy, accepted).await;
+    let mut failure = None;
+    let ring_step = ring_step.unwrap_or_else(|error| {
+        failure = Some(error);
+        RingStep::default()
+    });
+    if let Some(prepared) = prepared {
+        let objects = carry_out(farm, id, context, memory, prepared, verdict, &mut failure).await;
+        memory.objects = Some(objects);
+    }
+    let objects = memory
+        .objects
+        .clone()
+        .expect("the objects are looked at whenever none are remembered");
+
+    let now = Timestamp::now();
+    let generation = memory.ring.as_ref().map(|ring| ring.generation);
+    let seen = memory
+        .ring
+        .as_ref()
+        .map(|ring| (ring.generation, ring.changed_at));
+    let observed = observe::follow(proxies, &mut memory.proxies, seen);
+    let target = Target {
+        ring: generation,
+        config: objects.live.config.as_deref(),
+    };
+    refresh::refresh(client, id, target, &observed, &mut memory.proxies, metrics, now).await;
+    context
+        .events
+        .publish(&farm.object_ref(&()), ring_step.told, metrics)
+        .await;
+
+    let problem = failure.as_ref().map(ToString::to_string);
+    let facts = Facts {
+        farm,
+        id,
+        refusal: objects.refusal.as_ref(),
+        missing_backends: &objects.missing_backends,
+        live: &objects.live,
+        problem: problem.as_deref(),
+        proxies: &observed,
+        ring: memory.ring.as_ref(),
+        plan: ring_step.plan.as_ref(),
+        policy: &policy,
+        repaired: memory
+            .repaired
+            .as_ref()
+            .filter(|(at, _)| Some(*at) == generation)
+            .map(|(_, why)| why.as_str()),
+        now,
+    };
+    let status = super::status::status(&facts, memory.status(farm));
+    let ready = status.conditions.iter().any(|condition| {
+        condition.type_ == ConditionType::Ready && condition.status == ConditionStatus::True
+    });
+    publish::publish(farm, id, context, memory, status).await?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+
+    let is_loading = count_acknowledgements(&observed, target, memory, metrics, now);
+    let overdue = observed.iter().filter_map(|one| one.memory.behind_since).min();
+    let outlook = Outlook {
+        loading_for: memory.loading(is_loading, target.ring, target.config, now),
+        refused: objects.refusal.is_some(),
+        ready,
+        overtaken: ring_step.overtaken,
+        due: [
+            ring_step.plan.as_ref().map(due),
+            overdue.map(|since| since + policy.max_unacked_wait),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|due| *due > now)
+        .min(),
+    };
+    Ok(next_pass(&outlook, now))
+}
+
+/// What can be said against the farm before its objects are looked at.
+fn judge(farm: &TLSFarm, id: &FarmId, stored: &Stored, context: &Context) -> Result<(), Refusal> {
+    let farms = context.store.state();
+    let neighbours = farms
+        .iter()
+        .filter(|other| other.meta().namespace.as_deref() == Some(id.namespace()))
+        .filter_map(|other| other.0.as_ref().ok());
+    validate(farm, neighbours)?;
+    match stored {
+        Stored::Foreign(ownership) => {
+            let name = format!("Secret {}", id.ring_name());
+            apply::conflict(&name, *ownership).map_or(Ok(()), Err)
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn prepare(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Prepared, ReconcileError> {
+    let ports = backends::resolve(&context.client, id, farm).await?;
+    let missing = ports.iter().filter(|(_, name)| name.is_none());
+    Ok(Prepared {
+        missing_backends: missing.map(|(backend, _)| backend.clone()).collect(),
+        desired: build::build(farm, id, &ports, &context.image),
+        inspection: apply::inspect(&context.client, id).await?,
+    })
+}
+
+/// Applies what was prepared, unless the farm is not accepted.
+async fn carry_out(
+    farm: &TLSFarm,
+    id: &FarmId,
+    context: &Context,
+    memory: &mut FarmMemory,
+    prepared: Prepared,
+    verdict: Result<(), Refusal>,
+    failure: &mut Option<ReconcileError>,
+) -> Objects {
+    let Prepared {
+        desired,
+        missing_backends,
+        inspection,
+    } = prepared;
+    let as_found = inspection.live(id);
+    let conflict = inspection.conflict.clone();
+    let refusal = verdict.clone().err().or(conflict);
+    let mut objects = Objects {
+        generation: farm.metadata.generation,
+        verdict,
+        refusal,
+        missing_backends,
+        live: as_found,
+        failed: failure.is_some(),
+    };
+    if objects.refusal.is_some() {
+        return objects;
+    }
+    let Context { client, metrics, .. } = context;
+    match apply::apply(client, id, &desired, inspection, &mut memory.applied, metrics).await {
+        Ok(live) => {
+            objects.live = Live {
+                config: Some(desired.config_fingerprint),
+                ..live
+            }
+        }
+        Err(ApplyError::Refused(refusal)) => objects.refusal = Some(refusal),
+        Err(ApplyError::Failed(error)) => {
+            objects.failed = true;
+            failure.get_or_insert(error);
+        }
+    }
+    objects
+}
+
+/// Creates, repairs, rotates or thins out the ring, with at most one write.
+#[allow(clippy::too_many_arguments)] // each of another owner, used once
+async fn tend_ring(
+    farm: &TLSFarm,
+    id: &FarmId,
+    context: &Context,
+    memory: &mut FarmMemory,
+    stored: Stored,
+    proxies: &[Proxy],
+    policy: &RotationPolicy,
+    may_create: bool,
+) -> Result<RingStep, ReconcileError> {
+    let now = Timestamp::now();
+    memory.request = rotate::requested(farm, memory.request.as_ref(), now);
+    let acknowledgements = observe::acknowledgements(proxies, &memory.proxies);
+    let generations = [
+        memory.ring.as_ref().map(|ring| ring.generation),
+        memory
+            .status(farm)
+            .and_then(|status| status.ring.as_ref())
+            .map(|ring| ring.generation),
+        acknowledgements.iter().filter_map(|one| one.generation).max(),
+    ];
+    let known = Known {
+        ring: memory.ring.as_ref(),
+        generation: generations.into_iter().flatten().max().unwrap_or_default(),
+    };
+    let request = memory.request.as_ref();
+    let decision = rotate::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
+    let (ring, version, change) = match decision {
+        Decision::None => return Ok(RingStep::default()),
+        Decision::Keep(ring, plan) => {
+            context.metrics.ring(&id.key, ring.generation);
+            memory.ring = Some(*ring);
+            return Ok(RingStep {
+                plan: Some(plan),
+                ..RingStep::default()
+            });
+        }
+        Decision::Write(ring, version, change) => (*ring, version, change),
+    };
+    if ring_secret::write(&context.client, id, &ring, version.as_ref()).await? == Written::Overtaken {
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            "another writer was faster at the ring, reading it again"
+        );
+        return Ok(RingStep {
+            overtaken: true,
+            ..RingStep::default()
+        });
+    }
+    let generation = ring.generation;
+    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring");
+    context.metrics.wrote("Secret");
+    context.metrics.ring(&id.key, generation);
+    if matches!(change, Change::Rotated { .. }) {
+        context.metrics.rotated();
+    }
+    let told = happenings(&change, generation, &ring.primary.id.to_string());
+    memory.awaited = Some(generation);
+    memory.ring = Some(ring);
+    memory.repaired = match change {
+        Change::Repaired(why) => Some((generation, why)),
+        _ => None,
+    };
+    Ok(RingStep {
+        told,
+        ..RingStep::default()
+    })
+}
+
+fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
+    match change {
+        Change::Created | Change::Expired => Vec::new(),
+        Change::Repaired(why) => vec![Happening::warning(
+            Reason::RingRepaired,
+            "RepairRing",
+            why.clone(),
+        )],
+        Change::Rotated { late } => {
+            let note = format!("key {primary} seals tickets now, generation {generation}");
+            let mut told = vec![Happening::normal("KeysRotated", "RotateKeys", note)];
+            if !late.is_empty() {
+                let note = format!(
+                    "rotated to generation {generation} without waiting for {}",
+                    late.join(", ")
+                );
+                told.push(Happening::warning(
+                    Reason::AcknowledgementOverdue,
+                    "RotateKeys",
+                    note,
+                ));
+            }
+            told
+        }
+    }
+}
+
+/// Whether ready proxies are still loading what they should; measures how long a ring that we wrote took.
+fn count_acknowledgements(
+    observed: &[Observed],
+    target: Target<'_>,
+    memory: &mut FarmMemory,
+    metrics: &Metrics,
+    now: Timestamp,
+) -> bool {
+    let mut ready = observed.iter().filter(|one| one.proxy.is_ready()).peekable();
+    if ready.peek().is_none() {
+        return false;
+    }
+    let (mut acknowledged, mut configured) = (true, true);
+    for one in ready {
+        acknowledged &= target
+            .ring
+            .is_none_or(|generation| one.memory.has_acknowledged(generation));
+        configured &= target.config.is_none_or(|config| one.memory.runs(config)) && !one.memory.is_shaky();
+    }
+    if acknowledged
+        && let Some(ring) = &memory.ring
+        && memory.awaited.take() == Some(ring.generation)
+    {
+        metrics.acknowledged(now.duration_since(ring.changed_at).unsigned_abs());
+    }
+    !acknowledged || !configured
+}
+
+/// When the ring's plan has to be made again.
+fn due(plan: &Plan) -> Timestamp {
+    match plan {
+        Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
+        // They are carried out at once.
+        Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// Drops what is remembered of a farm that is gone.
+pub(super) fn forget(farm: &FarmKey, farms: &Farms, metrics: &Metrics) {
+    farms.forget(farm);
+    metrics.forget(farm);
+}

@@ -1,0 +1,354 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
+use crate::operator::names::id;
+use crate::operator::observe::ProxyMemory;
+use crate::operator::pods::Proxy;
+use crate::report::{CertificateReport, Problem, ProxyReport};
+use crate::ring::fixtures::{POLICY, at, ring};
+
+/// A farm of three proxies of which everything is well.
+struct World {
+    farm: TLSFarm,
+    refusal: Option<Refusal>,
+    missing_backends: Vec<Backend>,
+    live: Live,
+    problem: Option<String>,
+    proxies: Vec<Observed>,
+    ring: Option<Ring>,
+    plan: Option<Plan>,
+    repaired: Option<String>,
+    now: Timestamp,
+}
+
+impl World {
+    fn new() -> Self {
+        let farm = json!({
+            "apiVersion": "tlsfarm.dev/v1alpha1",
+            "kind": "TLSFarm",
+            "metadata": {"name": "shop", "namespace": "web", "generation": 4},
+            "spec": {"hosts": []},
+        });
+        Self {
+            farm: serde_json::from_value(farm).expect("a farm"),
+            refusal: None,
+            missing_backends: Vec::new(),
+            live: Live {
+                deployment: Some(parse(json!({
+                    "metadata": {"generation": 2},
+                    "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3},
+                }))),
+                service: Some(parse(
+                    json!({"spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}}),
+                )),
+                config: Some("abc".into()),
+            },
+            problem: None,
+            proxies: ["a", "b", "c"].map(proxy).into(),
+            ring: Some(ring()),
+            plan: None,
+            repaired: None,
+            now: at(60),
+        }
+    }
+
+    fn status(&self, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
+        let facts = Facts {
+            farm: &self.farm,
+            id: &id("shop"),
+            refusal: self.refusal.as_ref(),
+            missing_backends: &self.missing_backends,
+            live: &self.live,
+            problem: self.problem.as_deref(),
+            proxies: &self.proxies,
+            ring: self.ring.as_ref(),
+            plan: self.plan.as_ref(),
+            policy: &POLICY,
+            repaired: self.repaired.as_deref(),
+            now: self.now,
+        };
+        status(&facts, before)
+    }
+
+    fn condition(&self, type_: ConditionType) -> Condition {
+        let found = self
+            .status(None)
+            .conditions
+            .into_iter()
+            .find(|condition| condition.type_ == type_);
+        found.expect("every condition is there")
+    }
+
+    /// Changes a good world and returns one condition's status, reason and message.
+    fn after(type_: ConditionType, change: impl FnOnce(&mut Self)) -> (ConditionStatus, Reason, String) {
+        let mut world = Self::new();
+        change(&mut world);
+        let condition = world.condition(type_);
+        (condition.status, condition.reason, condition.message)
+    }
+}
+
+fn parse<K: serde::de::DeserializeOwned>(object: Value) -> K {
+    serde_json::from_value(object).expect("an object")
+}
+
+fn proxy(name: &str) -> Observed {
+    let mut report = ProxyReport {
+        ready: true,
+        ..ProxyReport::default()
+    };
+    report.config.fingerprint = "abc".into();
+    Observed {
+        proxy: Proxy {
+            name: name.into(),
+            uid: format!("uid-of-{name}"),
+            address: None,
+            ready_since: Some(at(0)),
+            may_serve: true,
+            refreshed_for: None,
+        },
+        memory: ProxyMemory {
+            acknowledged: Some(1),
+            report: Some(report),
+            ..ProxyMemory::default()
+        },
+    }
+}
+
+fn problem(reason: Reason, message: &str) -> CertificateReport {
+    CertificateReport {
+        host: "shop".into(),
+        certificate: "shop-tls".into(),
+        not_after: None,
+        problem: Some(Problem {
+            reason,
+            message: message.into(),
+        }),
+    }
+}
+
+use ConditionStatus::{False, True, Unknown};
+use ConditionType::{Accepted, Available, BackendsReady, CertificatesReady, KeysSynced, Ready};
+
+#[test]
+fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
+    let status = World::new().status(None);
+    assert!(
+        status.conditions.iter().all(|condition| condition.status == True),
+        "{:#?}",
+        status.conditions
+    );
+    assert!(
+        status
+            .conditions
+            .iter()
+            .all(|condition| condition.observed_generation == 4)
+    );
+    let types: Vec<_> = status
+        .conditions
+        .iter()
+        .map(|condition| condition.type_)
+        .collect();
+    assert_eq!(
+        types,
+        [
+            Accepted,
+            CertificatesReady,
+            BackendsReady,
+            Available,
+            KeysSynced,
+            Ready
+        ]
+    );
+    assert_eq!(
+        (status.proxies.as_str(), status.replicas, status.ready_replicas),
+        ("3/3", 3, 3)
+    );
+    assert_eq!(status.observed_generation, Some(4));
+    assert_eq!(status.addresses, ["10.0.0.1"]);
+    let ring = status.ring.expect("there is a ring");
+    assert_eq!(
+        (ring.acked.as_str(), ring.acknowledged, ring.generation),
+        ("3/3", 3, 1)
+    );
+    assert_eq!(ring.next_rotation, at(3600));
+}
+
+#[test]
+fn the_same_facts_give_the_same_status_at_any_later_time() {
+    let mut world = World::new();
+    let first = world.status(None);
+    world.now = at(1000);
+    assert_eq!(world.status(Some(&first)), first);
+}
+
+#[test]
+fn every_condition_is_there_from_the_start() {
+    let mut world = World::new();
+    world.live = Live::default();
+    world.proxies.clear();
+    world.ring = None;
+    let found: Vec<_> = world
+        .status(None)
+        .conditions
+        .into_iter()
+        .map(|condition| (condition.type_, condition.status))
+        .collect();
+    let expected = [
+        (Accepted, True),
+        (CertificatesReady, Unknown),
+        (BackendsReady, True),
+        (Available, False),
+        (KeysSynced, Unknown),
+        (Ready, False),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_refused_farm_says_why() {
+    let refuse =
+        |world: &mut World| world.refusal = Some(Refusal::new(Reason::HostnameConflict, "x is taken"));
+    let why = (False, Reason::HostnameConflict, "x is taken".to_owned());
+    assert_eq!(World::after(Accepted, refuse), why);
+    assert_eq!(World::after(Ready, refuse), why);
+}
+
+#[test]
+fn certificate_problems_are_told_once_for_all_pods() {
+    let (status, reason, message) = World::after(CertificatesReady, |world| {
+        for one in &mut world.proxies {
+            let report = one.memory.report.as_mut().expect("reported");
+            report.certificates = vec![problem(
+                Reason::KeyMismatch,
+                "host shop: the key of shop-tls is another's",
+            )];
+        }
+    });
+    assert_eq!((status, reason), (False, Reason::KeyMismatch));
+    assert_eq!(message, "host shop: the key of shop-tls is another's");
+}
+
+#[test]
+fn certificates_are_unknown_until_a_proxy_runs_the_current_configuration() {
+    let (status, reason, _) = World::after(CertificatesReady, |world| world.live.config = Some("new".into()));
+    assert_eq!((status, reason), (Unknown, Reason::Pending));
+}
+
+#[test]
+fn missing_backends_are_named() {
+    let missing = |world: &mut World| {
+        world.missing_backends = vec![Backend {
+            service: "late".into(),
+            port: 80,
+        }]
+    };
+    let (status, reason, message) = World::after(BackendsReady, missing);
+    assert_eq!((status, reason), (False, Reason::BackendNotFound));
+    assert!(message.contains("late:80"), "{message}");
+    assert_eq!(World::after(Ready, missing).1, Reason::BackendNotFound);
+}
+
+#[test]
+fn one_missing_proxy_leaves_the_farm_available_and_not_ready() {
+    let one_down = |world: &mut World| world.proxies[0].proxy.ready_since = None;
+    assert_eq!(World::after(Available, one_down).0, True);
+    assert_eq!(World::after(Ready, one_down).1, Reason::Progressing);
+    let two_down = |world: &mut World| {
+        world.proxies[..2]
+            .iter_mut()
+            .for_each(|one| one.proxy.ready_since = None)
+    };
+    assert_eq!(World::after(Available, two_down).1, Reason::ProxiesUnavailable);
+    let to_zero = |world: &mut World| {
+        world.farm.spec.replicas = 0;
+        world.proxies.clear();
+    };
+    assert_eq!(World::after(Available, to_zero).1, Reason::ScaledToZero);
+    assert_eq!(World::after(Ready, to_zero).1, Reason::ScaledToZero);
+}
+
+#[test]
+fn a_ring_on_its_way_does_not_make_the_farm_unready() {
+    let behind = |world: &mut World| {
+        world.proxies[1].memory.acknowledged = None;
+        world.proxies[1].memory.behind_since = Some(at(50));
+    };
+    let (status, reason, message) = World::after(KeysSynced, behind);
+    assert_eq!((status, reason), (False, Reason::Distributing));
+    assert!(message.ends_with("to b"), "{message}");
+    assert_eq!(World::after(Ready, behind).1, Reason::FarmReady);
+}
+
+#[test]
+fn an_overdue_acknowledgement_names_the_pod_and_makes_the_farm_unready() {
+    let overdue = |world: &mut World| {
+        world.proxies[1].memory.acknowledged = None;
+        world.proxies[1].memory.behind_since = Some(at(0));
+        world.now = at(600);
+    };
+    let (status, reason, message) = World::after(KeysSynced, overdue);
+    assert_eq!((status, reason), (False, Reason::AcknowledgementOverdue));
+    assert!(message.ends_with(": b"), "{message}");
+    assert_eq!(World::after(Ready, overdue).1, Reason::AcknowledgementOverdue);
+}
+
+#[test]
+fn a_repair_shows_until_every_proxy_has_the_ring() {
+    let (status, reason, message) = World::after(KeysSynced, |world| {
+        world.repaired = Some("the ring Secret was missing".into());
+        world.proxies[0].memory.acknowledged = None;
+    });
+    assert_eq!((status, reason), (False, Reason::RingRepaired));
+    assert_eq!(message, "the ring Secret was missing");
+    let done = World::after(KeysSynced, |world| {
+        world.repaired = Some("the ring Secret was missing".into())
+    });
+    assert_eq!(done.1, Reason::Acknowledged);
+}
+
+#[test]
+fn a_rotation_that_waits_says_for_whom() {
+    let (status, _, message) = World::after(KeysSynced, |world| {
+        world.plan = Some(Plan::Wait {
+            missing: vec!["d".into()],
+            until: at(600),
+        });
+    });
+    assert_eq!(status, True);
+    assert!(message.contains("waits for d"), "{message}");
+}
+
+#[test]
+fn ready_waits_for_the_rollout_and_for_the_configuration() {
+    let rollout = |status: Value| {
+        World::after(Ready, |world| {
+            world.live.deployment = Some(parse(json!({"metadata": {"generation": 2}, "status": status})));
+        })
+        .1
+    };
+    let behind = json!({"observedGeneration": 1, "replicas": 3, "updatedReplicas": 3});
+    assert_eq!(rollout(behind), Reason::Progressing);
+    let replacing = json!({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3});
+    assert_eq!(rollout(replacing), Reason::Progressing);
+    let (_, reason, message) = World::after(Ready, |world| {
+        let report = world.proxies[2].memory.report.as_mut().expect("reported");
+        report.config.fingerprint = "old".into();
+        report.config.problem = Some("it is malformed".into());
+    });
+    assert_eq!(reason, Reason::Progressing);
+    assert!(message.contains("c (it is malformed)"), "{message}");
+    let failed = World::after(Ready, |world| world.problem = Some("quota".into()));
+    assert_eq!((failed.1, failed.2.as_str()), (Reason::Progressing, "quota"));
+}
+
+#[test]
+fn the_load_balancers_address_goes_before_the_clusters() {
+    let mut world = World::new();
+    world.live.service = Some(parse(json!({
+        "spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "lb.example.com"}]}},
+    })));
+    assert_eq!(world.status(None).addresses, ["192.0.2.1", "lb.example.com"]);
+}

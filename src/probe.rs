@@ -1,0 +1,319 @@
+//! `tlsfarm probe`: does a session that one proxy issued resume at every other one?
+//!
+//! It takes a session at each proxy, offers it at each proxy, and reports a matrix for every host and mechanism. Any TLS
+//! server can be probed, not only farms.
+
+mod exchange;
+mod kept;
+mod matrix;
+mod output;
+mod session;
+mod sighting;
+mod target;
+#[cfg(test)]
+mod tests;
+mod text;
+mod watch;
+
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use http::uri::PathAndQuery;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+
+pub use exchange::{Answer, Failure};
+pub use kept::Earlier;
+pub use matrix::{Counts, FailedAt, Matrix, Outcome, Trial};
+pub use session::Mechanism;
+pub use target::TargetError;
+pub use watch::Tally;
+
+use crate::api::Duration;
+use exchange::Exchanger;
+use output::{Output, Style};
+use session::Clients;
+use target::{ClusterTargets, Farm, Host, Proxy, Targets};
+
+/// Options of `tlsfarm probe`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXIT_CODES)]
+pub struct ProbeArgs {
+    /// Farms to probe; every farm of the namespace when none is named
+    #[arg(value_name = "FARM")]
+    farms: Vec<String>,
+
+    /// Namespace of the farms; repeat it for several. The context's own when not given
+    #[arg(long = "namespace", short, value_name = "NAMESPACE", value_delimiter = ',')]
+    namespaces: Vec<String>,
+
+    /// Probe the farms of all namespaces
+    #[arg(long, short = 'A', conflicts_with = "namespaces")]
+    all_namespaces: bool,
+
+    /// Context of the kubeconfig; the current one, or the pod's own cluster, when not given
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
+    /// Probe this server instead of a farm's proxies; repeat it for each. No cluster is asked
+    #[arg(
+        long = "address",
+        value_name = "IP:PORT",
+        requires = "server_names",
+        conflicts_with_all = ["farms", "namespaces", "all_namespaces", "context", "allow_empty"]
+    )]
+    addresses: Vec<SocketAddr>,
+
+    /// Name to ask for (SNI); repeat it for several. By default the first host name of each host of the farm
+    #[arg(long = "server-name", value_name = "NAME", value_parser = server_name)]
+    server_names: Vec<ServerName<'static>>,
+
+    /// Way to resume; repeat it for several. By default all that a host offers
+    #[arg(long = "mechanism", value_name = "MECHANISM", value_enum)]
+    mechanisms: Vec<Mechanism>,
+
+    /// Path to ask for with GET
+    #[arg(long, default_value = "/", value_parser = path)]
+    path: PathAndQuery,
+
+    /// Verify the servers' certificates against the certificates in this PEM file. Without it any certificate is taken:
+    /// the probe sends nothing secret
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Time for one connection, from its first packet to the end of the response
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    timeout: Duration,
+
+    /// How the results look
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    output: OutputFormat,
+
+    /// Exit with 0 when there is no farm, or none that should have proxies
+    #[arg(long)]
+    allow_empty: bool,
+
+    /// Repeat until Ctrl-C, offer sessions of earlier rounds too, and report every miss as it happens
+    #[arg(long, short)]
+    watch: bool,
+
+    /// From the beginning of one round to the beginning of the next; 0 for as fast as possible
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, requires = "watch")]
+    interval: Duration,
+
+    /// End after this many rounds
+    #[arg(long, value_name = "NUMBER", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// End after this time
+    #[arg(long, value_name = "DURATION", requires = "watch")]
+    duration: Option<Duration>,
+}
+
+/// How the results look.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum OutputFormat {
+    /// Tables, coloured on a terminal unless NO_COLOR is set
+    #[default]
+    Text,
+    /// One JSON document; with --watch one JSON object a line
+    Json,
+}
+
+/// Why nothing was probed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The cluster cannot be asked, or there is no such farm.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// There are no proxies.
+    #[error("nothing to probe: {0}")]
+    Nothing(String),
+    /// The file with trusted certificates is unusable.
+    #[error("--ca-file {path}: {why}")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The process cannot work, or its output cannot be written.
+    #[error("cannot run the probe: {0}")]
+    Io(#[from] io::Error),
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 when every session was resumed and every request served, 1 when not, \
+                          2 for wrong usage or nothing to probe.";
+
+/// Probes as `args` say and prints the results to standard output. The exit code is 0 when every session was resumed
+/// and every request served, else 1.
+///
+/// # Errors
+///
+/// When there is nothing to probe, or the means to do so are missing.
+pub fn run(args: ProbeArgs) -> Result<ExitCode, ProbeError> {
+    let stdout = io::stdout();
+    let style = match args.output {
+        OutputFormat::Json => Style::Json,
+        OutputFormat::Text if stdout.is_terminal() && no_color_is_unset() => Style::Coloured,
+        OutputFormat::Text => Style::Plain,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let clean = runtime.block_on(probe(&args, Output::new(stdout.lock(), style)))?;
+    Ok(ExitCode::from(u8::from(!clean)))
+}
+
+/// Probes as `args` say; says whether every session was resumed and every request served.
+async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool, ProbeError> {
+    let exchanger = Exchanger {
+        clients: clients(args)?,
+        path: args.path.clone(),
+        timeout: args.timeout.as_std(),
+    };
+    let targets = targets(args).await?;
+    if args.watch {
+        let plan = watch::Plan {
+            interval: args.interval.as_std(),
+            count: args.count,
+            duration: args.duration.map(Duration::as_std),
+        };
+        return watch::watch(&exchanger, &targets, &plan, args.allow_empty, &mut output).await;
+    }
+    let farms = targets.look().await?;
+    let unready = unready(&farms);
+    let mut matrices = matrix::round(&exchanger, &farms, None).await;
+    recheck(&targets, &mut matrices).await;
+    let counts = Counts::of(matrices.iter().flat_map(Matrix::trials));
+    if counts.offered == 0 && counts.gone == 0 {
+        let why = why_nothing(&targets, &farms);
+        if !args.allow_empty || !unready.is_empty() {
+            return Err(ProbeError::Nothing(why));
+        }
+        output.nothing(&why)?;
+        return Ok(true);
+    }
+    output.matrices(&matrices, &counts, &unready)?;
+    Ok(counts.is_clean() && unready.is_empty())
+}
+
+/// Asks the cluster again before a failed connection is held against a proxy.
+async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
+    let doubtful = matrices.iter().flat_map(Matrix::trials).any(matrix::may_be_gone);
+    // When the cluster cannot be asked, the failure stands.
+    if doubtful && let Ok(farms) = targets.look().await {
+        matrix::excuse_gone(matrices, &target::ids(&farms));
+    }
+}
+
+/// Farms that should have proxies and have none that serves.
+fn unready(farms: &[Farm]) -> Vec<String> {
+    let unready = farms
+        .iter()
+        .filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
+    unready.filter_map(|farm| farm.name.clone()).collect()
+}
+
+/// Why there were no trials.
+fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
+    if let Some(farm) = unready(farms).first() {
+        format!("no proxy of farm {farm} is ready")
+    } else if farms.iter().all(|farm| farm.proxies.is_empty()) {
+        format!("there is no farm with proxies in {}", targets.place())
+    } else {
+        "no host offers a way to resume that was asked for".into()
+    }
+}
+
+async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
+    let mechanisms = match args.mechanisms.as_slice() {
+        [] => Mechanism::value_variants().to_vec(),
+        chosen => chosen.to_vec(),
+    };
+    if !args.addresses.is_empty() {
+        let proxy = |address: &SocketAddr| Proxy {
+            name: address.to_string(),
+            id: address.to_string(),
+            address: *address,
+        };
+        let host = |server_name: &ServerName<'static>| Host {
+            server_name: server_name.clone(),
+            mechanisms: mechanisms.clone(),
+        };
+        return Ok(Targets::Fixed(Farm {
+            name: None,
+            ring: None,
+            ticket_lifetime: None,
+            wants_proxies: true,
+            proxies: args.addresses.iter().map(proxy).collect(),
+            hosts: args.server_names.iter().map(host).collect(),
+        }));
+    }
+    let client = target::connect(args.context.as_deref()).await?;
+    let namespaces = match (args.all_namespaces, args.namespaces.as_slice()) {
+        (true, _) => None,
+        (false, []) => Some(vec![client.default_namespace().to_owned()]),
+        (false, chosen) => Some(chosen.to_vec()),
+    };
+    Ok(Targets::Cluster(ClusterTargets {
+        client,
+        namespaces,
+        names: args.farms.clone(),
+        server_names: args.server_names.clone(),
+        mechanisms,
+    }))
+}
+
+fn clients(args: &ProbeArgs) -> Result<Clients, ProbeError> {
+    let roots = match &args.ca_file {
+        None => None,
+        Some(path) => Some(roots(path).map_err(|why| ProbeError::CaFile {
+            path: path.clone(),
+            why,
+        })?),
+    };
+    Clients::new(roots).map_err(|error| ProbeError::CaFile {
+        path: args.ca_file.clone().unwrap_or_default(),
+        why: error.to_string(),
+    })
+}
+
+fn roots(path: &PathBuf) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() {
+        return Err("there is no certificate in it".into());
+    }
+    Ok(roots)
+}
+
+fn no_color_is_unset() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(text.to_owned()).map_err(|_| "it must be a DNS name or an IP address".into())
+}
+
+fn path(text: &str) -> Result<PathAndQuery, String> {
+    match text.parse::<PathAndQuery>() {
+        Ok(path) if text.starts_with('/') => Ok(path),
+        _ => Err("it must be a URL path that begins with /".into()),
+    }
+}
+
+/// A duration, of which nothing at all needs no unit.
+fn duration(text: &str) -> Result<Duration, crate::api::DurationError> {
+    if text == "0" {
+        return Ok(Duration::from_secs(0));
+    }
+    text.parse()
+}

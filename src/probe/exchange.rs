@@ -1,0 +1,188 @@
+//! One connection to one proxy: handshake, a small request, and the sessions that arrive meanwhile.
+//!
+//! The request is not for its answer's sake: TLS 1.3 tickets come after the handshake, in the same stream as the
+//! response, so whoever waits for the response has them.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, USER_AGENT};
+use http::uri::PathAndQuery;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::HandshakeKind;
+use rustls::pki_types::ServerName;
+use serde::{Serialize, Serializer};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::session::{Clients, Mechanism, Session, SessionSlot};
+use super::sighting::Sighting;
+
+/// Most bytes of a response's body that are read.
+const LONGEST_BODY: usize = 1024 * 1024;
+
+/// How to make connections.
+pub(super) struct Exchanger {
+    /// TLS configurations, shared by all connections.
+    pub(super) clients: Clients,
+    /// What to ask for.
+    pub(super) path: PathAndQuery,
+    /// Time for one connection, from its first packet to the end of the response.
+    pub(super) timeout: Duration,
+}
+
+/// What a connection that worked brought.
+pub(super) struct Exchanged {
+    /// Whether the proxy resumed the session that was offered.
+    pub(super) resumed: bool,
+    /// What the proxy answered.
+    pub(super) answer: Answer,
+    /// The sessions that this proxy issued.
+    pub(super) sessions: Vec<Session>,
+}
+
+/// What a proxy answered.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// Status of the HTTP response.
+    pub http_status: u16,
+    /// From the ClientHello to the end of the TLS handshake.
+    #[serde(rename = "handshakeSeconds", serialize_with = "seconds")]
+    pub handshake: Duration,
+}
+
+/// Why a connection did not work.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// No TCP connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// No TLS session.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(String),
+    /// No response, or only part of it.
+    #[error("the request failed: {0}")]
+    Request(String),
+}
+
+impl Answer {
+    /// Whether the answer says that the server, or what is behind it, did not work (RFC 9110 section 15.6).
+    pub fn is_server_error(&self) -> bool {
+        self.http_status >= 500
+    }
+}
+
+impl Failure {
+    /// Whether it happened before the proxy had taken a request.
+    pub fn is_before_request(&self) -> bool {
+        !matches!(self, Self::Request(_))
+    }
+}
+
+impl Exchanger {
+    /// Connects to `address` as a client of `server_name`, offering `session` when there is one.
+    pub(super) async fn exchange(
+        &self,
+        address: SocketAddr,
+        server_name: &ServerName<'static>,
+        mechanism: Mechanism,
+        session: Option<Session>,
+    ) -> Result<Exchanged, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let slot = SessionSlot::offering(session);
+        let config = self.clients.for_connection(mechanism, &slot);
+
+        let tcp = within(deadline, Failure::Connect, TcpStream::connect(address)).await?;
+        tcp.set_nodelay(true)
+            .map_err(|error| Failure::Connect(error.to_string()))?;
+        let begun = Instant::now();
+        let connecting = TlsConnector::from(config).connect(server_name.clone(), Sighting::new(tcp));
+        let tls = within(deadline, Failure::Handshake, connecting).await?;
+        let handshake = begun.elapsed();
+        let (stream, connection) = tls.get_ref();
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let issued = mechanism == Mechanism::Tls13Ticket || stream.saw_ticket();
+
+        let http_status = within(deadline, Failure::Request, self.request(tls, server_name)).await?;
+        Ok(Exchanged {
+            resumed,
+            answer: Answer {
+                http_status,
+                handshake,
+            },
+            sessions: if issued { slot.take_received() } else { Vec::new() },
+        })
+    }
+
+    /// Sends one request, reads the response to its end and closes the connection.
+    async fn request(
+        &self,
+        tls: TlsStream<Sighting<TcpStream>>,
+        server_name: &ServerName<'static>,
+    ) -> Result<u16, hyper::Error> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        let mut request = http::Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = self.path.clone().into();
+        let headers = request.headers_mut();
+        if let Ok(host) = server_name.to_str().parse() {
+            headers.insert(HOST, host);
+        }
+        headers.insert(USER_AGENT, http::HeaderValue::from_static("tlsfarm-probe"));
+        headers.insert(CONNECTION, http::HeaderValue::from_static("close"));
+        let answer = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status().as_u16();
+            let mut body = response.into_body();
+            let mut length = 0;
+            while let Some(frame) = body.frame().await {
+                length += frame?.data_ref().map_or(0, Bytes::len);
+                if length > LONGEST_BODY {
+                    break;
+                }
+            }
+            Ok(status)
+        };
+        // Errors of the connection arrive at the request too.
+        let (answer, _) = futures::join!(answer, connection);
+        answer
+    }
+}
+
+/// Waits for one phase of a connection until `deadline`.
+async fn within<T, E: std::error::Error>(
+    deadline: Instant,
+    failure: fn(String) -> Failure,
+    phase: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match timeout_at(deadline, phase).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(failure(with_causes(&error))),
+        Err(_) => Err(failure("no answer in time".into())),
+    }
+}
+
+/// An error and what is behind it, as far as that says more.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Serializes a duration as a number of seconds.
+pub(super) fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}

@@ -1,0 +1,345 @@
+//! Every proxy as issuer, every proxy as resumer: one round of trials.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Instant;
+
+use futures::{StreamExt, stream};
+use rustls::pki_types::ServerName;
+use serde::{Serialize, Serializer};
+
+use super::exchange::{Answer, Exchanger, Failure};
+use super::kept::{Earlier, Issue, KeptSessions, Site};
+use super::session::{Mechanism, Session};
+use super::target::{Farm, Proxy};
+
+/// Most connections at a time, so that a probe is no load test.
+const CONCURRENCY: usize = 8;
+
+/// All trials of one host and one mechanism in one round.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Matrix {
+    /// The farm as `namespace/name`; none for a list of addresses.
+    pub farm: Option<String>,
+    /// Name that the client asked for.
+    pub server_name: String,
+    /// How sessions were resumed.
+    pub mechanism: Mechanism,
+    /// Generation of the farm's ring when the round began, where the farm's status says it.
+    pub ring_generation: Option<u64>,
+    /// The proxies, pods or addresses.
+    pub proxies: Vec<String>,
+    /// Sessions taken in this round: row by row, one for each issuer and resumer.
+    pub fresh: Vec<Trial>,
+    /// Sessions taken in earlier rounds, also from proxies that are gone; only with `--watch`.
+    pub older: Vec<Trial>,
+}
+
+/// One session, taken at one proxy and offered at another.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Proxy that issued the session.
+    pub issuer: String,
+    /// Proxy that it was offered to.
+    pub resumer: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// When the session was taken; none when in this round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<Earlier>,
+    /// What the issuer answered, where it did so in this round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer_answer: Option<Answer>,
+    /// What the resumer answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumer_answer: Option<Answer>,
+}
+
+/// What became of a session.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "outcome", content = "why")]
+pub enum Outcome {
+    /// It was resumed.
+    Resumed,
+    /// The resumer made a full handshake.
+    Missed,
+    /// The issuer gave no ticket.
+    NoTicket,
+    /// A connection did not work.
+    #[serde(serialize_with = "as_text")]
+    Failed(FailedAt),
+    /// A proxy went away meanwhile; this says nothing about the farm.
+    Gone,
+}
+
+/// A connection that did not work.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{proxy}: {failure}")]
+pub struct FailedAt {
+    /// The proxy.
+    pub proxy: String,
+    /// The pod's UID, or the address.
+    pub id: String,
+    /// What went wrong.
+    pub failure: Failure,
+}
+
+/// How many trials ended how.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Sessions that should have been resumed: all trials but those whose proxy went away.
+    pub offered: u64,
+    /// Sessions that were resumed.
+    pub resumed: u64,
+    /// Full handshakes where a session was offered.
+    pub missed: u64,
+    /// Issuers that gave no ticket.
+    pub no_ticket: u64,
+    /// Connections that did not work.
+    pub failed: u64,
+    /// Trials whose proxy went away meanwhile.
+    pub gone: u64,
+    /// Responses with a status of 500 or more.
+    pub server_errors: u64,
+}
+
+type Job<'a> = Pin<Box<dyn Future<Output = (Trial, Vec<Issue>)> + 'a>>;
+
+impl Counts {
+    /// Counts `trials`.
+    pub fn of<'a>(trials: impl IntoIterator<Item = &'a Trial>) -> Self {
+        let mut counts = Self::default();
+        for trial in trials {
+            counts.offered += 1;
+            match &trial.outcome {
+                Outcome::Resumed => counts.resumed += 1,
+                Outcome::Missed => counts.missed += 1,
+                Outcome::NoTicket => counts.no_ticket += 1,
+                Outcome::Failed(_) => counts.failed += 1,
+                Outcome::Gone => {
+                    counts.gone += 1;
+                    counts.offered -= 1;
+                }
+            }
+            counts.server_errors += trial.answers().filter(|answer| answer.is_server_error()).count() as u64;
+        }
+        counts
+    }
+
+    /// Whether every session was resumed and every request served.
+    pub fn is_clean(&self) -> bool {
+        self.resumed == self.offered && self.server_errors == 0
+    }
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        self.offered += more.offered;
+        self.resumed += more.resumed;
+        self.missed += more.missed;
+        self.no_ticket += more.no_ticket;
+        self.failed += more.failed;
+        self.gone += more.gone;
+        self.server_errors += more.server_errors;
+    }
+}
+
+impl Matrix {
+    /// Fresh and older trials.
+    pub fn trials(&self) -> impl Iterator<Item = &Trial> {
+        self.fresh.iter().chain(&self.older)
+    }
+}
+
+impl Trial {
+    /// The answers of both proxies, as far as they answered in this round.
+    pub fn answers(&self) -> impl Iterator<Item = &Answer> {
+        self.issuer_answer.iter().chain(&self.resumer_answer)
+    }
+
+    /// Whether all is as it should be, or nothing can be said.
+    pub fn is_clean(&self) -> bool {
+        matches!(self.outcome, Outcome::Resumed | Outcome::Gone)
+            && !self.answers().any(Answer::is_server_error)
+    }
+}
+
+/// Runs one round over `farms`. With `kept`, sessions of earlier rounds are offered too, and spare ones kept for later.
+pub(super) async fn round(
+    exchanger: &Exchanger,
+    farms: &[Farm],
+    mut kept: Option<&mut KeptSessions>,
+) -> Vec<Matrix> {
+    let mut matrices = Vec::new();
+    for farm in farms {
+        for host in &farm.hosts {
+            for &mechanism in &host.mechanisms {
+                let site = Site {
+                    farm: farm.name.clone(),
+                    server_name: host.server_name.to_str().into(),
+                    mechanism,
+                };
+                let probe = SiteProbe {
+                    exchanger,
+                    server_name: &host.server_name,
+                    mechanism,
+                };
+                matrices.push(probe.run(farm, site, kept.as_deref_mut()).await);
+            }
+        }
+    }
+    matrices
+}
+
+/// Whether a failure may be the proxy's going away rather than a fault of it.
+pub(super) fn may_be_gone(trial: &Trial) -> bool {
+    matches!(&trial.outcome, Outcome::Failed(at) if at.failure.is_before_request())
+}
+
+/// Turns failures at proxies that do not serve any more into [`Outcome::Gone`].
+pub(super) fn excuse_gone(matrices: &mut [Matrix], still_serving: &BTreeSet<String>) {
+    for matrix in matrices {
+        for trial in matrix.fresh.iter_mut().chain(&mut matrix.older) {
+            let gone = match &trial.outcome {
+                Outcome::Failed(at) => may_be_gone(trial) && !still_serving.contains(&at.id),
+                _ => false,
+            };
+            if gone {
+                trial.outcome = Outcome::Gone;
+            }
+        }
+    }
+}
+
+/// One host and one mechanism.
+struct SiteProbe<'a> {
+    exchanger: &'a Exchanger,
+    server_name: &'a ServerName<'static>,
+    mechanism: Mechanism,
+}
+
+impl SiteProbe<'_> {
+    async fn run(&self, farm: &Farm, site: Site, mut kept: Option<&mut KeptSessions>) -> Matrix {
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for issuer in &farm.proxies {
+            for resumer in &farm.proxies {
+                jobs.push(Box::pin(self.fresh(issuer, resumer)));
+            }
+        }
+        let fresh = jobs.len();
+        if let Some(kept) = &mut kept {
+            for resumer in &farm.proxies {
+                for (issue, earlier) in kept.draw(&site, Instant::now()) {
+                    jobs.push(Box::pin(self.older(issue, earlier, resumer)));
+                }
+            }
+        }
+        let done: Vec<(Trial, Vec<Issue>)> = stream::iter(jobs).buffered(CONCURRENCY).collect().await;
+
+        let mut trials = Vec::with_capacity(done.len());
+        for (trial, issues) in done {
+            if let Some(kept) = &mut kept {
+                kept.keep(&site, farm, issues, Instant::now());
+            }
+            trials.push(trial);
+        }
+        let older = trials.split_off(fresh);
+        Matrix {
+            farm: site.farm,
+            server_name: site.server_name,
+            mechanism: self.mechanism,
+            ring_generation: farm.ring,
+            proxies: farm.proxies.iter().map(|proxy| proxy.name.clone()).collect(),
+            fresh: trials,
+            older,
+        }
+    }
+
+    /// Takes a session at `issuer` and offers it to `resumer`.
+    async fn fresh(&self, issuer: &Proxy, resumer: &Proxy) -> (Trial, Vec<Issue>) {
+        let mut trial = Trial {
+            issuer: issuer.name.clone(),
+            resumer: resumer.name.clone(),
+            outcome: Outcome::NoTicket,
+            earlier: None,
+            issuer_answer: None,
+            resumer_answer: None,
+        };
+        let exchanged = self
+            .exchanger
+            .exchange(issuer.address, self.server_name, self.mechanism, None)
+            .await;
+        let taken = match exchanged {
+            Ok(taken) => taken,
+            Err(failure) => {
+                trial.outcome = failed_at(issuer, failure);
+                return (trial, Vec::new());
+            }
+        };
+        trial.issuer_answer = Some(taken.answer);
+        let mut sessions = taken.sessions.into_iter();
+        let Some(session) = sessions.next() else {
+            return (trial, Vec::new());
+        };
+        let spare = session.again().into_iter().chain(sessions);
+        let mut issues: Vec<Issue> = spare.map(|session| Issue::new(issuer, session)).collect();
+        issues.extend(self.offer(&mut trial, session, resumer).await);
+        (trial, issues)
+    }
+
+    /// Offers a session of an earlier round to `resumer`.
+    async fn older(&self, issue: Issue, earlier: Earlier, resumer: &Proxy) -> (Trial, Vec<Issue>) {
+        let mut trial = Trial {
+            issuer: issue.issuer.clone(),
+            resumer: resumer.name.clone(),
+            outcome: Outcome::Missed,
+            earlier: Some(earlier),
+            issuer_answer: None,
+            resumer_answer: None,
+        };
+        // What it brings is not kept: from one resumption to the next, sessions would outgrow the farm's maxAge.
+        self.offer(&mut trial, issue.session, resumer).await;
+        (trial, Vec::new())
+    }
+
+    /// Notes what `resumer` makes of `session`; gives the sessions that it issues meanwhile.
+    async fn offer(&self, trial: &mut Trial, session: Session, resumer: &Proxy) -> Vec<Issue> {
+        let exchanged = self
+            .exchanger
+            .exchange(resumer.address, self.server_name, self.mechanism, Some(session))
+            .await;
+        match exchanged {
+            Ok(offered) => {
+                trial.outcome = if offered.resumed {
+                    Outcome::Resumed
+                } else {
+                    Outcome::Missed
+                };
+                trial.resumer_answer = Some(offered.answer);
+                let issue = |session| Issue::new(resumer, session);
+                offered.sessions.into_iter().map(issue).collect()
+            }
+            Err(failure) => {
+                trial.outcome = failed_at(resumer, failure);
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn failed_at(proxy: &Proxy, failure: Failure) -> Outcome {
+    Outcome::Failed(FailedAt {
+        proxy: proxy.name.clone(),
+        id: proxy.id.clone(),
+        failure,
+    })
+}
+
+fn as_text<S: Serializer>(at: &FailedAt, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
+}

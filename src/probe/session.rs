@@ -1,0 +1,227 @@
+//! TLS sessions that are carried from one connection to another, and the client configurations that take and offer
+//! them.
+//!
+//! A TLS library resumes by itself, by server name. The probe must instead say at every connection which session is
+//! offered, and be given every one that arrives, so each connection has a [`SessionSlot`] of its own.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use clap::ValueEnum;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue, WebPkiServerVerifier,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::VerifierBuilderError;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme};
+use serde::Serialize;
+
+/// Most sessions that are taken from one connection: the server decides how many tickets it sends.
+const MOST_SESSIONS: usize = 8;
+
+/// A way to resume a session.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
+pub enum Mechanism {
+    /// TLS 1.2 with a session ticket (RFC 5077).
+    #[serde(rename = "tls12-ticket")]
+    #[value(name = "tls12-ticket")]
+    Tls12Ticket,
+    /// TLS 1.3 with a ticket as pre-shared key (RFC 9846 section 2.2).
+    #[serde(rename = "tls13-ticket")]
+    #[value(name = "tls13-ticket")]
+    Tls13Ticket,
+}
+
+/// A session that a server may resume. It holds secrets, hence no `Debug`.
+pub(super) enum Session {
+    Tls12(Box<Tls12ClientSessionValue>),
+    Tls13(Box<Tls13ClientSessionValue>),
+}
+
+/// Client configurations, one for each mechanism.
+///
+/// rustls offers a session only under the very verifier that it was made with, so every connection of one probe takes
+/// its configuration from here.
+pub(super) struct Clients {
+    tls12: ClientConfig,
+    tls13: ClientConfig,
+}
+
+/// What one connection offers, and what it is given.
+#[derive(Default)]
+pub(super) struct SessionSlot(Mutex<Slot>);
+
+#[derive(Default)]
+struct Slot {
+    offer: Option<Session>,
+    received: Vec<Session>,
+}
+
+/// Takes any certificate: the probe sends nothing secret, and asks only whether sessions resume.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl Clients {
+    /// Clients that verify servers against `roots`, or not at all when there are none.
+    pub(super) fn new(roots: Option<RootCertStore>) -> Result<Self, VerifierBuilderError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier: Arc<dyn ServerCertVerifier> = match roots {
+            Some(roots) => {
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?
+            }
+            None => Arc::new(AnyCertificate(provider.clone())),
+        };
+        let client = |version| {
+            ClientConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[version])
+                .expect("the provider has cipher suites for TLS 1.2 and TLS 1.3")
+                .dangerous()
+                .with_custom_certificate_verifier(verifier.clone())
+                .with_no_client_auth()
+        };
+        Ok(Self {
+            tls12: client(&TLS12),
+            tls13: client(&TLS13),
+        })
+    }
+
+    /// The configuration for one connection.
+    pub(super) fn for_connection(&self, mechanism: Mechanism, slot: &Arc<SessionSlot>) -> Arc<ClientConfig> {
+        let mut config = match mechanism {
+            Mechanism::Tls12Ticket => self.tls12.clone(),
+            Mechanism::Tls13Ticket => self.tls13.clone(),
+        };
+        config.resumption = Resumption::store(slot.clone());
+        Arc::new(config)
+    }
+}
+
+impl Session {
+    /// The same session once more, where a client may use it more than once. TLS 1.3 tickets are for one use (RFC 9846
+    /// appendix C.4).
+    pub(super) fn again(&self) -> Option<Self> {
+        match self {
+            Self::Tls12(session) => Some(Self::Tls12(session.clone())),
+            Self::Tls13(_) => None,
+        }
+    }
+}
+
+impl SessionSlot {
+    /// A slot for a connection that offers `session`.
+    pub(super) fn offering(session: Option<Session>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Slot {
+            offer: session,
+            received: Vec::new(),
+        })))
+    }
+
+    /// The sessions that have arrived, in order.
+    pub(super) fn take_received(&self) -> Vec<Session> {
+        std::mem::take(&mut self.lock().received)
+    }
+
+    fn receive(&self, session: Session) {
+        let mut slot = self.lock();
+        if slot.received.len() < MOST_SESSIONS {
+            slot.received.push(session);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientSessionStore for SessionSlot {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, value: Tls12ClientSessionValue) {
+        self.receive(Session::Tls12(Box::new(value)));
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        match &self.lock().offer {
+            Some(Session::Tls12(value)) => Some((**value).clone()),
+            _ => None,
+        }
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {
+        self.lock().offer = None;
+    }
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.receive(Session::Tls13(Box::new(value)));
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        let mut slot = self.lock();
+        match slot.offer.take() {
+            Some(Session::Tls13(value)) => Some(*value),
+            other => {
+                slot.offer = other;
+                None
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for SessionSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionSlot(..)")
+    }
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tls12Ticket => "TLS 1.2 ticket",
+            Self::Tls13Ticket => "TLS 1.3 ticket",
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! Seeing with one's own eyes that a TLS 1.2 server sent a ticket.
+//!
+//! rustls hands over a TLS 1.2 session without saying whether a ticket or a session id resumes it; an id resumes at the
+//! server that issued it and at no other, and would pass for a ticket there. The message NewSessionTicket crosses the
+//! wire in the clear in TLS 1.2, so a copy of the server's first bytes tells.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Most bytes that are copied. A server's flight with a long certificate chain is a tenth of it.
+const MOST_COPIED: usize = 128 * 1024;
+
+const RECORD_HEADER: usize = 5;
+const HANDSHAKE_RECORD: u8 = 22;
+const MESSAGE_HEADER: usize = 4;
+const NEW_SESSION_TICKET: u8 = 4;
+
+/// A stream that copies the first bytes that are read from it.
+pub(super) struct Sighting<S> {
+    stream: S,
+    seen: Vec<u8>,
+}
+
+impl<S> Sighting<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Whether the server sent a TLS 1.2 NewSessionTicket with a ticket in it.
+    pub(super) fn saw_ticket(&self) -> bool {
+        carries_ticket(&self.seen)
+    }
+}
+
+/// Whether the handshake messages in the clear at the beginning of `stream` hold a NewSessionTicket that is not empty
+/// (RFC 5077 section 3.3: an empty one withdraws the promise of a ticket).
+fn carries_ticket(mut stream: &[u8]) -> bool {
+    let mut handshake = Vec::new();
+    // Everything from the first record of another type on, ChangeCipherSpec, is encrypted.
+    while let Some((&[HANDSHAKE_RECORD, _, _, high, low], rest)) = stream.split_first_chunk::<RECORD_HEADER>()
+    {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some((record, rest)) = rest.split_at_checked(length) else {
+            break;
+        };
+        handshake.extend_from_slice(record);
+        stream = rest;
+    }
+    let mut messages = handshake.as_slice();
+    while let Some((&[kind, a, b, c], rest)) = messages.split_first_chunk::<MESSAGE_HEADER>() {
+        let length = u32::from_be_bytes([0, a, b, c]) as usize;
+        let Some((message, rest)) = rest.split_at_checked(length) else {
+            break;
+        };
+        if kind == NEW_SESSION_TICKET {
+            // lifetime hint (4), length of the ticket (2), ticket
+            return message.len() > 6;
+        }
+        messages = rest;
+    }
+    false
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Sighting<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let fresh = &buf.filled()[before..];
+        let room = MOST_COPIED.saturating_sub(this.seen.len()).min(fresh.len());
+        this.seen.extend_from_slice(&fresh[..room]);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Sighting<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut record = vec![kind, 3, 3];
+        record.extend((payload.len() as u16).to_be_bytes());
+        record.extend(payload);
+        record
+    }
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut message = (body.len() as u32).to_be_bytes().to_vec();
+        message[0] = kind;
+        message.extend(body);
+        message
+    }
+
+    fn flight(ticket: &[u8]) -> Vec<u8> {
+        let mut body = vec![0, 0, 14, 16];
+        body.extend((ticket.len() as u16).to_be_bytes());
+        body.extend(ticket);
+        [
+            message(2, &[7; 70]),
+            message(11, &[8; 900]),
+            message(NEW_SESSION_TICKET, &body),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn an_empty_ticket_and_an_encrypted_message_are_no_tickets() {
+        assert!(!carries_ticket(&record(HANDSHAKE_RECORD, &flight(b""))));
+        let mut stream = record(HANDSHAKE_RECORD, &message(2, &[7; 70]));
+        stream.extend(record(20, &[1]));
+        stream.extend(record(HANDSHAKE_RECORD, &flight(b"ticket")));
+        assert!(!carries_ticket(&stream));
+    }
+
+    proptest! {
+        #[test]
+        fn a_ticket_is_seen_however_it_is_cut_into_records(size in 1..400_usize) {
+            let cut: Vec<u8> = flight(b"ticket").chunks(size).flat_map(|part| record(HANDSHAKE_RECORD, part)).collect();
+            prop_assert!(carries_ticket(&cut));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = carries_ticket(&record(HANDSHAKE_RECORD, &bytes));
+            let _ = carries_ticket(&bytes);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What to probe: proxies and the host names that clients would ask them for, from the Kubernetes API or from the
+//! command line.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use kube::config::{KubeConfigOptions, KubeconfigError};
+use kube::{Client, Config, ResourceExt};
+use rustls::pki_types::ServerName;
+use tokio::time::timeout;
+
+use super::session::Mechanism;
+use crate::api::{FARM_LABEL, MinVersion, TLSFarm, Tls12Tickets, ports};
+
+/// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
+const API_TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// What stands in for `*` of a wildcard name.
+const WILDCARD_LABEL: &str = "probe";
+
+/// A farm, or a list of addresses, as it is at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Farm {
+    /// `namespace/name`; none for a list of addresses.
+    pub(super) name: Option<String>,
+    /// Generation of the ring, as the farm's status says.
+    pub(super) ring: Option<u64>,
+    /// How long a client may use a ticket of either version, as the farm's spec says.
+    pub(super) ticket_lifetime: Option<Duration>,
+    /// Whether it should have proxies at all.
+    pub(super) wants_proxies: bool,
+    /// The proxies that serve, by name.
+    pub(super) proxies: Vec<Proxy>,
+    /// What to ask them for.
+    pub(super) hosts: Vec<Host>,
+}
+
+/// One proxy.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Proxy {
+    /// What messages call it: the pod's name, or the address.
+    pub(super) name: String,
+    /// What tells it from its successors: the pod's UID, or the address.
+    pub(super) id: String,
+    /// Where it terminates TLS.
+    pub(super) address: SocketAddr,
+}
+
+/// One host of a farm.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    /// Name that the client asks for.
+    pub(super) server_name: ServerName<'static>,
+    /// Ways to resume that the host offers.
+    pub(super) mechanisms: Vec<Mechanism>,
+}
+
+/// Where farms are found.
+pub(super) enum Targets {
+    /// Addresses from the command line.
+    Fixed(Farm),
+    /// Farms of a cluster.
+    Cluster(ClusterTargets),
+}
+
+/// Farms of a cluster.
+pub(super) struct ClusterTargets {
+    pub(super) client: Client,
+    /// Namespaces to look into; none for all of them.
+    pub(super) namespaces: Option<Vec<String>>,
+    /// Farms to probe; empty for every one.
+    pub(super) names: Vec<String>,
+    /// Names to ask for instead of those in the farms' specs.
+    pub(super) server_names: Vec<ServerName<'static>>,
+    /// Ways to resume that are of interest.
+    pub(super) mechanisms: Vec<Mechanism>,
+}
+
+/// Why it cannot be told what to probe.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The kubeconfig is missing or has no such context, and the probe does not run in a pod either.
+    #[error("no cluster to ask: {0}; give --context, or --address and --server-name")]
+    NoCluster(String),
+    /// The API server refused or could not be reached.
+    #[error("cannot list {what}: {why}")]
+    List {
+        /// What was asked for.
+        what: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// There is no such farm.
+    #[error("there is no farm {name:?} in {place}")]
+    NoSuchFarm {
+        /// Name on the command line.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+    },
+}
+
+impl Targets {
+    /// Looks at the farms as they are now.
+    pub(super) async fn look(&self) -> Result<Vec<Farm>, TargetError> {
+        match self {
+            Self::Fixed(farm) => Ok(vec![farm.clone()]),
+            Self::Cluster(cluster) => cluster.look().await,
+        }
+    }
+
+    /// Where farms are looked for, for messages.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Fixed(_) => "the addresses given".into(),
+            Self::Cluster(cluster) => cluster.place(),
+        }
+    }
+}
+
+impl ClusterTargets {
+    async fn look(&self) -> Result<Vec<Farm>, TargetError> {
+        let mut farms = Vec::new();
+        for namespace in self.scopes() {
+            let objects: Api<TLSFarm> = api(&self.client, namespace, Api::namespaced, Api::all);
+            let pods: Api<Pod> = api(&self.client, namespace, Api::namespaced, Api::all);
+            let objects = list(&objects, "farms", namespace, &ListParams::default()).await?;
+            let selector = ListParams::default().labels(FARM_LABEL);
+            let pods = list(&pods, "pods", namespace, &selector).await?;
+            let wanted = |farm: &&TLSFarm| self.names.is_empty() || self.names.contains(&farm.name_any());
+            farms.extend(objects.iter().filter(wanted).map(|farm| self.farm(farm, &pods)));
+        }
+        for name in &self.names {
+            let ends_in_name = |farm: &Farm| {
+                let full = farm.name.as_deref().unwrap_or_default();
+                full.rsplit('/').next() == Some(name)
+            };
+            if !farms.iter().any(ends_in_name) {
+                return Err(TargetError::NoSuchFarm {
+                    name: name.clone(),
+                    place: self.place(),
+                });
+            }
+        }
+        Ok(farms)
+    }
+
+    fn farm(&self, farm: &TLSFarm, pods: &[Pod]) -> Farm {
+        let (namespace, name) = (farm.namespace(), farm.name_any());
+        let of_farm = |pod: &&Pod| {
+            pod.metadata.namespace == namespace && pod.labels().get(FARM_LABEL).is_some_and(|of| *of == name)
+        };
+        let tickets = &farm.spec.resumption.tickets;
+        let mut proxies: Vec<Proxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
+        proxies.sort_by(|a, b| a.name.cmp(&b.name));
+        Farm {
+            name: Some(format!("{}/{name}", namespace.as_deref().unwrap_or_default())),
+            ring: farm
+                .status
+                .as_ref()
+                .and_then(|status| Some(status.ring.as_ref()?.generation)),
+            // TLS 1.2 tickets are never older than two rotation intervals.
+            ticket_lifetime: Some(
+                tickets
+                    .lifetime
+                    .as_std()
+                    .min(2 * tickets.rotation_interval.as_std()),
+            ),
+            wants_proxies: farm.spec.replicas > 0,
+            proxies,
+            hosts: self.hosts(farm),
+        }
+    }
+
+    fn hosts(&self, farm: &TLSFarm) -> Vec<Host> {
+        let tls12_tickets = farm.spec.resumption.tickets.tls12 == Tls12Tickets::Enabled;
+        let offered = |tls12: bool| -> Vec<Mechanism> {
+            let offered = |mechanism: &Mechanism| *mechanism != Mechanism::Tls12Ticket || tls12;
+            self.mechanisms.iter().copied().filter(offered).collect()
+        };
+        if !self.server_names.is_empty() {
+            let host = |name: &ServerName<'static>| Host {
+                server_name: name.clone(),
+                mechanisms: offered(tls12_tickets),
+            };
+            return self.server_names.iter().map(host).collect();
+        }
+        let host = |host: &crate::api::Host| {
+            let hostname = host.hostnames.first()?;
+            let concrete = match hostname.strip_prefix("*.") {
+                Some(parent) => format!("{WILDCARD_LABEL}.{parent}"),
+                None => hostname.clone(),
+            };
+            Some(Host {
+                server_name: ServerName::try_from(concrete).ok()?,
+                mechanisms: offered(tls12_tickets && host.tls.min_version == MinVersion::TLS12),
+            })
+        };
+        farm.spec.hosts.iter().filter_map(host).collect()
+    }
+
+    /// The namespaces to ask for, one by one, or `None` once for all of them.
+    fn scopes(&self) -> Vec<Option<&str>> {
+        match &self.namespaces {
+            Some(namespaces) => namespaces.iter().map(|name| Some(name.as_str())).collect(),
+            None => vec![None],
+        }
+    }
+
+    fn place(&self) -> String {
+        match self.namespaces.as_deref() {
+            None => "any namespace".into(),
+            Some([namespace]) => format!("namespace {namespace}"),
+            Some(namespaces) => format!("namespaces {}", namespaces.join(", ")),
+        }
+    }
+}
+
+/// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
+pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
+    let no_cluster = |error: &dyn std::error::Error| TargetError::NoCluster(error.to_string());
+    let config = match context {
+        Some(context) => {
+            let options = KubeConfigOptions {
+                context: Some(context.to_owned()),
+                ..KubeConfigOptions::default()
+            };
+            Config::from_kubeconfig(&options)
+                .await
+                .map_err(|error: KubeconfigError| no_cluster(&error))?
+        }
+        None => Config::infer().await.map_err(|error| no_cluster(&error))?,
+    };
+    Client::try_from(config).map_err(|error| no_cluster(&error))
+}
+
+/// The ids of the proxies that serve in `farms`.
+pub(super) fn ids(farms: &[Farm]) -> BTreeSet<String> {
+    let proxies = farms.iter().flat_map(|farm| &farm.proxies);
+    proxies.map(|proxy| proxy.id.clone()).collect()
+}
+
+/// A pod that is ready and not about to go.
+fn serving_proxy(pod: &Pod) -> Option<Proxy> {
+    let status = pod.status.as_ref()?;
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let ready = conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    if !ready || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let ip: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
+    Some(Proxy {
+        name: pod.name_any(),
+        id: pod.uid()?,
+        address: SocketAddr::new(ip, ports::HTTPS.1),
+    })
+}
+
+fn api<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    namespaced: fn(Client, &str) -> Api<K>,
+    all: fn(Client) -> Api<K>,
+) -> Api<K> {
+    match namespace {
+        Some(namespace) => namespaced(client.clone(), namespace),
+        None => all(client.clone()),
+    }
+}
+
+async fn list<K>(
+    api: &Api<K>,
+    what: &str,
+    namespace: Option<&str>,
+    params: &ListParams,
+) -> Result<Vec<K>, TargetError>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let failed = |why: String| {
+        let place = namespace.map_or_else(|| "all namespaces".into(), |name| format!("namespace {name}"));
+        TargetError::List {
+            what: format!("the {what} of {place}"),
+            why,
+        }
+    };
+    match timeout(API_TIME_LIMIT, api.list(params)).await {
+        Ok(Ok(list)) => Ok(list.items),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(failed(
+            "the cluster does not know them; is TLSFarm installed?".into(),
+        )),
+        Ok(Err(kube::Error::Api(status))) => Err(failed(status.message)),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => Err(failed("no answer in time".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(conditions: serde_json::Value, deleted: bool) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": "shop-proxy-a", "namespace": "web", "uid": "1", "labels": {FARM_LABEL: "shop"}},
+            "status": {"podIP": "fd00::7", "conditions": conditions},
+        });
+        if deleted {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[test]
+    fn only_ready_pods_that_stay_are_probed() {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let proxy = serving_proxy(&pod(ready.clone(), false)).expect("ready");
+        assert_eq!(proxy.address.to_string(), "[fd00::7]:8443");
+        assert_eq!(serving_proxy(&pod(ready, true)), None);
+        assert_eq!(
+            serving_proxy(&pod(json!([{"type": "Ready", "status": "False"}]), false)),
+            None
+        );
+        assert_eq!(serving_proxy(&pod(json!([]), false)), None);
+    }
+}

@@ -1,0 +1,141 @@
+//! Whom a request is for: its authority, host and route (RFC 9110 section 7, RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode, Version};
+
+use crate::api::HttpMode;
+use crate::config::Backend;
+
+use super::authority::Authority;
+use super::framing::{MAX_FIELDS, MAX_REQUEST_LINE, Refusal};
+use super::routing::{Routing, climbs};
+use super::state::ConnectionState;
+
+/// What becomes of a good request.
+pub(super) enum Admission<'r> {
+    /// It goes to a backend.
+    Forward {
+        backend: &'r Backend,
+        /// `host[:port]` as the client gave it.
+        authority: HeaderValue,
+        /// The port of the authority, or the one of the scheme.
+        port: u16,
+    },
+    /// It is answered with a redirect to this URI.
+    Redirect(HeaderValue),
+}
+
+/// Checks a request that arrived on `connection` and finds its backend.
+pub(super) fn admit<'r>(
+    parts: &Parts,
+    connection: &ConnectionState,
+    routing: &'r Routing,
+) -> Result<Admission<'r>, Refusal> {
+    if parts.method == Method::TRACE || parts.method == Method::CONNECT {
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            reason: "this method is not served here",
+        });
+    }
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(Refusal {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            reason: "there are too many header fields",
+        });
+    }
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    if target.len() > MAX_REQUEST_LINE {
+        return Err(Refusal {
+            status: StatusCode::URI_TOO_LONG,
+            reason: "the request target is too long",
+        });
+    }
+    let path = parts.uri.path();
+    if !target.starts_with('/') {
+        return Err(Refusal::bad_request("the request target is malformed"));
+    }
+    if climbs(path) {
+        return Err(Refusal::bad_request("the path has a segment .."));
+    }
+
+    let default_port = if connection.tls().is_some() { 443 } else { 80 };
+    let written = authority_of(parts, default_port)?;
+    let authority = parse(&written)?;
+    let host = routing.host(&authority.host);
+    let host = match connection.tls() {
+        // Connections may be shared between names of one host only: only they share a TLS policy and a certificate
+        // (RFC 9110 section 15.5.20).
+        Some(tls) => host.filter(|host| host.name == tls.host).ok_or(Refusal {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            reason: "this connection is for another host name",
+        }),
+        None => host.ok_or(not_served()),
+    }?;
+
+    match (connection.tls(), routing.http) {
+        (None, HttpMode::Redirect) => {
+            let location = format!("https://{}{target}", authority.written_host);
+            let location = HeaderValue::from_str(&location)
+                .map_err(|_| Refusal::bad_request("the request target is malformed"))?;
+            return Ok(Admission::Redirect(location));
+        }
+        (None, HttpMode::Disabled) => return Err(not_served()),
+        (None, HttpMode::Serve) | (Some(_), _) => {}
+    }
+    let backend = host.backend(path).ok_or(Refusal {
+        status: StatusCode::NOT_FOUND,
+        reason: "no route serves this path",
+    })?;
+    let port = authority.port.unwrap_or(default_port);
+    Ok(Admission::Forward {
+        backend,
+        authority: written,
+        port,
+    })
+}
+
+/// The authority that counts: the one of the target, if it has one, else `Host`.
+fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, Refusal> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::bad_request("there are several Host fields"));
+    }
+    let of_target = parts.uri.authority().map(|authority| authority.as_str());
+    match (of_target, host) {
+        (None, None) => Err(Refusal::bad_request("the Host field is missing")),
+        (None, Some(host)) => Ok(host.clone()),
+        // HTTP/1.1 clients send Host even with a target in absolute form (RFC 9112 section 3.2).
+        (Some(_), None) if parts.version != Version::HTTP_2 => {
+            Err(Refusal::bad_request("the Host field is missing"))
+        }
+        (Some(target), host) => {
+            if let Some(host) = host {
+                let host = parse(host)?;
+                let target = Authority::parse(target);
+                let same = target.is_some_and(|target| target.same_as(&host, default_port));
+                if parts.version == Version::HTTP_2 && !same {
+                    return Err(Refusal::bad_request(":authority and the Host field differ"));
+                }
+            }
+            HeaderValue::from_str(target)
+                .map_err(|_| Refusal::bad_request("the request's authority is malformed"))
+        }
+    }
+}
+
+fn parse(value: &HeaderValue) -> Result<Authority<'_>, Refusal> {
+    value
+        .to_str()
+        .ok()
+        .and_then(Authority::parse)
+        .ok_or(Refusal::bad_request("the Host field is malformed"))
+}
+
+const fn not_served() -> Refusal {
+    Refusal {
+        status: StatusCode::NOT_FOUND,
+        reason: "this host name is not served here",
+    }
+}

@@ -1,0 +1,10 @@
+//! The whole of [`serve`](super::serve) against real backends on loopback.
+
+mod draining;
+mod forwarding;
+mod headers;
+mod http2;
+mod limits;
+mod refusals;
+mod support;
+mod upgrades;

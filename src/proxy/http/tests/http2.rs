@@ -1,0 +1,209 @@
+//! HTTP/2 clients, with HTTP/1.1 behind the proxy (F4 and F8 of the requirements).
+
+use std::convert::Infallible;
+use std::future::Future;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::TokioIo;
+use tokio::task::{JoinHandle, spawn_local};
+
+use super::support::{Backend, Farm, run};
+
+type TestBody = BoxBody<Bytes, Infallible>;
+
+#[derive(Clone)]
+struct Executor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, future: F) {
+        spawn_local(future);
+    }
+}
+
+/// An HTTP/2 client on a new connection to the host `shop`.
+pub(super) async fn connect(farm: &Farm) -> (SendRequest<TestBody>, JoinHandle<hyper::Result<()>>) {
+    let io = TokioIo::new(farm.connect(true).stream);
+    let (sender, connection) = hyper::client::conn::http2::handshake(Executor, io)
+        .await
+        .expect("a handshake");
+    (sender, spawn_local(connection))
+}
+
+pub(super) fn get(uri: &str) -> Request<TestBody> {
+    request(Method::GET, uri, &[])
+}
+
+fn request(method: Method, uri: &str, fields: &[(&str, &str)]) -> Request<TestBody> {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Empty::new().boxed()).expect("a valid request")
+}
+
+#[test]
+fn requests_are_translated() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let (mut sender, _) = connect(&farm).await;
+        let fields = [
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+            ("te", "trailers"),
+            ("x-real-ip", "6.6.6.6"),
+        ];
+        let response = sender
+            .send_request(request(Method::GET, "https://a.shop.example.com/x?y", &fields))
+            .await
+            .expect("a response");
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["via"], "1.1 tlsfarm");
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(body, "ok");
+        let seen = backend.one();
+        assert_eq!(seen.target, "/x?y");
+        assert_eq!(seen.field("host"), "a.shop.example.com");
+        assert_eq!(seen.field("cookie"), "a=1; b=2");
+        assert_eq!(seen.field("via"), "2.0 tlsfarm");
+        assert_eq!(seen.field("x-real-ip"), "-");
+        assert_eq!(seen.field("transfer-encoding"), "-");
+        let counted = farm.metric("tlsfarm_proxy_http_requests_total{protocol=\"h2\",code=\"200\"}");
+        assert_eq!(counted.as_deref(), Some("1"));
+    });
+}
+
+#[test]
+fn bodies_and_trailers_are_translated() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let (mut sender, _) = connect(&farm).await;
+
+        // Without a length, also where hyper's client would send no body.
+        for method in [Method::POST, Method::GET] {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-check", "7".parse().expect("valid"));
+            let frames = [Frame::data(Bytes::from_static(b"abc")), Frame::trailers(trailers)];
+            let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
+            let request = Request::builder()
+                .method(method)
+                .uri("https://shop.example.com/trailers")
+                .header("trailer", "x-check")
+                .header("te", "trailers")
+                .body(BodyExt::boxed(body))
+                .expect("a valid request");
+            let response = sender.send_request(request).await.expect("a response");
+            let body = response.into_body().collect().await.expect("a body");
+            let trailers = body.trailers().cloned().expect("trailers");
+            assert_eq!(trailers["x-sum"], "42");
+            assert!(!trailers.contains_key("x-forwarded-for"));
+            assert_eq!(body.to_bytes(), "data");
+            let seen = backend.one();
+            assert_eq!(seen.body, "abc");
+            assert_eq!(seen.trailers.expect("trailers arrived")["x-check"], "7");
+        }
+
+        let big = Bytes::from(vec![b'x'; 1 << 20]);
+        let request = Request::post("https://shop.example.com/echo")
+            .body(Full::new(big.clone()).boxed())
+            .expect("a valid request");
+        let response = sender.send_request(request).await.expect("a response");
+        assert_eq!(
+            response.into_body().collect().await.expect("a body").to_bytes(),
+            big
+        );
+        assert_eq!(backend.one().field("content-length"), big.len().to_string());
+    });
+}
+
+#[test]
+fn the_authority_wins_and_must_be_of_the_host() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let (mut sender, _) = connect(&farm).await;
+        for (method, uri, fields, code) in [
+            (
+                Method::GET,
+                "https://shop.example.com/",
+                &[("host", "shop.example.com")][..],
+                200,
+            ),
+            (
+                Method::GET,
+                "https://shop.example.com/",
+                &[("host", "SHOP.example.com:443")],
+                200,
+            ),
+            (
+                Method::GET,
+                "https://shop.example.com/",
+                &[("host", "other.example.com")],
+                400,
+            ),
+            (Method::GET, "https://other.example.com/only", &[], 421),
+            (Method::GET, "https://unknown.example/", &[], 421),
+            (Method::GET, "https://shop.example.com/a/%2e%2e/b", &[], 400),
+            (Method::GET, "https://shop.example.com/missing", &[], 503),
+            (Method::TRACE, "https://shop.example.com/", &[], 405),
+        ] {
+            let response = sender
+                .send_request(request(method, uri, fields))
+                .await
+                .expect("a response");
+            assert_eq!(response.status(), code, "{uri} {fields:?}");
+        }
+        let seen = backend.seen();
+        assert_eq!(seen.len(), 2);
+        assert!(seen.iter().all(|seen| seen.field("host") == "shop.example.com"));
+    });
+}
+
+#[test]
+fn draining_says_goaway_and_answers_what_is_being_served() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let (mut sender, connection) = connect(&farm).await;
+        let held = sender.send_request(get("https://shop.example.com/held"));
+        let held = spawn_local(held);
+        backend.arrived.notified().await;
+        farm.draining.cancel();
+        backend.release.notify_one();
+        let response = held.await.expect("joined").expect("a response");
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.expect("a body");
+        connection.await.expect("joined").expect("a clean end");
+    });
+}
+
+#[test]
+fn many_streams_are_served_at_once() {
+    run(async {
+        let backends = [Backend::start().await, Backend::start().await];
+        let farm = Farm::new(&backends.each_ref().map(|backend| backend.address));
+        let (sender, _) = connect(&farm).await;
+        let requests = (0..100).map(|_| {
+            let mut sender = sender.clone();
+            async move {
+                let response = sender.send_request(get("https://shop.example.com/")).await;
+                let response = response.expect("a response");
+                assert_eq!(response.status(), StatusCode::OK);
+                response.into_body().collect().await.expect("a body").to_bytes()
+            }
+        });
+        for body in futures::future::join_all(requests).await {
+            assert_eq!(body, "ok");
+        }
+        for backend in &backends {
+            let served = backend.seen().len();
+            assert!((30..=70).contains(&served), "a backend served {served} of 100");
+        }
+    });
+}

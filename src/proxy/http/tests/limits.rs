@@ -1,0 +1,150 @@
+//! No phase of a connection lasts for ever (G1 of the requirements).
+
+use tokio::io::AsyncWriteExt;
+
+use super::support::{Backend, Farm, read_head, run, scripted, status};
+
+#[test]
+fn a_head_must_come_in_time() {
+    run(async {
+        let farm = Farm::with(&[], "timeouts: {requestHead: 50ms}");
+        let mut client = farm.connect(false);
+        client.send("GET / HTTP/1.1\r\nHost: sh").await;
+        let response = client.rest().await;
+        assert_eq!(status(&response), 408, "{response:?}");
+    });
+}
+
+#[test]
+fn a_head_that_trickles_in_is_not_given_more_time() {
+    run(async {
+        let farm = Farm::with(&[], "timeouts: {requestHead: 100ms}");
+        let client = farm.connect(false);
+        let (mut reader, mut writer) = tokio::io::split(client.stream);
+        let trickle = async {
+            let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+            while writer.write_all(b"GET").await.is_ok() {
+                pause.tick().await;
+            }
+        };
+        let mut response = String::new();
+        tokio::select! {
+            () = trickle => {}
+            read = tokio::io::AsyncReadExt::read_to_string(&mut reader, &mut response) => {
+                read.expect("read");
+            }
+        }
+        assert_eq!(status(&response), 408, "{response:?}");
+    });
+}
+
+#[test]
+fn an_unused_connection_ends() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::with(&[backend.address], "timeouts: {keepAlive: 50ms}");
+        assert_eq!(farm.connect(false).rest().await, "");
+        let mut client = farm.connect(false);
+        client
+            .send("GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+            .await;
+        client.read_until("\r\n\r\nok").await;
+        assert_eq!(client.rest().await, "");
+    });
+}
+
+#[test]
+fn a_request_body_must_keep_coming() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::with(&[backend.address], "timeouts: {bodyIdle: 50ms}");
+        let response = farm
+            .exchange("POST / HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 9\r\n\r\nabc")
+            .await;
+        assert_eq!(status(&response), 408, "{response:?}");
+        assert!(backend.seen().is_empty());
+    });
+}
+
+#[test]
+fn a_backend_must_respond_in_time() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::with(&[backend.address], "timeouts: {responseHead: 50ms}");
+        let response = farm
+            .exchange("GET /held HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+            .await;
+        assert_eq!(status(&response), 504, "{response:?}");
+        assert_eq!(
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"Timeout\"}")
+                .as_deref(),
+            Some("1")
+        );
+    });
+}
+
+#[test]
+fn a_response_body_must_keep_coming() {
+    run(async {
+        let backend = scripted(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let part = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc";
+            stream.write_all(part.as_bytes()).await.expect("written");
+            // Until the proxy gives up.
+            read_head(&mut stream).await;
+        })
+        .await;
+        let farm = Farm::with(&[backend], "timeouts: {responseIdle: 50ms}");
+        let response = farm
+            .exchange("GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+            .await;
+        assert!(response.ends_with("\r\n\r\nabc"), "{response:?}");
+    });
+}
+
+/// A backend that sends for ever.
+async fn endless() -> std::net::SocketAddr {
+    scripted(|_, mut stream| async move {
+        read_head(&mut stream).await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n";
+        let mut sent = stream.write_all(head.as_bytes()).await;
+        while sent.is_ok() {
+            sent = stream.write_all(&[b'x'; 4096]).await;
+        }
+    })
+    .await
+}
+
+#[test]
+fn a_client_must_take_its_response() {
+    run(async {
+        let farm = Farm::with(&[endless().await], "timeouts: {writeStall: 50ms}");
+        let mut client = farm.connect(false);
+        client
+            .send("GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
+            .await;
+        client.served.await.expect("served");
+    });
+}
+
+#[test]
+fn an_http2_client_must_take_its_response() {
+    run(async {
+        let farm = Farm::with(&[endless().await], "timeouts: {writeStall: 50ms}");
+        let (mut sender, connection) = super::http2::connect(&farm).await;
+        let request = super::http2::get("https://shop.example.com/");
+        // The body is kept but never read, so its flow-control window stays shut.
+        let response = sender.send_request(request).await.expect("a response");
+        connection.await.expect("joined").ok();
+        drop(response);
+    });
+}
+
+#[test]
+fn an_unused_http2_connection_ends() {
+    run(async {
+        let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
+        let (_sender, connection) = super::http2::connect(&farm).await;
+        connection.await.expect("joined").expect("a clean end");
+    });
+}

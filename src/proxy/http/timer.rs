@@ -1,0 +1,62 @@
+//! Deadlines that are moved on every read or write, at next to no cost.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A timer whose deadline is given at each poll.
+///
+/// Moving a deadline into the future costs nothing: the runtime's timer is left where it is and set anew only when it
+/// fires too early.
+#[derive(Default)]
+pub(super) struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    /// Ready once `deadline` has passed.
+    pub(super) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// Limits how long something may make no progress.
+pub(super) struct StallTimer {
+    timer: Timer,
+    limit: Duration,
+    since: Option<Instant>,
+}
+
+impl StallTimer {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            timer: Timer::default(),
+            limit,
+            since: None,
+        }
+    }
+
+    /// Something moved.
+    pub(super) fn progressed(&mut self) {
+        self.since = None;
+    }
+
+    /// Nothing moves. Ready once that has lasted for the limit.
+    pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.timer.poll_until(cx, since + self.limit)
+    }
+}

@@ -1,0 +1,3 @@
+module tlsfarm.dev/tests/backend
+
+go 1.22

@@ -1,0 +1,297 @@
+//! What bad input gets: the rest goes on, the status says what is wrong, and it recovers by itself.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Namespace, Version, certificate, farm, run, s_client, wait_for};
+
+/// The kubelet looks at mounted Secrets about once a minute.
+const KUBELET_PATIENCE: Duration = Duration::from_secs(150);
+
+#[test]
+fn a_bad_certificate_takes_down_only_its_own_host_and_heals() {
+    let namespace = Namespace::with_operator("test-certificates");
+    namespace.create_certificate("good-tls", &["good.example.com"]);
+    namespace.apply(&farm(
+        "shop",
+        2,
+        &[("good", "good.example.com"), ("bad", "bad.example.com")],
+    ));
+
+    let bad = |reason: &str| {
+        namespace.wait_condition_for("shop", "CertificatesReady", "False", reason, KUBELET_PATIENCE);
+        let message = namespace.condition("shop", "CertificatesReady").2;
+        assert!(
+            message.contains("bad") && message.contains("bad-tls"),
+            "{message}"
+        );
+        for (proxy, address) in namespace.proxies("shop") {
+            let good = s_client(address, "good.example.com", Version::Tls13, None, None);
+            assert!(
+                good.served,
+                "{proxy} does not serve the other host while {reason}"
+            );
+        }
+    };
+    bad("CertificateMissing");
+    assert_eq!(namespace.condition("shop", "Ready").1, "CertificateMissing");
+
+    let (certificate_of_one, _) = certificate(&["bad.example.com"], 2000..2100);
+    let (_, key_of_another) = certificate(&["bad.example.com"], 2000..2100);
+    namespace.apply_certificate("bad-tls", &certificate_of_one, &key_of_another);
+    bad("KeyMismatch");
+    namespace.create_certificate("bad-tls", &["else.example.com"]);
+    bad("NameMismatch");
+    let (expired, key) = certificate(&["bad.example.com"], 2000..2001);
+    namespace.apply_certificate("bad-tls", &expired, &key);
+    bad("CertificateExpired");
+
+    namespace.create_certificate("bad-tls", &["bad.example.com"]);
+    namespace.wait_condition_for(
+        "shop",
+        "CertificatesReady",
+        "True",
+        "CertificatesLoaded",
+        KUBELET_PATIENCE,
+    );
+    namespace.wait_ready("shop");
+    for (proxy, address) in namespace.proxies("shop") {
+        let healed = s_client(address, "bad.example.com", Version::Tls13, None, None);
+        assert!(healed.served, "{proxy} does not serve the healed host");
+    }
+    namespace.delete();
+}
+
+#[test]
+fn a_host_name_belongs_to_one_host_of_one_farm() {
+    let namespace = Namespace::with_operator("test-hostnames");
+    namespace.create_certificate("shop-tls", &["shop.example.com"]);
+    namespace.apply(&farm("first", 1, &[("shop", "shop.example.com")]));
+    namespace.wait_ready("first");
+
+    namespace.apply(&farm("second", 1, &[("shop", "shop.example.com")]));
+    let message = namespace.wait_condition("second", "Accepted", "False", "HostnameConflict");
+    assert!(
+        message.contains("shop.example.com") && message.contains("first"),
+        "{message}"
+    );
+    assert!(
+        namespace.get("deployment", "second-proxy").is_none(),
+        "a farm that is not accepted was built"
+    );
+    namespace.wait_condition("first", "Ready", "True", "FarmReady");
+
+    namespace.apply(&farm(
+        "twice",
+        1,
+        &[("a", "twice.example.com"), ("b", "twice.example.com")],
+    ));
+    let message = namespace.wait_condition("twice", "Accepted", "False", "HostnameConflict");
+    assert!(message.contains("twice.example.com"), "{message}");
+
+    namespace.kubectl(&["delete", "tlsfarm", "first"]);
+    namespace.wait_condition("second", "Accepted", "True", "Valid");
+    namespace.wait_ready("second");
+    namespace.delete();
+}
+
+#[test]
+fn a_missing_backend_is_503_and_a_condition_until_it_exists() {
+    let namespace = Namespace::with_operator("test-backends");
+    namespace.create_certificate("shop-tls", &["shop.example.com"]);
+    let mut shop = farm("shop", 1, &[("shop", "shop.example.com")]);
+    shop["spec"]["hosts"][0]["routes"] = json!([
+        {"path": "/", "backend": {"service": "web", "port": 8080}},
+        {"path": "/late", "backend": {"service": "late", "port": 80}},
+    ]);
+    namespace.apply(&shop);
+    let message = namespace.wait_condition("shop", "BackendsReady", "False", "BackendNotFound");
+    assert!(message.contains("late"), "{message}");
+    let (_, address) = wait_for("a proxy", Duration::from_secs(60), || {
+        namespace.proxies("shop").into_iter().next()
+    });
+    let code = |path: &str| {
+        let url = format!("https://shop.example.com:8443{path}");
+        let route = format!("shop.example.com:8443:{}", address.ip());
+        let args = [
+            "-sk",
+            "--resolve",
+            &route,
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--max-time",
+            "5",
+            &url,
+        ];
+        run("curl", &args, None).unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(code("/late/page"), "503");
+    assert_eq!(code("/latecomer"), "200");
+
+    namespace.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "late"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    }));
+    namespace.wait_condition("shop", "BackendsReady", "True", "BackendsResolved");
+    wait_for("the late backend to serve", Duration::from_secs(30), || {
+        (code("/late/page") == "200").then_some(())
+    });
+    namespace.delete();
+}
+
+#[test]
+fn a_damaged_missing_or_old_ring_is_replaced_by_the_operator_and_never_used() {
+    let namespace = Namespace::with_operator("test-ring");
+    namespace.create_certificate("shop-tls", &["shop.example.com"]);
+    namespace.apply(&farm("shop", 2, &[("shop", "shop.example.com")]));
+    namespace.wait_ready("shop");
+    let dir = crate::harness::scratch("ring");
+    let session = dir.join("session.pem");
+    let proxies = namespace.proxies("shop");
+    let taken = s_client(
+        proxies[0].1,
+        "shop.example.com",
+        Version::Tls12,
+        Some(&session),
+        None,
+    );
+    assert!(taken.served);
+    let old = namespace.get("secret", "shop-ring").expect("the ring exists")["data"]["ring.json"].clone();
+    namespace.rotate("shop", "once");
+
+    let zeros = old.as_str().expect("data").len();
+    let damage = [
+        (
+            "truncated",
+            json!({"data": {"ring.json": &old.as_str().expect("data")[..zeros / 8 * 4]}}),
+        ),
+        ("garbage", json!({"data": {"ring.json": "bm90IGEgcmluZw=="}})),
+        ("emptied", json!({"data": {"ring.json": null}})),
+        ("rolled back", json!({"data": {"ring.json": old}})),
+    ];
+    for (name, patch) in damage {
+        let generation = namespace.ring_generation("shop");
+        namespace.kubectl(&[
+            "patch",
+            "secret",
+            "shop-ring",
+            "--type=merge",
+            "--patch",
+            &patch.to_string(),
+        ]);
+        repaired(&namespace, generation, name);
+    }
+    let generation = namespace.ring_generation("shop");
+    namespace.kubectl(&["delete", "secret", "shop-ring"]);
+    repaired(&namespace, generation, "deleted");
+
+    for (proxy, address) in namespace.proxies("shop") {
+        let offered = s_client(address, "shop.example.com", Version::Tls12, None, Some(&session));
+        assert!(
+            offered.served && offered.resumed,
+            "{proxy} lost a session to the repairs: {offered:?}"
+        );
+    }
+    namespace.delete();
+}
+
+fn repaired(namespace: &Namespace, before: u64, damage: &str) {
+    wait_for(
+        &format!("the {damage} ring to be repaired"),
+        Duration::from_secs(60),
+        || (namespace.ring_generation("shop") > before).then_some(()),
+    );
+    namespace.wait_condition("shop", "KeysSynced", "True", "Acknowledged");
+}
+
+#[test]
+fn the_api_server_refuses_what_the_schema_forbids() {
+    let namespace = Namespace::create("test-schema");
+    let good = farm("shop", 1, &[("shop", "shop.example.com")]);
+    let dry_run = |farm: &serde_json::Value| {
+        let args = [
+            "--namespace",
+            namespace.name,
+            "apply",
+            "--dry-run=server",
+            "-f",
+            "-",
+        ];
+        run("kubectl", &args, Some(&farm.to_string()))
+    };
+    dry_run(&good).unwrap_or_else(|error| panic!("{error}"));
+    let cases = [
+        ("/spec/surprise", "unknown field", json!(1)),
+        ("/spec/replicas", "greater than or equal to 0", json!(-1)),
+        ("/spec/hosts", "at least 1", json!([])),
+        ("/spec/hosts/0/hostnames", "should match", json!(["Not A Name"])),
+        (
+            "/spec/hosts/0/hostnames",
+            "Duplicate",
+            json!(["a.example.com", "a.example.com"]),
+        ),
+        ("/spec/hosts/0/routes/0/path", "should match", json!("no-slash")),
+        (
+            "/spec/hosts/0/tls/minVersion",
+            "Unsupported value",
+            json!("TLS11"),
+        ),
+        (
+            "/spec/resumption",
+            "should match",
+            json!({"tickets": {"rotationInterval": "1 hour"}}),
+        ),
+        (
+            "/spec/resumption",
+            "between 5m and 24h",
+            json!({"tickets": {"rotationInterval": "1m"}}),
+        ),
+        (
+            "/spec/resumption",
+            "between 5m and 24h",
+            json!({"tickets": {"rotationInterval": "25h"}}),
+        ),
+        (
+            "/spec/resumption",
+            "between 1m and 168h",
+            json!({"tickets": {"lifetime": "169h"}}),
+        ),
+        (
+            "/spec/resumption",
+            "maxAge must lie",
+            json!({"tickets": {"lifetime": "4h", "maxAge": "3h"}}),
+        ),
+        (
+            "/spec/resumption",
+            "24 times rotationInterval",
+            json!({"tickets": {"rotationInterval": "5m"}}),
+        ),
+        (
+            "/spec/proxy",
+            "must be a network",
+            json!({"trustedProxies": ["10.0.0.0/33"]}),
+        ),
+        ("/spec/proxy", "between 1s and 1h", json!({"drainPeriod": "2h"})),
+        (
+            "/spec/service",
+            "needs type LoadBalancer",
+            json!({"type": "ClusterIP", "loadBalancerClass": "x/y"}),
+        ),
+    ];
+    for (pointer, expected, value) in cases {
+        let mut bad = good.clone();
+        let (parent, field) = pointer.rsplit_once('/').expect("a pointer");
+        bad.pointer_mut(parent).expect("exists")[field] = value;
+        let error = dry_run(&bad).expect_err(pointer);
+        assert!(error.contains(expected), "{pointer}: {error}");
+    }
+    let mut long = good.clone();
+    long["metadata"]["name"] = json!("x".repeat(49));
+    assert!(dry_run(&long).expect_err("too long").contains("at most 48"));
+    namespace.delete();
+}

@@ -1,0 +1,490 @@
+//! Driving a real cluster as its users do: with kubectl, helm, OpenSSL and a load tool.
+//!
+//! `make test` starts the cluster, loads the images and sets the environment. Without it every test here fails at once.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// The image that `make image` built and `make cluster` loaded.
+pub fn image() -> String {
+    std::env::var("TLSFARM_TEST_IMAGE")
+        .expect("run these tests through `make test`: TLSFARM_TEST_IMAGE is not set")
+}
+
+/// Held by tests that bring an operator for their own namespace, and taken by those whose operator serves all namespaces.
+static OPERATORS: RwLock<()> = RwLock::new(());
+
+/// Waits until no other test's operator runs, and keeps others from starting.
+pub fn only_operator() -> RwLockWriteGuard<'static, ()> {
+    OPERATORS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a command to its end and returns what it printed, or its failure in words.
+pub fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String, String> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    if let Some(input) = input {
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        // The program may refuse its input early; its exit code tells.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().expect("the command ends");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    Err(format!(
+        "{program} {}: {}\n{stdout}{}",
+        args.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}
+
+/// Calls `check` until it returns something, at most for `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "timed out after {limit:?} waiting for {what}"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A namespace of a test's own, which enforces the Pod Security level `restricted` and goes when the test ends well.
+pub struct Namespace {
+    pub name: &'static str,
+    _operator: Option<RwLockReadGuard<'static, ()>>,
+}
+
+impl Namespace {
+    /// Creates the namespace anew, with an operator of its own that watches only it.
+    pub fn with_operator(name: &'static str) -> Self {
+        let operator = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
+        let namespace = Self {
+            _operator: Some(operator),
+            ..Self::create(name)
+        };
+        namespace.install_operator();
+        namespace.deploy_backend();
+        namespace
+    }
+
+    /// Creates the namespace anew.
+    pub fn create(name: &'static str) -> Self {
+        let gone = run(
+            "kubectl",
+            &["delete", "namespace", name, "--ignore-not-found", "--wait"],
+            None,
+        );
+        gone.unwrap_or_else(|error| panic!("{error}"));
+        let namespace = Self {
+            name,
+            _operator: None,
+        };
+        namespace.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        }));
+        namespace
+    }
+
+    /// Installs the chart as its defaults are, but for what several installations in one cluster cannot share.
+    pub fn install_operator(&self) {
+        let image = image();
+        let (repository_name, tag) = image.rsplit_once(':').expect("the image has a tag");
+        let chart = repository().join("charts/tlsfarm");
+        let settings = format!(
+            "image.repository={repository_name},image.tag={tag},crds.enabled=false,rbac.userRoles=false"
+        );
+        let chart = chart.to_str().expect("UTF-8");
+        let install = [
+            "install",
+            "tlsfarm",
+            chart,
+            "--namespace",
+            self.name,
+            "--set",
+            &settings,
+            "--wait",
+        ];
+        run("helm", &install, None).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    pub fn delete(self) {
+        self.kubectl(&["delete", "namespace", self.name, "--wait"]);
+    }
+
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
+        run("kubectl", &[&["--namespace", self.name], args].concat(), None)
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.try_kubectl(args).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub fn try_apply(&self, object: &Value) -> Result<String, String> {
+        let text = object.to_string();
+        run(
+            "kubectl",
+            &["--namespace", self.name, "apply", "-f", "-"],
+            Some(&text),
+        )
+    }
+
+    pub fn apply(&self, object: &Value) {
+        self.try_apply(object).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// An object as JSON; none when it does not exist.
+    pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        let text = self.kubectl(&["get", kind, name, "--ignore-not-found", "--output", "json"]);
+        (!text.trim().is_empty()).then(|| serde_json::from_str(&text).expect("kubectl prints JSON"))
+    }
+
+    pub fn list(&self, kind: &str, selector: &str) -> Vec<Value> {
+        let text = self.kubectl(&["get", kind, "--selector", selector, "--output", "json"]);
+        let list: Value = serde_json::from_str(&text).expect("kubectl prints JSON");
+        list["items"].as_array().expect("a list has items").clone()
+    }
+
+    /// The ready, non-terminating proxies of a farm: pod name and TLS address, sorted by name.
+    pub fn proxies(&self, farm: &str) -> Vec<(String, SocketAddr)> {
+        let mut proxies: Vec<_> = self
+            .list("pods", &format!("tlsfarm.dev/farm={farm}"))
+            .iter()
+            .filter(|pod| {
+                pod["metadata"]["deletionTimestamp"].is_null() && condition_of(pod, "Ready").0 == "True"
+            })
+            .map(|pod| {
+                let address = format!(
+                    "{}:8443",
+                    pod["status"]["podIP"]
+                        .as_str()
+                        .expect("a ready pod has an address")
+                );
+                (
+                    pod["metadata"]["name"].as_str().expect("named").to_owned(),
+                    address.parse().expect("an address"),
+                )
+            })
+            .collect();
+        proxies.sort();
+        proxies
+    }
+
+    /// Status, reason and message of one of a farm's conditions.
+    pub fn condition(&self, farm: &str, type_: &str) -> (String, String, String) {
+        self.get("tlsfarm", farm)
+            .map(|farm| condition_of(&farm, type_))
+            .unwrap_or_default()
+    }
+
+    /// Waits until a condition has this status and reason; returns its message.
+    pub fn wait_condition(&self, farm: &str, type_: &str, status: &str, reason: &str) -> String {
+        self.wait_condition_for(farm, type_, status, reason, Duration::from_secs(90))
+    }
+
+    pub fn wait_condition_for(
+        &self,
+        farm: &str,
+        type_: &str,
+        status: &str,
+        reason: &str,
+        limit: Duration,
+    ) -> String {
+        let mut last = Default::default();
+        let deadline = Instant::now() + limit;
+        loop {
+            let found = self.condition(farm, type_);
+            if found.0 == status && found.1 == reason {
+                return found.2;
+            }
+            if Instant::now() > deadline {
+                let described = self.kubectl(&["describe", "tlsfarm", farm]);
+                panic!(
+                    "{type_} of {farm} did not become {status}/{reason} within {limit:?}, last {last:?}\n{described}"
+                );
+            }
+            last = found;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    pub fn wait_ready(&self, farm: &str) {
+        self.kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            &format!("tlsfarm/{farm}"),
+            "--timeout=120s",
+        ]);
+    }
+
+    /// The cluster address of a farm's Service.
+    pub fn service_address(&self, farm: &str) -> String {
+        let service = self
+            .get("service", &format!("{farm}-proxy"))
+            .expect("the farm has a Service");
+        service["spec"]["clusterIP"]
+            .as_str()
+            .expect("the Service has an address")
+            .to_owned()
+    }
+
+    pub fn ring_generation(&self, farm: &str) -> u64 {
+        self.get("tlsfarm", farm)
+            .and_then(|farm| farm["status"]["ring"]["generation"].as_u64())
+            .unwrap_or_default()
+    }
+
+    /// Asks for a rotation and waits until every ready proxy has acknowledged it; returns how long that took.
+    pub fn rotate(&self, farm: &str, request: &str) -> Duration {
+        let before = self.ring_generation(farm);
+        let start = Instant::now();
+        self.kubectl(&[
+            "annotate",
+            "--overwrite",
+            "tlsfarm",
+            farm,
+            &format!("tlsfarm.dev/rotate={request}"),
+        ]);
+        wait_for("the rotation to be acknowledged", Duration::from_secs(60), || {
+            let farm = self.get("tlsfarm", farm)?;
+            let rotated = farm["status"]["ring"]["generation"].as_u64()? > before;
+            (rotated && condition_of(&farm, "KeysSynced").0 == "True").then_some(())
+        });
+        start.elapsed()
+    }
+
+    /// A Deployment and Service `web` that answer with what they were asked.
+    pub fn deploy_backend(&self) {
+        let text = std::fs::read_to_string(repository().join("deploy/demo/web.yaml"))
+            .expect("the demo has a backend");
+        run(
+            "kubectl",
+            &["--namespace", self.name, "apply", "-f", "-"],
+            Some(&text),
+        )
+        .unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// A Secret with a fresh certificate for `hostnames`.
+    pub fn create_certificate(&self, secret: &str, hostnames: &[&str]) {
+        let (certificate, key) = certificate(hostnames, 2000..2100);
+        self.apply_certificate(secret, &certificate, &key);
+    }
+
+    pub fn apply_certificate(&self, secret: &str, certificate: &str, key: &str) {
+        self.apply(&json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/tls",
+            "metadata": {"name": secret},
+            "stringData": {"tls.crt": certificate, "tls.key": key},
+        }));
+    }
+}
+
+/// A farm `name` with one host per entry: `(host, hostname)`, each with the Secret `<host>-tls` and the backend `web`.
+pub fn farm(name: &str, replicas: u32, hosts: &[(&str, &str)]) -> Value {
+    let hosts: Vec<_> = hosts
+        .iter()
+        .map(|(host, hostname)| {
+            json!({
+                "name": host,
+                "hostnames": [hostname],
+                "tls": {"certificateRefs": [{"name": format!("{host}-tls")}]},
+                "routes": [{"path": "/", "backend": {"service": "web", "port": 8080}}],
+            })
+        })
+        .collect();
+    json!({
+        "apiVersion": "tlsfarm.dev/v1alpha1",
+        "kind": "TLSFarm",
+        "metadata": {"name": name},
+        "spec": {"replicas": replicas, "hosts": hosts, "service": {"type": "ClusterIP"}},
+    })
+}
+
+/// Certificate and key in PEM, valid for whole years.
+pub fn certificate(hostnames: &[&str], years: std::ops::Range<i32>) -> (String, String) {
+    let names: Vec<String> = hostnames.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = rcgen::CertificateParams::new(names).expect("DNS names");
+    params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+    params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    (certificate.pem(), key.serialize_pem())
+}
+
+/// Status, reason and message of an object's condition.
+pub fn condition_of(object: &Value, type_: &str) -> (String, String, String) {
+    let conditions = object["status"]["conditions"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    conditions
+        .iter()
+        .find(|condition| condition["type"] == type_)
+        .map(|c| (text(&c["status"]), text(&c["reason"]), text(&c["message"])))
+        .unwrap_or_default()
+}
+
+/// What OpenSSL's client saw of one connection.
+#[derive(Debug)]
+pub struct Handshake {
+    pub resumed: bool,
+    pub served: bool,
+}
+
+/// A TLS version as OpenSSL's client names it.
+#[derive(Clone, Copy, Debug)]
+pub enum Version {
+    Tls12,
+    Tls13,
+}
+
+/// Connects with OpenSSL's client and asks for `/`; saves the session to one file and offers that of another.
+pub fn s_client(
+    address: SocketAddr,
+    hostname: &str,
+    version: Version,
+    save: Option<&Path>,
+    offer: Option<&Path>,
+) -> Handshake {
+    let address = address.to_string();
+    let mut args = vec![
+        "s_client",
+        "-connect",
+        &address,
+        "-servername",
+        hostname,
+        "-ign_eof",
+    ];
+    args.push(match version {
+        Version::Tls12 => "-tls1_2",
+        Version::Tls13 => "-tls1_3",
+    });
+    if let Some(path) = save {
+        args.extend(["-sess_out", path.to_str().expect("UTF-8")]);
+    }
+    if let Some(path) = offer {
+        args.extend(["-sess_in", path.to_str().expect("UTF-8")]);
+    }
+    let request = format!("GET / HTTP/1.1\r\nHost: {hostname}\r\nConnection: close\r\n\r\n");
+    let seen = run("openssl", &args, Some(&request)).unwrap_or_else(|error| error);
+    Handshake {
+        resumed: seen.contains("\nReused, "),
+        served: seen.contains("HTTP/1.1 200"),
+    }
+}
+
+/// An empty directory of a test's own.
+pub fn scratch(name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("tlsfarm-test-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("created");
+    dir
+}
+
+/// The project's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A constant stream of HTTPS requests from a load tool, for as long as it lives.
+pub struct Load {
+    child: Child,
+    results: PathBuf,
+}
+
+impl Load {
+    /// Starts `rate` requests a second to `hostname` at `address`, for at most `limit`: over connections that are kept, or
+    /// each over a connection of its own.
+    pub fn start(
+        name: &str,
+        hostname: &str,
+        address: &str,
+        rate: u32,
+        keep_alive: bool,
+        limit: Duration,
+    ) -> Self {
+        let results = scratch(name).join(format!("results-{keep_alive}.bin"));
+        let child = Command::new("vegeta")
+            .arg("attack")
+            .args(["-insecure", "-timeout=10s", "-max-connections=32"])
+            .arg(format!("-keepalive={keep_alive}"))
+            .arg(format!("-rate={rate}/s"))
+            .arg(format!("-duration={}s", limit.as_secs()))
+            .arg(format!("-connect-to={hostname}:443:{address}:443"))
+            .arg(format!("-output={}", results.display()))
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("the load tool is on the PATH of `tests/cluster/cluster env`");
+        let mut load = Self { child, results };
+        let target = format!("GET https://{hostname}/\n");
+        load.child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(target.as_bytes())
+            .expect("the load tool reads targets");
+        load
+    }
+
+    /// Ends the load; returns the number of requests and the failures in words.
+    pub fn stop(mut self) -> (u64, Vec<String>) {
+        let pid = self.child.id().to_string();
+        let _ = run("kill", &["-INT", &pid], None);
+        self.child.wait().expect("the load tool ends");
+        let results = self.results.to_str().expect("UTF-8");
+        let report =
+            run("vegeta", &["report", "-type=json", results], None).unwrap_or_else(|error| panic!("{error}"));
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        let mut failures: Vec<String> = report["errors"]
+            .as_array()
+            .map(|errors| {
+                errors
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .map(str::to_owned)
+                    .collect()
+            })
+            .unwrap_or_default();
+        for (code, count) in report["status_codes"].as_object().expect("codes") {
+            if code != "200" {
+                failures.push(format!("{count} answers with code {code}"));
+            }
+        }
+        (report["requests"].as_u64().expect("a number"), failures)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,118 @@
+//! Installing and removing, as the README says.
+
+use std::time::Duration;
+
+use crate::harness::{Namespace, farm, image, only_operator, repository, run, wait_for};
+
+#[test]
+fn the_chart_is_tested_by_its_own_probe_and_leaves_nothing_behind() {
+    let namespace = Namespace::with_operator("test-install");
+    namespace.create_certificate("shop-tls", &["shop.example.com"]);
+    namespace.apply(&farm("shop", 2, &[("shop", "shop.example.com")]));
+    namespace.wait_ready("shop");
+    let tested = run(
+        "helm",
+        &["test", "tlsfarm", "--namespace", namespace.name, "--logs"],
+        None,
+    );
+    let tested = tested.unwrap_or_else(|error| panic!("{error}"));
+    assert!(
+        tested.contains("100"),
+        "the probe's matrix is not in the log:\n{tested}"
+    );
+
+    namespace.kubectl(&["delete", "tlsfarm", "shop"]);
+    run(
+        "helm",
+        &["uninstall", "tlsfarm", "--namespace", namespace.name, "--wait"],
+        None,
+    )
+    .unwrap_or_else(|e| panic!("{e}"));
+    let kinds = "deployments,replicasets,pods,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets";
+    wait_for("everything of ours to go", Duration::from_secs(90), || {
+        namespace
+            .list(kinds, "app.kubernetes.io/name=tlsfarm")
+            .is_empty()
+            .then_some(())
+    });
+    let release = format!(
+        "app.kubernetes.io/name=tlsfarm,app.kubernetes.io/instance=tlsfarm,{}",
+        "helm.sh/chart"
+    );
+    assert!(
+        namespace
+            .list("clusterroles,clusterrolebindings", &release)
+            .is_empty()
+    );
+    assert!(
+        namespace.get("crd", "tlsfarms.tlsfarm.dev").is_some(),
+        "the CRD went, and everyone's farms with it"
+    );
+    namespace.delete();
+}
+
+#[test]
+fn every_sample_is_accepted_by_the_api_server() {
+    let namespace = Namespace::create("test-samples");
+    let samples = std::fs::read_dir(repository().join("deploy/samples")).expect("there are samples");
+    let mut count = 0;
+    for sample in samples {
+        let path = sample.expect("readable").path();
+        if path.file_name().is_some_and(|name| name == "kustomization.yaml") {
+            continue;
+        }
+        let path = path.to_str().expect("UTF-8");
+        namespace.kubectl(&["apply", "--dry-run=server", "-f", path]);
+        count += 1;
+    }
+    assert!(count >= 3, "only {count} samples");
+    namespace.delete();
+}
+
+#[test]
+fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
+    let _only = only_operator();
+    let kustomization = scratch_overlay();
+    let apply = ["apply", "--server-side", "-k", &kustomization];
+    run("kubectl", &apply, None).unwrap_or_else(|error| panic!("{error}"));
+    let rollout = [
+        "--namespace",
+        "tlsfarm-system",
+        "rollout",
+        "status",
+        "deployment/tlsfarm",
+        "--timeout=90s",
+    ];
+    run("kubectl", &rollout, None).unwrap_or_else(|error| panic!("{error}"));
+
+    let namespace = Namespace::create("test-kustomize");
+    namespace.deploy_backend();
+    namespace.create_certificate("shop-tls", &["shop.example.com"]);
+    namespace.apply(&farm("shop", 1, &[("shop", "shop.example.com")]));
+    namespace.wait_ready("shop");
+    namespace.kubectl(&["delete", "tlsfarm", "shop"]);
+    namespace.delete();
+
+    // All but the CRD, which other tests use.
+    for (kind, name) in [
+        ("namespace", "tlsfarm-system"),
+        ("clusterrole", "tlsfarm"),
+        ("clusterrolebinding", "tlsfarm"),
+    ] {
+        run("kubectl", &["delete", kind, name, "--ignore-not-found"], None)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+/// An overlay of `deploy/` with the image under test, as a user would write one to pin an image.
+fn scratch_overlay() -> String {
+    let image = image();
+    let (name, tag) = image.rsplit_once(':').expect("the image has a tag");
+    let dir = repository().join("target/kustomize");
+    std::fs::create_dir_all(&dir).expect("created");
+    let overlay = format!(
+        "resources: [../../deploy]\nimages: [{{name: ghcr.io/tlsfarm/tlsfarm, newName: {name}, newTag: {tag}}}]\n"
+    );
+    std::fs::write(dir.join("kustomization.yaml"), overlay).expect("written");
+    dir.to_str().expect("UTF-8").to_owned()
+}

@@ -1,0 +1,200 @@
+//! What clients see: sessions resume at every proxy, and nothing that happens to the farm loses one or fails a request.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Load, Namespace, Version, farm, run, s_client, scratch, wait_for};
+
+const SHOP: &str = "shop.example.com";
+const BLOG: &str = "blog.example.com";
+
+#[test]
+fn openssl_resumes_at_every_proxy_and_only_under_its_own_host_name() {
+    let namespace = Namespace::with_operator("test-resumption");
+    namespace.create_certificate("shop-tls", &[SHOP]);
+    namespace.create_certificate("blog-tls", &[BLOG]);
+    namespace.apply(&farm("shop", 3, &[("shop", SHOP), ("blog", BLOG)]));
+    namespace.wait_ready("shop");
+    let proxies = namespace.proxies("shop");
+    assert_eq!(proxies.len(), 3);
+
+    let dir = scratch("resumption");
+    for version in [Version::Tls12, Version::Tls13] {
+        for (issuer, issuer_address) in &proxies {
+            for (resumer, resumer_address) in &proxies {
+                let session = dir.join("session.pem");
+                let first = s_client(*issuer_address, SHOP, version, Some(&session), None);
+                assert!(
+                    first.served && !first.resumed,
+                    "{version:?} at {issuer}: {first:?}"
+                );
+                let second = s_client(*resumer_address, SHOP, version, None, Some(&session));
+                assert!(
+                    second.served && second.resumed,
+                    "{version:?} from {issuer} at {resumer}: {second:?}"
+                );
+                let foreign = s_client(*resumer_address, BLOG, version, None, Some(&session));
+                assert!(
+                    foreign.served && !foreign.resumed,
+                    "{version:?} under another name: {foreign:?}"
+                );
+            }
+        }
+    }
+    namespace.delete();
+}
+
+#[test]
+fn ten_rotations_in_a_row_lose_no_session_and_no_request() {
+    let namespace = Namespace::with_operator("test-rotation");
+    namespace.create_certificate("shop-tls", &[SHOP]);
+    namespace.apply(&farm("shop", 3, &[("shop", SHOP)]));
+    namespace.wait_ready("shop");
+    let traffic = Traffic::start(&namespace, "rotation");
+
+    let before = namespace.ring_generation("shop");
+    let mut slowest = Duration::ZERO;
+    for round in 0..10 {
+        let took = namespace.rotate("shop", &format!("round-{round}"));
+        println!("rotation {round} was acknowledged by every proxy after {took:?}");
+        slowest = slowest.max(took);
+    }
+    assert_eq!(namespace.ring_generation("shop"), before + 10);
+    assert!(
+        slowest <= Duration::from_secs(2),
+        "the slowest rotation took {slowest:?}"
+    );
+    traffic.stop_without_losses();
+    namespace.delete();
+}
+
+#[test]
+fn restarts_and_scaling_lose_no_session_and_no_request() {
+    let namespace = Namespace::with_operator("test-restarts");
+    namespace.create_certificate("shop-tls", &[SHOP]);
+    namespace.apply(&farm("shop", 3, &[("shop", SHOP)]));
+    namespace.wait_ready("shop");
+    let traffic = Traffic::start(&namespace, "restarts");
+
+    let (victim, _) = &namespace.proxies("shop")[0];
+    namespace.kubectl(&["delete", "pod", victim, "--wait=true"]);
+    namespace.wait_ready("shop");
+    println!("deleted {victim}");
+
+    namespace.kubectl(&["rollout", "restart", "deployment/shop-proxy"]);
+    namespace.kubectl(&["rollout", "status", "deployment/shop-proxy", "--timeout=180s"]);
+    println!("restarted the Deployment");
+
+    for replicas in [5, 2] {
+        namespace.kubectl(&["scale", "tlsfarm/shop", &format!("--replicas={replicas}")]);
+        wait_for("the farm to be scaled", Duration::from_secs(120), || {
+            let pods = namespace.list("pods", "tlsfarm.dev/farm=shop").len();
+            (pods == replicas && namespace.proxies("shop").len() == replicas).then_some(())
+        });
+        println!("scaled to {replicas}");
+    }
+    traffic.stop_without_losses();
+    namespace.delete();
+}
+
+#[test]
+fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key() {
+    let namespace = Namespace::with_operator("test-operator-killed");
+    namespace.create_certificate("shop-tls", &[SHOP]);
+    namespace.apply(&farm("shop", 3, &[("shop", SHOP)]));
+    namespace.wait_ready("shop");
+    let traffic = Traffic::start(&namespace, "killed");
+
+    let before = namespace.ring_generation("shop");
+    for round in 0..5u64 {
+        namespace.kubectl(&[
+            "annotate",
+            "--overwrite",
+            "tlsfarm",
+            "shop",
+            &format!("tlsfarm.dev/rotate=kill-{round}"),
+        ]);
+        // Later in each round, so that the kill meets another step of the rotation.
+        std::thread::sleep(Duration::from_millis(60 * round));
+        let operator = "app.kubernetes.io/component=operator";
+        namespace.kubectl(&[
+            "delete",
+            "pod",
+            "--selector",
+            operator,
+            "--grace-period=0",
+            "--force",
+        ]);
+        wait_for(
+            "the rotation to be finished by the next operator",
+            Duration::from_secs(60),
+            || {
+                let synced = namespace.condition("shop", "KeysSynced").0 == "True";
+                (synced && namespace.ring_generation("shop") > before + round).then_some(())
+            },
+        );
+        assert_eq!(
+            namespace.ring_generation("shop"),
+            before + round + 1,
+            "one request made more than one rotation"
+        );
+    }
+    namespace.wait_ready("shop");
+    traffic.stop_without_losses();
+    namespace.delete();
+}
+
+/// Clients of all kinds, for as long as a test disturbs the farm: two streams of requests through the Service, and the
+/// probe, which offers every session at every proxy.
+struct Traffic {
+    loads: Vec<Load>,
+    probe: Child,
+}
+
+impl Traffic {
+    fn start(namespace: &Namespace, name: &str) -> Self {
+        let address = namespace.service_address("shop");
+        let limit = Duration::from_secs(600);
+        let load = |rate, keep_alive| Load::start(name, SHOP, &address, rate, keep_alive, limit);
+        let loads = vec![load(100, true), load(20, false)];
+        let probe = Command::new(env!("CARGO_BIN_EXE_tlsfarm"))
+            .args([
+                "probe",
+                "shop",
+                "--namespace",
+                namespace.name,
+                "--watch",
+                "--interval=500ms",
+                "--output=json",
+            ])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the probe starts");
+        Self { loads, probe }
+    }
+
+    fn stop_without_losses(self) {
+        let mut failures = Vec::new();
+        for load in self.loads {
+            let (requests, failed) = load.stop();
+            println!("{requests} requests, failures: {failed:?}");
+            assert!(requests > 0, "the load tool sent nothing");
+            failures.extend(failed);
+        }
+        run("kill", &["-INT", &self.probe.id().to_string()], None).unwrap_or_else(|error| panic!("{error}"));
+        let output = self.probe.wait_with_output().expect("the probe ends");
+        let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines: Vec<Value> = seen
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let summary = lines
+            .last()
+            .unwrap_or_else(|| panic!("the probe printed nothing"));
+        println!("probe: {summary}");
+        assert!(output.status.success(), "the probe saw misses:\n{seen}");
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+}
