@@ -185,8 +185,10 @@ pub enum ConfigError {
 impl ProxyConfig {
     /// Reads a configuration file, refusing it whole when anything is wrong with it.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self =
-            serde_saphyr::from_str(text).map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        // An excerpt of the file would make several lines of a message that belongs on one.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let config: Self = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| ConfigError::Malformed(error.to_string()))?;
         config.check()?;
         Ok(config)
     }

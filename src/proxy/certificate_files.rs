@@ -71,7 +71,7 @@ impl CertificateFiles {
                 match report.problem {
                     None => {
                         self.metrics.reloaded(FileKind::Certificate);
-                        info!(%host, certificate = %pair.state.name, not_after = ?report.not_after, "certificate loaded");
+                        info!(%host, certificate = %pair.state.name, not_after = report.not_after.map(display), "certificate loaded");
                     }
                     Some(problem) => {
                         self.metrics.reload_failed(FileKind::Certificate);

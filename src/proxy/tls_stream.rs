@@ -223,3 +223,88 @@ fn or_would_block<T>(polled: Poll<io::Result<T>>) -> io::Result<T> {
         Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::crypto::aws_lc_rs::default_provider;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream as ClientStream;
+
+    use super::*;
+
+    /// Both ends of a connection through a pipe that holds `pipe` bytes.
+    async fn connected(pipe: usize) -> (TlsStream<DuplexStream>, ClientStream<DuplexStream>) {
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(["shop.test".into()]).expect("generated");
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).expect("usable");
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+        let provider = Arc::new(default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("supported")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .expect("they belong together");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("supported")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+
+        let (mut ours, theirs) = duplex(pipe);
+        let name = ServerName::try_from("shop.test").expect("a name");
+        let theirs =
+            tokio::spawn(async move { TlsConnector::from(Arc::new(client)).connect(name, theirs).await });
+        let mut prefix = vec![0; 100];
+        ours.read_exact(&mut prefix).await.expect("the hello's beginning");
+        let connection = ServerConnection::new(Arc::new(server)).expect("usable");
+        let mut ours = TlsStream::new(ours, connection, prefix);
+        ours.handshake(|_| {}).await.expect("a handshake");
+        (ours, theirs.await.expect("no panic").expect("a handshake"))
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_at_once_through_a_narrow_pipe() {
+        const LENGTH: usize = 300_000;
+        let (ours, mut theirs) = connected(777).await;
+        let (mut read, mut write) = split(ours);
+        let sent: Vec<u8> = (0..LENGTH).map(|n| (n % 251) as u8).collect();
+        let copy = sent.clone();
+        let writer = tokio::spawn(async move {
+            write.write_all(&copy).await.expect("taken");
+            write.shutdown().await.expect("closed");
+        });
+        let echo = tokio::spawn(async move {
+            let mut received = vec![0; LENGTH];
+            theirs.read_exact(&mut received).await.expect("all of it");
+            theirs.write_all(&received).await.expect("taken");
+            theirs.shutdown().await.expect("closed");
+            let end = theirs.read(&mut [0]).await;
+            assert_eq!(end.expect("close_notify came"), 0);
+        });
+        let mut back = Vec::new();
+        read.read_to_end(&mut back).await.expect("an end in good order");
+        assert!(back == sent, "the bytes differ");
+        writer.await.expect("no panic");
+        echo.await.expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn an_end_without_close_notify_is_an_error() {
+        let (mut ours, mut theirs) = connected(4096).await;
+        theirs.write_all(b"half a requ").await.expect("taken");
+        theirs.flush().await.expect("taken");
+        drop(theirs);
+        let mut received = Vec::new();
+        let error = ours.read_to_end(&mut received).await.expect_err("it was cut");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(received, b"half a requ");
+    }
+}

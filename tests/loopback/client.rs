@@ -1,0 +1,160 @@
+//! A client over rustls and hyper that keeps its connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::harness::Farm;
+
+/// Version of HTTP.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Http {
+    One,
+    Two,
+}
+
+/// A client of the host `shop`; it remembers sessions, like a browser.
+#[derive(Clone)]
+pub struct Client {
+    tls: TlsConnector,
+    http: Http,
+}
+
+/// One connection, ready for requests.
+pub enum Connection {
+    One(http1::SendRequest<Empty<Bytes>>),
+    Two(http2::SendRequest<Empty<Bytes>>),
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// The page came; further requests may follow on the connection.
+    Page,
+    /// The page came, and with it the news that the connection ends.
+    LastPage,
+    /// The request was not served, for the connection had ended in good order before.
+    NotSent,
+    /// The request was sent and got no page.
+    Lost(String),
+}
+
+impl Client {
+    pub fn new(farm: &Farm, http: Http) -> Self {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(farm.ca_file()).expect("a certificate");
+        roots.add(authority).expect("an authority");
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("supported")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = match http {
+            Http::One => vec![b"http/1.1".to_vec()],
+            Http::Two => vec![b"h2".to_vec()],
+        };
+        Self {
+            tls: TlsConnector::from(Arc::new(tls)),
+            http,
+        }
+    }
+
+    /// A TLS connection without a word of HTTP.
+    pub async fn tls(&self, proxy: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(proxy).await?;
+        let name = "shop.test".try_into().expect("a name");
+        self.tls.connect(name, tcp).await
+    }
+
+    pub async fn connect(&self, proxy: SocketAddr) -> io::Result<Connection> {
+        let io = TokioIo::new(self.tls(proxy).await?);
+        Ok(match self.http {
+            Http::One => {
+                let (sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
+                tokio::spawn(connection);
+                Connection::One(sender)
+            }
+            Http::Two => {
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io)
+                    .await
+                    .map_err(io::Error::other)?;
+                tokio::spawn(connection);
+                Connection::Two(sender)
+            }
+        })
+    }
+}
+
+impl Connection {
+    /// Asks for a page.
+    pub async fn ask(&mut self) -> Answer {
+        let request = |uri: &str| {
+            Request::get(uri)
+                .header("host", "shop.test")
+                .body(Empty::new())
+                .expect("valid")
+        };
+        let response = match self {
+            Self::One(sender) => {
+                if sender.ready().await.is_err() {
+                    return Answer::NotSent;
+                }
+                sender.try_send_request(request("/")).await
+            }
+            Self::Two(sender) => {
+                if sender.ready().await.is_err() {
+                    return Answer::NotSent;
+                }
+                sender.try_send_request(request("https://shop.test/")).await
+            }
+        };
+        match response {
+            Ok(response) => page(response).await,
+            Err(mut error) => match error.take_message() {
+                Some(_) => Answer::NotSent,
+                None => unanswered(&error.into_error()),
+            },
+        }
+    }
+}
+
+/// A graceful GOAWAY names the last stream that is served; a later one was not looked at and belongs on another
+/// connection (RFC 9113 section 6.8).
+fn unanswered(error: &hyper::Error) -> Answer {
+    let error = format!("{error:?}");
+    if error.contains("GoAway(b\"\", NO_ERROR, Remote)") {
+        Answer::NotSent
+    } else {
+        Answer::Lost(error)
+    }
+}
+
+async fn page(response: Response<Incoming>) -> Answer {
+    let status = response.status();
+    let last = response
+        .headers()
+        .get("connection")
+        .is_some_and(|value| value == "close");
+    let body = match response.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return Answer::Lost(format!("{error:?}")),
+    };
+    match (status.as_u16(), &*body, last) {
+        (200, b"page of /", false) => Answer::Page,
+        (200, b"page of /", true) => Answer::LastPage,
+        _ => Answer::Lost(format!("status {status}")),
+    }
+}

@@ -1,0 +1,10 @@
+//! The proxy on the loopback interface: real processes, real TLS clients (OpenSSL and rustls), a real backend.
+
+mod certificates;
+mod client;
+mod drain;
+mod files;
+mod harness;
+mod hostile;
+mod limits;
+mod resumption;
