@@ -22,7 +22,6 @@ mod metrics;
 mod reload;
 mod ring_file;
 mod snapshot;
-mod stall;
 mod status;
 mod tickets;
 mod tls_stream;

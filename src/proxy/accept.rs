@@ -22,7 +22,6 @@ use tracing::debug;
 use super::handshake;
 use super::http::{self, Client, ClientTls, Forwarder, HttpMetrics};
 use super::metrics::Port;
-use super::stall::WriteStall;
 use super::status::Shared;
 
 /// How long accepting pauses after an error such as too many open files.
@@ -177,34 +176,28 @@ impl Worker {
 
     async fn serve(&self, stream: TcpStream, peer: SocketAddr, port: Port) {
         let shared = &self.traffic.shared;
-        let Ok(local) = stream.local_addr() else { return };
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let (peer, local) = (canonical(peer), canonical(local));
+        let peer = canonical(peer);
         let snapshot = shared.snapshot.load_full();
-        let io = WriteStall::new(stream, snapshot.config.timeouts.write_stall.as_std());
         let draining = shared.draining.clone();
         match port {
             Port::Http => {
                 drop(snapshot);
-                let client = Client {
-                    peer,
-                    local,
-                    tls: None,
-                };
-                http::serve(io, client, Rc::clone(&self.forwarder), draining).await;
+                let client = Client { peer, tls: None };
+                http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
             }
             Port::Https => {
                 // In a box, so that its memory is free again once the handshake is over.
-                let handshake = handshake::accept(io, &snapshot, &shared.keys, &shared.metrics);
+                let handshake = handshake::accept(stream, &snapshot, &shared.keys, &shared.metrics);
                 let Some((stream, host)) = Box::pin(handshake).await else {
                     return;
                 };
                 drop(snapshot);
                 let http2 = stream.connection().alpn_protocol() == Some(b"h2");
                 let tls = Some(ClientTls { host, http2 });
-                let client = Client { peer, local, tls };
+                let client = Client { peer, tls };
                 http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
             }
         }

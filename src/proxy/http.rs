@@ -31,8 +31,6 @@ pub use routing::Routing;
 pub struct Client {
     /// The client's address.
     pub peer: SocketAddr,
-    /// The address that it connected to.
-    pub local: SocketAddr,
     /// What the TLS handshake agreed on; none for plain HTTP.
     pub tls: Option<ClientTls>,
 }

@@ -73,7 +73,7 @@ fn every_sample_is_accepted_by_the_api_server() {
 fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
     let _only = only_operator();
     let kustomization = scratch_overlay();
-    let apply = ["apply", "--server-side", "-k", &kustomization];
+    let apply = ["apply", "--server-side", "--force-conflicts", "-k", &kustomization];
     run("kubectl", &apply, None).unwrap_or_else(|error| panic!("{error}"));
     let rollout = [
         "--namespace",

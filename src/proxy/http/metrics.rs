@@ -52,7 +52,7 @@ pub(super) enum UpstreamError {
 }
 
 impl HttpMetrics {
-    /// Registers the metrics under `tlsfarm_proxy_`.
+    /// Registers the metrics in a registry that adds the prefix `tlsfarm_proxy`.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
@@ -62,27 +62,27 @@ impl HttpMetrics {
             upstream_retries: Counter::default(),
         };
         registry.register(
-            "tlsfarm_proxy_http_requests",
+            "http_requests",
             "Requests answered, by the client's protocol and the status code",
             metrics.requests.clone(),
         );
         registry.register(
-            "tlsfarm_proxy_http_request_duration_seconds",
+            "http_request_duration_seconds",
             "From a request's head to the end of its response",
             metrics.duration.clone(),
         );
         registry.register(
-            "tlsfarm_proxy_upstream_errors",
+            "upstream_errors",
             "Failures between the proxy and backends, by kind",
             metrics.upstream_errors.clone(),
         );
         registry.register(
-            "tlsfarm_proxy_upstream_connections",
+            "upstream_connections",
             "Open connections to backends",
             metrics.upstream_connections.clone(),
         );
         registry.register(
-            "tlsfarm_proxy_upstream_retries",
+            "upstream_retries",
             "Requests sent again because a backend closed its connection without a response",
             metrics.upstream_retries.clone(),
         );

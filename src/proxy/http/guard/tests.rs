@@ -41,7 +41,6 @@ enum Ending {
 fn read_all(pieces: &[Vec<u8>], room: usize) -> (Vec<u8>, Ending) {
     let client = Client {
         peer: "192.0.2.7:1".parse().expect("valid"),
-        local: "192.0.2.1:2".parse().expect("valid"),
         tls: None,
     };
     let state = ConnectionState::new(client);

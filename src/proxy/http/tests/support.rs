@@ -81,7 +81,7 @@ hosts:
 "#
         );
         let config = ProxyConfig::parse(&config).expect("a valid configuration");
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("tlsfarm_proxy");
         let metrics = HttpMetrics::register(&mut registry);
         let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
         Self {
@@ -106,11 +106,7 @@ hosts:
 
     fn connect_as(&self, tls: Option<ClientTls>) -> RawClient {
         let (stream, io) = tokio::io::duplex(64 << 10);
-        let client = Client {
-            peer: self.peer,
-            local: "192.0.2.1:8443".parse().expect("valid"),
-            tls,
-        };
+        let client = Client { peer: self.peer, tls };
         let serving = serve(io, client, Rc::clone(&self.forwarder), self.draining.clone());
         RawClient {
             stream,

@@ -1,0 +1,7 @@
+//! What the README promises, on a real Kubernetes.
+
+mod bad_input;
+mod harness;
+mod install;
+mod operator;
+mod traffic;
