@@ -23,6 +23,7 @@ mod publish;
 mod reconcile;
 mod refresh;
 mod ring_secret;
+mod ring_step;
 mod rotate;
 mod schedule;
 mod status;

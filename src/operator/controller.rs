@@ -33,7 +33,7 @@ use crate::api::{FARM_LABEL, TLSFarm};
 const CONCURRENCY: u16 = 16;
 
 /// How often the farms are listed until that works.
-const LISTING_INTERVAL: Duration = Duration::from_millis(500);
+const LISTING_INTERVAL: Duration = Duration::from_secs(1);
 
 type Farm = DeserializeGuard<TLSFarm>;
 

@@ -21,6 +21,9 @@ pub(super) enum ReconcileError {
         name: String,
         why: String,
     },
+    /// The namespace is going and takes the farm along; nothing can be created in it any more.
+    #[error("cannot {verb} {object}: the namespace is being deleted")]
+    NamespaceTerminating { verb: &'static str, object: String },
     /// The operating system gave no random bytes for a key.
     #[error(transparent)]
     Randomness(#[from] RandomnessError),
@@ -35,14 +38,20 @@ impl ReconcileError {
         object: impl Into<String>,
     ) -> impl FnOnce(kube::Error) -> ReconcileError {
         let object = object.into();
-        move |source| Self::Api {
-            verb,
-            object,
-            source: Box::new(source),
+        move |source| {
+            if is_namespace_terminating(&source) {
+                return Self::NamespaceTerminating { verb, object };
+            }
+            let source = Box::new(source);
+            Self::Api { verb, object, source }
         }
     }
 
     pub(super) fn ring_secret(verb: &'static str, name: &str, source: &kube::Error) -> Self {
+        if is_namespace_terminating(source) {
+            let object = format!("Secret {name}");
+            return Self::NamespaceTerminating { verb, object };
+        }
         let why = match source {
             kube::Error::Api(status) => format!("{} ({})", status.reason, status.code),
             _ => "no answer from the API server".to_owned(),
@@ -59,10 +68,22 @@ impl ReconcileError {
         match self {
             Self::Api { .. } => "Api",
             Self::RingSecret { .. } => "RingSecret",
+            Self::NamespaceTerminating { .. } => "NamespaceTerminating",
             Self::Randomness(_) => "Randomness",
             Self::Timeout(_) => "Timeout",
         }
     }
+}
+
+fn is_namespace_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice());
+    causes
+        .unwrap_or_default()
+        .iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// The API server's own words, or the transport's.

@@ -12,7 +12,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::apply::{self, ApplyError, Inspection, Live};
 use super::backends;
@@ -24,16 +24,15 @@ use super::memory::{FarmMemory, Farms, Objects};
 use super::metrics::Metrics;
 use super::names::{FarmId, FarmKey};
 use super::observe::{self, Observed};
-use super::pods::Proxy;
 use super::publish;
 use super::refresh::{self, Target};
-use super::ring_secret::{self, Stored, Written};
-use super::rotate::{self, Change, Decision, Known};
+use super::ring_secret::{self, Stored};
+use super::ring_step::{RingStep, Situation, due, tend_ring};
+use super::rotate;
 use super::schedule::{Outlook, next_pass, retry_after};
 use super::status::Facts;
 use super::validate::{Refusal, validate};
-use crate::api::{Backend, ConditionStatus, ConditionType, Reason, TLSFarm};
-use crate::ring::{Plan, RotationPolicy};
+use crate::api::{Backend, ConditionStatus, ConditionType, TLSFarm};
 
 /// How long one pass may take: far more than any does unless the API server hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -57,14 +56,6 @@ struct Prepared {
     desired: Desired,
     missing_backends: Vec<Backend>,
     inspection: Inspection,
-}
-
-/// What a pass did to the ring.
-#[derive(Default)]
-struct RingStep {
-    overtaken: bool,
-    plan: Option<Plan>,
-    told: Vec<Happening>,
 }
 
 /// Passes once over the farm.
@@ -96,24 +87,32 @@ pub(super) async fn reconcile(
             debug!(namespace = id.namespace(), farm = id.name(), took = ?started.elapsed(), ?next, "passed over a farm");
             context.farms.succeeded(&id.key);
         }
-        Err(error) => {
-            warn!(namespace = id.namespace(), farm = id.name(), %error, "a farm is not reconciled, will try again");
-            // What was noticed may not have been carried out.
-            context.farms.touch(&id.key);
-            if context.farms.failed(&id.key) == FAILURES_TO_TELL {
-                let told = Happening::warning(
-                    format!("{}Failed", error.reason()),
-                    "Reconcile",
-                    error.to_string(),
-                );
-                context
-                    .events
-                    .publish(&farm.object_ref(&()), [told], &context.metrics)
-                    .await;
-            }
-        }
+        Err(error) => fail(&farm, &id, &context, error).await,
     }
     result.map(Action::requeue)
+}
+
+/// Notes that a pass failed.
+async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, error: &ReconcileError) {
+    // What was noticed may not have been carried out.
+    context.farms.touch(&id.key);
+    let failures = context.farms.failed(&id.key);
+    if let ReconcileError::NamespaceTerminating { .. } = error {
+        debug!(namespace = id.namespace(), farm = id.name(), %error, "a farm goes with its namespace");
+        return;
+    }
+    warn!(namespace = id.namespace(), farm = id.name(), %error, "a farm is not reconciled, will try again");
+    if failures == FAILURES_TO_TELL {
+        let told = Happening::warning(
+            format!("{}Failed", error.reason()),
+            "Reconcile",
+            error.to_string(),
+        );
+        context
+            .events
+            .publish(&farm.object_ref(&()), [told], &context.metrics)
+            .await;
+    }
 }
 
 /// Decides when a failed pass is repeated.
@@ -159,7 +158,14 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
 
     let policy = rotate::policy(&farm.spec.resumption.tickets);
-    let ring_step = tend_ring(farm, id, context, memory, stored, &proxies, &policy, accepted).await;
+    let situation = Situation {
+        farm,
+        id,
+        proxies: &proxies,
+        policy: &policy,
+        may_create: accepted,
+    };
+    let ring_step = tend_ring(&situation, stored, context, memory).await;
     let mut failure = None;
     let ring_step = ring_step.unwrap_or_else(|error| {
         failure = Some(error);
@@ -311,105 +317,6 @@ async fn carry_out(
     objects
 }
 
-/// Creates, repairs, rotates or thins out the ring, with at most one write.
-#[allow(clippy::too_many_arguments)] // each of another owner, used once
-async fn tend_ring(
-    farm: &TLSFarm,
-    id: &FarmId,
-    context: &Context,
-    memory: &mut FarmMemory,
-    stored: Stored,
-    proxies: &[Proxy],
-    policy: &RotationPolicy,
-    may_create: bool,
-) -> Result<RingStep, ReconcileError> {
-    let now = Timestamp::now();
-    memory.request = rotate::requested(farm, memory.request.as_ref(), now);
-    let acknowledgements = observe::acknowledgements(proxies, &memory.proxies);
-    let generations = [
-        memory.ring.as_ref().map(|ring| ring.generation),
-        memory
-            .status(farm)
-            .and_then(|status| status.ring.as_ref())
-            .map(|ring| ring.generation),
-        acknowledgements.iter().filter_map(|one| one.generation).max(),
-    ];
-    let known = Known {
-        ring: memory.ring.as_ref(),
-        generation: generations.into_iter().flatten().max().unwrap_or_default(),
-    };
-    let request = memory.request.as_ref();
-    let decision = rotate::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
-    let (ring, version, change) = match decision {
-        Decision::None => return Ok(RingStep::default()),
-        Decision::Keep(ring, plan) => {
-            context.metrics.ring(&id.key, ring.generation);
-            memory.ring = Some(*ring);
-            return Ok(RingStep {
-                plan: Some(plan),
-                ..RingStep::default()
-            });
-        }
-        Decision::Write(ring, version, change) => (*ring, version, change),
-    };
-    if ring_secret::write(&context.client, id, &ring, version.as_ref()).await? == Written::Overtaken {
-        info!(
-            namespace = id.namespace(),
-            farm = id.name(),
-            "another writer was faster at the ring, reading it again"
-        );
-        return Ok(RingStep {
-            overtaken: true,
-            ..RingStep::default()
-        });
-    }
-    let generation = ring.generation;
-    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring");
-    context.metrics.wrote("Secret");
-    context.metrics.ring(&id.key, generation);
-    if matches!(change, Change::Rotated { .. }) {
-        context.metrics.rotated();
-    }
-    let told = happenings(&change, generation, &ring.primary.id.to_string());
-    memory.awaited = Some(generation);
-    memory.ring = Some(ring);
-    memory.repaired = match change {
-        Change::Repaired(why) => Some((generation, why)),
-        _ => None,
-    };
-    Ok(RingStep {
-        told,
-        ..RingStep::default()
-    })
-}
-
-fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
-    match change {
-        Change::Created | Change::Expired => Vec::new(),
-        Change::Repaired(why) => vec![Happening::warning(
-            Reason::RingRepaired,
-            "RepairRing",
-            why.clone(),
-        )],
-        Change::Rotated { late } => {
-            let note = format!("key {primary} seals tickets now, generation {generation}");
-            let mut told = vec![Happening::normal("KeysRotated", "RotateKeys", note)];
-            if !late.is_empty() {
-                let note = format!(
-                    "rotated to generation {generation} without waiting for {}",
-                    late.join(", ")
-                );
-                told.push(Happening::warning(
-                    Reason::AcknowledgementOverdue,
-                    "RotateKeys",
-                    note,
-                ));
-            }
-            told
-        }
-    }
-}
-
 /// Whether ready proxies are still loading what they should; measures how long a ring that we wrote took.
 fn count_acknowledgements(
     observed: &[Observed],
@@ -436,15 +343,6 @@ fn count_acknowledgements(
         metrics.acknowledged(now.duration_since(ring.changed_at).unsigned_abs());
     }
     !acknowledged || !configured
-}
-
-/// When the ring's plan has to be made again.
-fn due(plan: &Plan) -> Timestamp {
-    match plan {
-        Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
-        // They are carried out at once.
-        Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
-    }
 }
 
 /// Drops what is remembered of a farm that is gone.

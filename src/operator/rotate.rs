@@ -172,6 +172,8 @@ fn fresh(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::ring::fixtures::{POLICY, at, ring};
 
@@ -315,5 +317,107 @@ mod tests {
         let huge = requested(&farm, Some(&first), at(3)).expect("requested");
         assert!(huge.value.len() <= LONGEST_REQUEST);
         assert_eq!(huge.seen_at, at(3));
+    }
+
+    /// What can happen to a farm's ring.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// The operator passes over the farm.
+        Pass,
+        /// The operator loses its memory.
+        Restart,
+        /// The ring Secret is deleted.
+        Delete,
+        /// The ring Secret is overwritten with nonsense.
+        Damage,
+        /// The ring Secret is restored from a backup.
+        Restore(usize),
+        /// A proxy's mount is refreshed; it takes the ring only if that is newer than its own.
+        Load(usize),
+        /// Somebody asks for a rotation.
+        Ask(u8),
+        /// Time passes.
+        Wait(i64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => Just(Step::Pass),
+            1 => Just(Step::Restart),
+            1 => Just(Step::Delete),
+            1 => Just(Step::Damage),
+            1 => (0usize..8).prop_map(Step::Restore),
+            4 => (0usize..3).prop_map(Step::Load),
+            1 => any::<u8>().prop_map(Step::Ask),
+            1 => (1i64..2000).prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 1..200)
+    }
+
+    proptest! {
+        /// Whatever happens to the Secret and to the operator, one pass makes a ring that every proxy takes, and which
+        /// holds the keys of the last one if the operator had seen that.
+        #[test]
+        fn every_ring_that_is_written_is_newer_than_any_that_a_proxy_has(steps in steps()) {
+            let mut secret: Option<Result<Ring, String>> = None;
+            let (mut backups, mut remembered): (Vec<Ring>, Option<Ring>) = (Vec::new(), None);
+            let mut loaded: [Option<u64>; 3] = [None; 3];
+            let (mut in_status, mut clock, mut asked) = (0, 0, None);
+            for step in steps {
+                match step {
+                    Step::Restart => remembered = None,
+                    Step::Delete => secret = None,
+                    Step::Damage => secret = secret.map(|_| Err("nonsense".into())),
+                    Step::Restore(n) => {
+                        if let Some(old) = backups.get(n) {
+                            secret = Some(Ok(old.clone()));
+                        }
+                    }
+                    Step::Load(n) => {
+                        if let Some(Ok(ring)) = &secret {
+                            loaded[n] = loaded[n].max(Some(ring.generation));
+                        }
+                    }
+                    Step::Ask(value) => {
+                        asked = Some(RotationRequest { value: value.to_string(), seen_at: at(clock) });
+                    }
+                    Step::Wait(seconds) => clock += seconds,
+                    Step::Pass => {
+                        let proxies: Vec<_> = loaded
+                            .iter()
+                            .map(|&generation| Acknowledgement { proxy: "proxy".into(), generation })
+                            .collect();
+                        let newest = loaded.iter().flatten().copied().max().unwrap_or_default();
+                        let seen = remembered.as_ref().map_or(0, |ring| ring.generation);
+                        let generation = newest.max(seen).max(in_status);
+                        let stored = match secret.clone() {
+                            None => Stored::Missing,
+                            Some(Err(why)) => Stored::Damaged(why, version()),
+                            Some(Ok(ring)) => good(&ring),
+                        };
+                        let known = Known { ring: remembered.as_ref(), generation };
+                        let decision =
+                            decide(stored, known, true, &POLICY, asked.as_ref(), &proxies, at(clock));
+                        match decision.expect("randomness") {
+                            Decision::None => prop_assert!(false, "an accepted farm has no ring"),
+                            Decision::Keep(ring, _) => {
+                                prop_assert!(ring.generation >= generation);
+                                remembered = Some(*ring);
+                            }
+                            Decision::Write(ring, _, change) => {
+                                prop_assert!(ring.generation > generation);
+                                if let (Change::Repaired(_), Some(last)) = (change, &remembered) {
+                                    prop_assert_eq!(&last.primary, &ring.primary);
+                                }
+                                backups.push((*ring).clone());
+                                secret = Some(Ok((*ring).clone()));
+                                remembered = Some(*ring);
+                            }
+                        }
+                        in_status = in_status.max(remembered.as_ref().map_or(0, |ring| ring.generation));
+                    }
+                }
+            }
+        }
     }
 }
