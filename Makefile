@@ -40,7 +40,7 @@ test-unit:
 test-kubernetes: cluster
 	eval "$$($(CLUSTER) env)"; \
 	kubectl apply --server-side --force-conflicts -f crds/tlsfarm.yaml; \
-	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2
+	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2 --show-output
 
 lint:
 	cargo fmt --check

@@ -21,29 +21,28 @@ fn the_chart_is_tested_by_its_own_probe_and_leaves_nothing_behind() {
         "the probe's matrix is not in the log:\n{tested}"
     );
 
+    let helm = |command: &[&str]| {
+        let args = [command, &["tlsfarm", "--namespace", namespace.name]].concat();
+        run("helm", &args, None).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let manifest = helm(&["get", "manifest"]);
     namespace.kubectl(&["delete", "tlsfarm", "shop"]);
-    run(
-        "helm",
-        &["uninstall", "tlsfarm", "--namespace", namespace.name, "--wait"],
-        None,
-    )
-    .unwrap_or_else(|e| panic!("{e}"));
+    helm(&["uninstall", "--wait"]);
     let kinds = "deployments,replicasets,pods,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets";
     wait_for("everything of ours to go", Duration::from_secs(90), || {
-        namespace
-            .list(kinds, "app.kubernetes.io/name=tlsfarm")
-            .is_empty()
-            .then_some(())
+        let labelled = namespace.list(kinds, "app.kubernetes.io/name=tlsfarm");
+        let get = [
+            "--namespace",
+            namespace.name,
+            "get",
+            "--ignore-not-found",
+            "--output=name",
+            "-f",
+            "-",
+        ];
+        let installed = run("kubectl", &get, Some(&manifest)).unwrap_or_else(|error| panic!("{error}"));
+        (labelled.is_empty() && installed.is_empty()).then_some(())
     });
-    let release = format!(
-        "app.kubernetes.io/name=tlsfarm,app.kubernetes.io/instance=tlsfarm,{}",
-        "helm.sh/chart"
-    );
-    assert!(
-        namespace
-            .list("clusterroles,clusterrolebindings", &release)
-            .is_empty()
-    );
     assert!(
         namespace.get("crd", "tlsfarms.tlsfarm.dev").is_some(),
         "the CRD went, and everyone's farms with it"
@@ -73,7 +72,13 @@ fn every_sample_is_accepted_by_the_api_server() {
 fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
     let _only = only_operator();
     let kustomization = scratch_overlay();
-    let apply = ["apply", "--server-side", "--force-conflicts", "-k", &kustomization];
+    let apply = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-k",
+        &kustomization,
+    ];
     run("kubectl", &apply, None).unwrap_or_else(|error| panic!("{error}"));
     let rollout = [
         "--namespace",
