@@ -33,7 +33,7 @@ have_static_libc() { [ -n "$(find /usr/lib /usr/lib64 -name libc.a -print -quit 
 missing_packages() { # Debian names of what is not there
   local pair
   for pair in ip:iproute2 iptables:iptables conntrack:conntrack openssl:openssl runc:runc buildah:buildah cc:gcc \
-    nsenter:util-linux flock:util-linux sysctl:procps; do
+    nsenter:util-linux flock:util-linux sysctl:procps curl:curl shellcheck:shellcheck readelf:binutils; do
     command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
   done | sort -u
   cni_dir >/dev/null || echo containernetworking-plugins
