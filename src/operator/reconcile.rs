@@ -37,6 +37,9 @@ use crate::api::{Backend, ConditionStatus, ConditionType, TLSFarm};
 /// How long one pass may take: far more than any does unless the API server hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
+/// How often a farm that is being deleted is looked for.
+const DELETION_INTERVAL: Duration = Duration::from_secs(5);
+
 /// After how many failures in a row the farm's events tell of it.
 const FAILURES_TO_TELL: u32 = 3;
 
@@ -67,8 +70,9 @@ pub(super) async fn reconcile(
         return Ok(Action::await_change());
     };
     if farm.meta().deletion_timestamp.is_some() {
-        // The cluster takes the objects away. Creating them again would only delay it.
-        return Ok(Action::await_change());
+        // The cluster takes the objects away, and creating them again would only delay it. The next look finds that the
+        // farm is gone, and forgets it.
+        return Ok(Action::requeue(DELETION_INTERVAL));
     }
     let started = Instant::now();
     let pass = async {
