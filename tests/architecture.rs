@@ -20,13 +20,16 @@ const MAY_USE: [(&str, &[&str]); 9] = [
 ];
 
 /// Parts that must be computed from arguments alone: no client, no socket, no runtime, no clock.
-const PURE: [&str; 6] = [
+const PURE: [&str; 9] = [
     "api",
     "ring",
     "config",
     "report",
     "operator/validate",
     "operator/build",
+    "operator/rotate",
+    "operator/schedule",
+    "operator/status",
 ];
 
 const IMPURE: [&str; 7] = [
@@ -41,77 +44,87 @@ const IMPURE: [&str; 7] = [
 
 #[test]
 fn modules_use_only_what_lies_below_them() {
-    for file in sources(&root(), &mut Vec::new()) {
-        let relative = file
-            .strip_prefix(root())
-            .expect("below src")
-            .to_string_lossy()
-            .into_owned();
-        let module = relative.split(['/', '.']).next().expect("a name");
+    for Line { file, number, text } in production_lines() {
+        let module = file.split(['/', '.']).next().expect("a name");
         let Some((_, below)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
             continue;
         };
-        for (number, line) in production_lines(&file) {
-            let Some((_, path)) = line.split_once("crate::") else {
-                continue;
-            };
-            let used = path
-                .split(|c: char| !c.is_alphanumeric() && c != '_')
-                .next()
-                .expect("a name");
-            assert!(
-                used == module || below.contains(&used),
-                "{relative}:{number} uses {used}: {line}"
-            );
-        }
+        let Some((_, path)) = text.split_once("crate::") else {
+            continue;
+        };
+        let used = path
+            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+            .expect("a name");
+        assert!(
+            used == module || below.contains(&used),
+            "{file}:{number} uses {used}: {text}"
+        );
     }
 }
 
 #[test]
 fn pure_modules_touch_neither_network_nor_clock() {
-    for file in sources(&root(), &mut Vec::new()) {
-        let relative = file
-            .strip_prefix(root())
-            .expect("below src")
-            .to_string_lossy()
-            .into_owned();
-        let is_pure = PURE
+    let mut seen = [false; PURE.len()];
+    for Line { file, number, text } in production_lines() {
+        let pure = PURE
             .iter()
-            .any(|pure| relative == format!("{pure}.rs") || relative.starts_with(&format!("{pure}/")));
-        for (number, line) in production_lines(&file).into_iter().filter(|_| is_pure) {
-            for word in IMPURE {
-                assert!(
-                    !line.contains(word),
-                    "{relative}:{number} is not pure, it uses {word}: {line}"
-                );
-            }
+            .position(|pure| file == format!("{pure}.rs") || file.starts_with(&format!("{pure}/")));
+        let Some(pure) = pure else { continue };
+        seen[pure] = true;
+        for word in IMPURE {
+            assert!(
+                !text.contains(word),
+                "{file}:{number} is not pure, it uses {word}: {text}"
+            );
         }
     }
+    assert!(seen.iter().all(|seen| *seen), "a pure module is gone: {seen:?}");
 }
 
-/// Lines before the tests of a file, without comments.
-fn production_lines(file: &Path) -> Vec<(usize, String)> {
-    let text = fs::read_to_string(file).expect("readable");
-    (1..)
-        .zip(text.lines())
-        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
-        .map(|(number, line)| (number, line.to_owned()))
+struct Line {
+    /// Path below `src`.
+    file: String,
+    number: usize,
+    text: String,
+}
+
+/// Every line of the crate but comments and what follows the beginning of a file's tests.
+fn production_lines() -> Vec<Line> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect_sources(&root, &mut files);
+    files
+        .iter()
+        .flat_map(|path| {
+            let file = path
+                .strip_prefix(&root)
+                .expect("below src")
+                .to_string_lossy()
+                .into_owned();
+            let source = fs::read_to_string(path).expect("readable");
+            let lines: Vec<_> = (1..)
+                .zip(source.lines())
+                .take_while(|(_, text)| !text.starts_with("#[cfg(test)]"))
+                .filter(|(_, text)| !text.trim_start().starts_with("//"))
+                .map(|(number, text)| Line {
+                    file: file.clone(),
+                    number,
+                    text: text.to_owned(),
+                })
+                .collect();
+            lines
+        })
         .collect()
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
-}
-
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> Vec<PathBuf> {
+fn collect_sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("readable").path();
         if path.is_dir() {
-            sources(&path, found);
+            collect_sources(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);
         }
     }
-    found.clone()
 }
