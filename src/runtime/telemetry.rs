@@ -1,5 +1,7 @@
 //! Logs to standard error, as text for people or JSON for collectors.
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
@@ -23,6 +25,7 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::f
     let filter = EnvFilter::builder().parse(filter)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
