@@ -45,10 +45,11 @@ pub(super) async fn report(
     let Some(farm) = found else {
         return Ok(NEXT_LOOK);
     };
-    let before = &farm.data["status"];
+    let nothing = Value::Null;
+    let before = farm.data.get("status").unwrap_or(&nothing);
     let status = status(invalid, before, Timestamp::now());
     let body = applied(id, &status);
-    if body["status"] == *before {
+    if body.get("status") == Some(before) {
         return Ok(NEXT_LOOK);
     }
     let params = PatchParams::apply(MANAGER).force();

@@ -60,18 +60,15 @@ pub(super) fn validate<'a>(
         }
     }
     conflicts.sort();
-    match conflicts.len() {
-        0 => Ok(()),
-        1..=MOST_NAMED => Err(Refusal::new(Reason::HostnameConflict, conflicts.join("; "))),
-        all => Err(Refusal::new(
-            Reason::HostnameConflict,
-            format!(
-                "{}; and {} more",
-                conflicts[..MOST_NAMED].join("; "),
-                all - MOST_NAMED
-            ),
-        )),
+    if conflicts.is_empty() {
+        return Ok(());
     }
+    let more = conflicts.len().saturating_sub(MOST_NAMED);
+    conflicts.truncate(MOST_NAMED);
+    if more > 0 {
+        conflicts.push(format!("and {more} more"));
+    }
+    Err(Refusal::new(Reason::HostnameConflict, conflicts.join("; ")))
 }
 
 /// How many conflicts a message names.

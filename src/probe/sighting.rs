@@ -72,9 +72,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sighting<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let fresh = &buf.filled()[before..];
-        let room = MOST_COPIED.saturating_sub(this.seen.len()).min(fresh.len());
-        this.seen.extend_from_slice(&fresh[..room]);
+        let room = MOST_COPIED.saturating_sub(this.seen.len());
+        this.seen.extend(buf.filled().iter().skip(before).take(room));
         polled
     }
 }

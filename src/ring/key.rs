@@ -74,7 +74,11 @@ impl KeySecret {
 
     pub(super) fn from_slice(bytes: &[u8]) -> Result<Self, KeyWeakness> {
         let secret = Self(bytes.try_into().map_err(|_| KeyWeakness::Length(bytes.len()))?);
-        let repeats = |period: usize| secret.0.chunks(period).all(|chunk| chunk == &secret.0[..period]);
+        let repeats = |period: usize| {
+            let mut chunks = secret.0.chunks(period);
+            let first = chunks.next();
+            chunks.all(|chunk| Some(chunk) == first)
+        };
         if [1, 2, 4, 8, 16].into_iter().any(repeats) {
             return Err(KeyWeakness::Repeating);
         }

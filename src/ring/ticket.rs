@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use jiff::{SignedDuration, Timestamp};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::{KeyId, Ring, Scope, TicketKey};
 use crate::api::KeyRole;
@@ -31,9 +31,7 @@ const FORMAT: &[u8] = b"rustls 0.23";
 /// Purpose under which ticket keys are derived from a ring secret (RFC 5869 info).
 const TICKET_PURPOSE: &[u8] = b"tlsfarm session ticket v1";
 
-const KEY_ID: std::ops::Range<usize> = 1..17;
-const NONCE: std::ops::Range<usize> = 17..17 + NONCE_LEN;
-const SEALED: usize = NONCE.end;
+const HEADER: usize = 1 + 16 + NONCE_LEN;
 const TAG_LEN: usize = 16;
 const STATE_HEADER: usize = 8 * 3 + 2;
 
@@ -214,40 +212,32 @@ impl TicketKeys {
         if lifetime == 0 {
             return Err(SealError::SessionExpired);
         }
-        let state_len = STATE_HEADER + session.len();
+        let smallest = HEADER + STATE_HEADER + session.len() + TAG_LEN;
         let size = BUCKETS
             .into_iter()
-            .find(|size| SEALED + state_len + TAG_LEN <= *size)
+            .find(|size| smallest <= *size)
             .ok_or(SealError::TooLarge)?;
 
+        let mut state = Zeroizing::new(Vec::with_capacity(size - HEADER));
+        state.extend(now.as_second().to_be_bytes());
+        state.extend((now.as_second() + i64::from(lifetime)).to_be_bytes());
+        state.extend(age.authenticated_at.as_second().to_be_bytes());
+        state.extend((session.len() as u16).to_be_bytes());
+        state.extend_from_slice(session);
+        state.resize(size - HEADER - TAG_LEN, 0);
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SealError::Cipher)?;
+        let aad = associated_data(&self.primary, scope);
+        key.cipher
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut *state)
+            .map_err(|_| SealError::Cipher)?;
+
         let mut ticket = Vec::with_capacity(size);
         ticket.push(VERSION);
         ticket.extend(self.primary.0);
         ticket.extend(nonce);
-        ticket.extend(now.as_second().to_be_bytes());
-        ticket.extend((now.as_second() + i64::from(lifetime)).to_be_bytes());
-        ticket.extend(age.authenticated_at.as_second().to_be_bytes());
-        ticket.extend((session.len() as u16).to_be_bytes());
-        ticket.extend_from_slice(session);
-        ticket.resize(size - TAG_LEN, 0);
-
-        let aad = associated_data(&self.primary, scope);
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        match key
-            .cipher
-            .seal_in_place_separate_tag(nonce, Aad::from(aad), &mut ticket[SEALED..])
-        {
-            Ok(tag) => {
-                ticket.extend_from_slice(tag.as_ref());
-                Ok(ticket)
-            }
-            Err(_) => {
-                ticket.zeroize();
-                Err(SealError::Cipher)
-            }
-        }
+        ticket.extend_from_slice(&state);
+        Ok(ticket)
     }
 
     /// Opens a ticket that a client offers for `scope`. `ticket` is wholly under the client's control.
@@ -258,44 +248,75 @@ impl TicketKeys {
         policy: &TicketPolicy,
         now: Timestamp,
     ) -> Result<OpenedTicket, OpenError> {
-        if !BUCKETS.contains(&ticket.len()) || ticket[0] != VERSION {
-            return Err(OpenError::Malformed);
-        }
-        let id = KeyId(ticket[KEY_ID].try_into().map_err(|_| OpenError::Malformed)?);
-        let nonce: [u8; NONCE_LEN] = ticket[NONCE].try_into().map_err(|_| OpenError::Malformed)?;
+        let Envelope { id, nonce, sealed } = Envelope::read(ticket).ok_or(OpenError::Malformed)?;
         let key = self.keys.get(&id).ok_or(OpenError::UnknownKey)?;
         if now >= key.open_until {
             return Err(OpenError::Expired);
         }
-        let mut state = Zeroizing::new(ticket[SEALED..].to_vec());
+        let mut state = Zeroizing::new(sealed.to_vec());
         let aad = associated_data(&id, scope);
         let nonce = Nonce::assume_unique_for_key(nonce);
         let state = key
             .cipher
             .open_in_place(nonce, Aad::from(aad), &mut state)
             .map_err(|_| OpenError::NotAuthentic)?;
-
-        let (header, session) = state
-            .split_at_checked(STATE_HEADER)
-            .ok_or(OpenError::NotAuthentic)?;
-        let second = |n: usize| {
-            let bytes = header[n * 8..][..8]
-                .try_into()
-                .map_err(|_| OpenError::NotAuthentic)?;
-            Timestamp::from_second(i64::from_be_bytes(bytes)).map_err(|_| OpenError::NotAuthentic)
-        };
-        let (issued, expires, authenticated_at) = (second(0)?, second(1)?, second(2)?);
-        let length = usize::from(u16::from_be_bytes([header[24], header[25]]));
-        let session = session.get(..length).ok_or(OpenError::NotAuthentic)?;
-        let from_the_future = issued.as_second() > now.as_second() + CLOCK_SKEW;
-        let session_until = authenticated_at.as_second() + policy.max_age.as_secs();
-        if from_the_future || now >= expires || now.as_second() >= session_until {
+        let state = State::read(state).ok_or(OpenError::NotAuthentic)?;
+        let from_the_future = state.issued.as_second() > now.as_second() + CLOCK_SKEW;
+        let session_until = state.authenticated_at.as_second() + policy.max_age.as_secs();
+        if from_the_future || now >= state.expires || now.as_second() >= session_until {
             return Err(OpenError::Expired);
         }
         Ok(OpenedTicket {
-            session: Zeroizing::new(session.to_vec()),
-            authenticated_at,
+            session: Zeroizing::new(state.session.to_vec()),
+            authenticated_at: state.authenticated_at,
             opened_by: key.role,
+        })
+    }
+}
+
+/// The parts of a ticket.
+struct Envelope<'a> {
+    id: KeyId,
+    nonce: [u8; NONCE_LEN],
+    sealed: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    fn read(ticket: &'a [u8]) -> Option<Self> {
+        if !BUCKETS.contains(&ticket.len()) {
+            return None;
+        }
+        let ticket = ticket.strip_prefix(&[VERSION])?;
+        let (id, ticket) = ticket.split_first_chunk()?;
+        let (nonce, sealed) = ticket.split_first_chunk()?;
+        Some(Self {
+            id: KeyId(*id),
+            nonce: *nonce,
+            sealed,
+        })
+    }
+}
+
+/// What a ticket carries.
+struct State<'a> {
+    issued: Timestamp,
+    expires: Timestamp,
+    authenticated_at: Timestamp,
+    session: &'a [u8],
+}
+
+impl<'a> State<'a> {
+    fn read(state: &'a [u8]) -> Option<Self> {
+        let time = |bytes: &[u8; 8]| Timestamp::from_second(i64::from_be_bytes(*bytes)).ok();
+        let (issued, state) = state.split_first_chunk()?;
+        let (expires, state) = state.split_first_chunk()?;
+        let (authenticated_at, state) = state.split_first_chunk()?;
+        let (length, state) = state.split_first_chunk()?;
+        Some(Self {
+            issued: time(issued)?,
+            expires: time(expires)?,
+            authenticated_at: time(authenticated_at)?,
+            session: state.get(..usize::from(u16::from_be_bytes(*length)))?,
         })
     }
 }
@@ -340,6 +361,9 @@ mod tests {
         lifetime: SignedDuration::from_hours(4),
         max_age: SignedDuration::from_hours(24),
     };
+
+    const KEY_ID: std::ops::Range<usize> = 1..17;
+    const NONCE: std::ops::Range<usize> = 17..HEADER;
 
     fn age(second: i64) -> SessionAge {
         SessionAge {

@@ -301,7 +301,8 @@ fn unfinished(facts: &Facts<'_>) -> Option<String> {
 /// The first few of `words`, and how many more there are.
 fn some_of<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String {
     let words: Vec<&str> = words.collect();
-    let named = words[..words.len().min(MOST_NAMED)].join(separator);
+    let named: Vec<&str> = words.iter().copied().take(MOST_NAMED).collect();
+    let named = named.join(separator);
     match words.len().saturating_sub(MOST_NAMED) {
         0 => named,
         more => format!("{named}{separator}and {more} more"),
