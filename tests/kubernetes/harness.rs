@@ -75,15 +75,35 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
 /// A namespace of a test's own, which enforces the Pod Security level `restricted` and goes when the test ends well.
 pub struct Namespace {
     pub name: &'static str,
-    _operator: Option<RwLockReadGuard<'static, ()>>,
+    _turn: Option<Turn>,
+}
+
+/// A test's right to run an operator, held for as long as its namespace.
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
 }
 
 impl Namespace {
-    /// Creates the namespace anew, with an operator of its own that watches only it.
+    /// Creates the namespace anew, with an operator of its own that watches only it, and a backend.
     pub fn with_operator(name: &'static str) -> Self {
-        let operator = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::with_operator_in(Turn::Shared { _guard: guard }, name)
+    }
+
+    /// The same while no other test's operator runs, for what must be quick on a small machine.
+    pub fn with_operator_alone(name: &'static str) -> Self {
+        Self::with_operator_in(
+            Turn::Alone {
+                _guard: only_operator(),
+            },
+            name,
+        )
+    }
+
+    fn with_operator_in(turn: Turn, name: &'static str) -> Self {
         let namespace = Self {
-            _operator: Some(operator),
+            _turn: Some(turn),
             ..Self::create(name)
         };
         namespace.install_operator();
@@ -99,10 +119,7 @@ impl Namespace {
             None,
         );
         gone.unwrap_or_else(|error| panic!("{error}"));
-        let namespace = Self {
-            name,
-            _operator: None,
-        };
+        let namespace = Self { name, _turn: None };
         namespace.apply(&json!({
             "apiVersion": "v1",
             "kind": "Namespace",

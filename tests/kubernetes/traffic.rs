@@ -48,7 +48,7 @@ fn openssl_resumes_at_every_proxy_and_only_under_its_own_host_name() {
 
 #[test]
 fn ten_rotations_in_a_row_lose_no_session_and_no_request() {
-    let namespace = Namespace::with_operator("test-rotation");
+    let namespace = Namespace::with_operator_alone("test-rotation");
     namespace.create_certificate("shop-tls", &[SHOP]);
     namespace.apply(&farm("shop", 3, &[("shop", SHOP)]));
     namespace.wait_ready("shop");
