@@ -17,6 +17,7 @@ use kube::api::ListParams;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::controller::{Config, Error};
 use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -34,6 +35,8 @@ const CONCURRENCY: u16 = 16;
 
 /// How often the farms are listed until that works.
 const LISTING_INTERVAL: Duration = Duration::from_secs(1);
+
+const WATCH_PAUSE: Duration = Duration::from_millis(600);
 
 type Farm = DeserializeGuard<TLSFarm>;
 
@@ -55,6 +58,7 @@ impl Watching {
         let all = watcher::Config::default();
         let controller = Controller::new(api::<Farm>(client, watching), all.clone())
             .with_config(Config::default().concurrency(CONCURRENCY))
+            .trigger_backoff(Pause)
             .graceful_shutdown_on(stop.clone().cancelled_owned());
         let controller = owned::<Deployment>(controller, client, watching, farms);
         let controller = owned::<ConfigMap>(controller, client, watching, farms);
@@ -133,6 +137,24 @@ impl Watching {
             })
             .await;
     }
+}
+
+/// The pause after the failure of any watch.
+///
+/// All watches of a controller share it, and each of them fails when the API server goes: pauses that grow would add up
+/// to minutes after the server is back.
+struct Pause;
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(WATCH_PAUSE.mul_f64(0.5 + rand::random::<f64>()))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {}
 }
 
 /// Watches the farms' objects of one kind.

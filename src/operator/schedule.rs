@@ -24,7 +24,7 @@ const FAST_FOR: SignedDuration = SignedDuration::from_secs(10);
 const OVERTAKEN: Duration = Duration::from_millis(200);
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// What a pass left to do.
 #[derive(Clone, Copy, Debug, Default)]

@@ -162,7 +162,7 @@ fn keys_synced(facts: &Facts<'_>) -> Finding {
         match facts.plan {
             Some(Plan::Wait { missing, .. }) => {
                 let missing = some_of(missing.iter().map(String::as_str), ", ");
-                message += &format!("; the next rotation waits for {missing}, about to become ready");
+                message += &format!("; the next rotation waits for {missing}");
             }
             Some(Plan::Full { until }) => {
                 message += &format!(
