@@ -15,7 +15,8 @@ use super::names::{FarmId, MANAGER};
 use super::publish::applied;
 use super::reconcile::Context;
 use crate::api::{
-    Condition, ConditionStatus, ConditionType, Reason, RingStatus, TLSFarm, TLSFarmStatus, merge_conditions,
+    Condition, ConditionStatus, ConditionType, KeyRole, KeyStatus, Reason, RingStatus, TLSFarm,
+    TLSFarmStatus, merge_conditions,
 };
 
 /// Only a change of the farm can help.
@@ -59,11 +60,10 @@ pub(super) async fn report(
     Ok(NEXT_LOOK)
 }
 
-/// The status keeps what it says of the ring: its generation must never be forgotten.
+/// A status that says what is wrong, and is readable itself, whatever `before` was.
 fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmStatus {
     let generation = invalid.metadata.generation;
     let whole: Option<TLSFarmStatus> = serde_json::from_value(before.clone()).ok();
-    let ring: Option<RingStatus> = serde_json::from_value(before["ring"].clone()).ok();
     let condition = |type_| {
         let (status, reason, message) = match type_ {
             ConditionType::Accepted | ConditionType::Ready => (
@@ -88,10 +88,39 @@ fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmSta
         .unwrap_or_default();
     TLSFarmStatus {
         observed_generation: generation,
-        ring,
+        ring: before.get("ring").and_then(ring),
         conditions: merge_conditions(&old, TYPES.map(condition).into()),
         ..whole.unwrap_or_default()
     }
+}
+
+/// What the status says of the ring, or at least its generation, which must never be forgotten.
+fn ring(before: &Value) -> Option<RingStatus> {
+    let whole: Option<RingStatus> = serde_json::from_value(before.clone()).ok();
+    whole.or_else(|| {
+        let listed = before.get("keys").and_then(Value::as_array).into_iter().flatten();
+        let mut keys: Vec<KeyStatus> = listed
+            .filter_map(|key| serde_json::from_value(key.clone()).ok())
+            .collect();
+        if keys.is_empty() {
+            // Applying an empty list would remove the field, which the schema requires.
+            keys.push(KeyStatus {
+                id: "unreadable".into(),
+                role: KeyRole::Primary,
+                created_at: Timestamp::UNIX_EPOCH,
+                open_until: Timestamp::UNIX_EPOCH,
+            });
+        }
+        Some(RingStatus {
+            generation: before.get("generation")?.as_u64()?,
+            primary: String::new(),
+            keys,
+            acknowledged: 0,
+            acked: String::new(),
+            last_rotation: Timestamp::UNIX_EPOCH,
+            next_rotation: Timestamp::UNIX_EPOCH,
+        })
+    })
 }
 
 #[cfg(test)]
@@ -108,10 +137,7 @@ mod tests {
         };
         let before = json!({
             "conditions": "nonsense",
-            "ring": {
-                "generation": 7, "primary": "x", "keys": [], "acknowledged": 1, "acked": "1/1",
-                "lastRotation": "2026-01-01T00:00:00Z", "nextRotation": "2026-01-01T01:00:00Z",
-            },
+            "ring": {"generation": 7, "lastRotation": "9999-12-31T23:59:59-23:00"},
         });
         let first = status(&invalid, &before, Timestamp::UNIX_EPOCH);
         assert_eq!(first.ring.as_ref().map(|ring| ring.generation), Some(7));
