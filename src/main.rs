@@ -71,8 +71,14 @@ struct ProxyArgs {
 
 #[derive(Args)]
 struct LogArgs {
+    // kube_client logs every request that fails while the API server is away, and so do we, with what was wanted.
     /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
-    #[arg(long, value_name = "FILTER", env = "TLSFARM_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "TLSFARM_LOG",
+        default_value = "info,kube_client=off"
+    )]
     log_filter: String,
 
     /// How log lines look
