@@ -136,6 +136,7 @@ mod tests {
                 address: None,
                 ready_since: Some(at(0)),
                 may_serve: true,
+                obstacle: None,
                 refreshed_for: told.map(str::to_owned),
             },
             memory: ProxyMemory {
