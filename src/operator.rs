@@ -130,9 +130,16 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 
     let mut listings = Vec::new();
     let mut controllers: Vec<JoinHandle<()>> = Vec::new();
+    // Whether each controller has seen its farms: none begins a pass before.
+    let mut seen: Vec<Arc<AtomicBool>> = Vec::new();
     for namespace in scopes {
         let watching = Watching::new(&client, namespace, &farms, &stop);
-        listings.push(watching.listed(&client));
+        let (listed, saw) = (watching.listed(&client), Arc::new(AtomicBool::new(false)));
+        seen.push(Arc::clone(&saw));
+        listings.push(async move {
+            listed.await;
+            saw.store(true, Ordering::Relaxed);
+        });
         let context = Context {
             client: client.clone(),
             store: watching.store(),
@@ -175,7 +182,9 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     synced.abort();
     let unfinished = controllers
         .into_iter()
-        .filter(|controller| !controller.is_finished());
+        .zip(&seen)
+        .filter(|(controller, seen)| seen.load(Ordering::Relaxed) && !controller.is_finished())
+        .map(|(controller, _)| controller);
     if tokio::time::timeout(STOP_LIMIT, join_all(unfinished))
         .await
         .is_err()
