@@ -27,6 +27,21 @@ fn every_property_is_described() {
     }
 }
 
+#[test]
+fn every_reason_of_a_condition_is_explained() {
+    let crd: Value = serde_saphyr::from_str(&read("crds/tlsfarm.yaml")).expect("YAML");
+    let status = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    let reasons = &status["properties"]["conditions"]["items"]["properties"]["reason"]["enum"];
+    let page = read("docs/conditions.md");
+    for reason in reasons.as_array().expect("the reasons are listed") {
+        let reason = reason.as_str().expect("a word");
+        assert!(
+            page.contains(&format!("| {reason} |")),
+            "docs/conditions.md does not explain {reason}"
+        );
+    }
+}
+
 fn check(path: &str, schema: &Value) {
     let description = schema["description"].as_str().unwrap_or_default();
     assert!(!description.is_empty(), "{path} has no description");

@@ -130,3 +130,41 @@ fn labels(farm: &FarmKey) -> FarmLabels {
         farm: farm.name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_explained() {
+        let page = include_str!("../../docs/metrics.md");
+        let (metrics, registry) = Metrics::new();
+        let farm = FarmKey {
+            namespace: "web".into(),
+            name: "shop".into(),
+        };
+        metrics.reconciled(
+            Duration::from_secs(1),
+            Some(&ReconcileError::Timeout(Duration::ZERO)),
+        );
+        metrics.wrote("Secret");
+        metrics.ring(&farm, 7);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let names: Vec<String> = types
+            .map(|line| match line.split_once(' ') {
+                Some((name, "counter")) => format!("{name}_total"),
+                Some((name, _)) => name.to_owned(),
+                None => line.to_owned(),
+            })
+            .collect();
+        assert_eq!(names.len(), 7, "{names:?}");
+        for name in names {
+            assert!(
+                page.contains(&format!("| `{name}` |")),
+                "docs/metrics.md does not explain {name}"
+            );
+        }
+    }
+}

@@ -7,4 +7,5 @@ mod files;
 mod harness;
 mod hostile;
 mod limits;
+mod metrics;
 mod resumption;
