@@ -92,6 +92,7 @@ async fn serve_http1<IO>(
     let mut cancelled = pin!(draining.cancelled());
     let mut timer = Timer::default();
     let mut idle_limit = timeouts.keep_alive.as_std();
+    let mut closing = false;
     let ended = poll_fn(|cx| {
         if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
             state.draining.set(true);
@@ -109,7 +110,12 @@ async fn serve_http1<IO>(
             let since = state.last_progress.get();
             let Some(begun) = state.head_since.get() else {
                 std::task::ready!(timer.poll_until(cx, since + idle_limit));
+                if closing {
+                    // hyper waits for the rest of a body whose request was answered early; it came to a halt.
+                    return Poll::Ready(Ok(()));
+                }
                 // Unused for long, and nothing has arrived: hyper has just looked.
+                closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             };

@@ -144,6 +144,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 buf.put_slice(&this.held[..length]);
                 this.held.advance(length);
                 this.passable -= length;
+                this.state.progressed();
                 if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
                     this.judge_held();
                     this.note_partial_head();
@@ -218,6 +219,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             this.note_partial_head();
             buf.set_filled(start + passed);
             if passed > 0 {
+                this.state.progressed();
                 return Poll::Ready(Ok(()));
             }
         }
