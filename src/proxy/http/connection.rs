@@ -11,8 +11,8 @@ use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Client;
@@ -23,15 +23,12 @@ use super::state::ConnectionState;
 use super::timer::Timer;
 use super::tunnel;
 use crate::config::Timeouts;
+use crate::proxy::linger::Lingering;
 
 /// How long an unused HTTP/1 connection lives on while the proxy drains. HTTP/1 has no way to say "send no more": a
 /// request that is on its way when the connection closes is lost. One that arrives in this time is answered, and the
 /// answer closes the connection.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// How long to read on after the last response, so that a reset does not destroy it before the client has read it.
-const LINGER: Duration = Duration::from_secs(1);
-/// Most bytes to read while lingering.
-const LINGER_BYTES: u64 = 256 << 10;
 /// Bound of hyper's read buffer: a whole head and then some.
 const READ_BUFFER: usize = 128 << 10;
 
@@ -139,9 +136,9 @@ async fn serve_http1<IO>(
         }
         return;
     }
-    let closed_by_client = guard.is_closed_by_client();
     let (io, _) = guard.into_parts();
-    close(io, closed_by_client).await;
+    // A client that is gone needs no goodbye.
+    let _ = Lingering::new(io).shutdown().await;
 }
 
 async fn serve_http2<IO>(
@@ -170,7 +167,7 @@ async fn serve_http2<IO>(
             .keep_alive_interval(HTTP2_PING_INTERVAL)
             .keep_alive_timeout(HTTP2_PING_TIMEOUT)
             .max_send_buf_size(HTTP2_SEND_BUFFER)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(Lingering::new(io)), service)
     );
 
     let mut cancelled = pin!(draining.cancelled());
@@ -212,20 +209,6 @@ async fn serve_http2<IO>(
         }
     })
     .await;
-}
-
-/// Ends a connection so that the client can read all that was sent to it.
-async fn close<IO>(mut io: ClientIo<IO>, closed_by_client: bool)
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    if io.shutdown().await.is_err() || closed_by_client {
-        return;
-    }
-    let mut rest = io.take(LINGER_BYTES);
-    let mut sink = tokio::io::sink();
-    // What still comes was sent in vain, whether or not it can be read.
-    let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut sink)).await;
 }
 
 /// Runs HTTP/2 streams on the thread of their connection.

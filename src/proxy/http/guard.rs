@@ -88,11 +88,6 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         }
     }
 
-    /// Whether the client has closed its side.
-    pub(super) fn is_closed_by_client(&self) -> bool {
-        matches!(self.end, Some(End::Eof))
-    }
-
     /// Stops checking. Returns the bytes that were held back.
     pub(super) fn into_parts(self) -> (ClientIo<IO>, Bytes) {
         (self.io, self.held.freeze())
