@@ -178,7 +178,6 @@ impl Worker {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let peer = canonical(peer);
         let snapshot = shared.snapshot.load_full();
         let draining = shared.draining.clone();
         match port {
@@ -221,11 +220,6 @@ fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr
             }
         }
     })
-}
-
-/// The address without the IPv6 form that a dual-stack listener gives to IPv4 clients.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]
