@@ -4,6 +4,7 @@
 
 mod condition;
 mod duration;
+mod resources;
 mod spec;
 mod status;
 

@@ -7,6 +7,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::CustomResourceExt;
 use tlsfarm::api::{TLSFarm, ports};
@@ -43,12 +44,18 @@ struct OperatorArgs {
         short,
         value_name = "NAMESPACE",
         env = "TLSFARM_NAMESPACES",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = namespace
     )]
     namespaces: Vec<String>,
 
     /// Image of the proxies of farms that name none
-    #[arg(long, value_name = "IMAGE", env = "TLSFARM_PROXY_IMAGE")]
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        env = "TLSFARM_PROXY_IMAGE",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
     proxy_image: String,
 
     /// Address for /healthz, /readyz and /metrics
@@ -122,6 +129,20 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Crd => print!("{}", serde_saphyr::to_string(&TLSFarm::crd())?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An empty name, as from an environment variable that is set to nothing, must not come to mean all namespaces.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    let is_label = (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    match is_label {
+        true => Ok(text.to_owned()),
+        false => Err("a namespace is named in lower case letters, digits and dashes"),
+    }
 }
 
 impl LogArgs {

@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, select_all};
 use http::StatusCode;
-use kube::{Client, Config};
+use kube::Client;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ use self::memory::Farms;
 use self::metrics::Metrics;
 use self::reconcile::Context;
 use crate::runtime::admin::{AdminPages, text_page};
+use crate::runtime::cluster::{self, NoCluster};
 use crate::runtime::signal::Terminated;
 
 /// How long a connection to the API server may take to come about.
@@ -75,8 +76,8 @@ pub struct OperatorOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
     /// There is no way to the API server.
-    #[error("no cluster: set KUBECONFIG, or run in a pod with a service account ({0})")]
-    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    #[error(transparent)]
+    NoCluster(#[from] NoCluster),
     /// The way to the API server is described wrongly.
     #[error("the cluster's configuration is unusable: {0}")]
     Client(#[source] Box<kube::Error>),
@@ -129,9 +130,16 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 
     let mut listings = Vec::new();
     let mut controllers: Vec<JoinHandle<()>> = Vec::new();
+    // Whether each controller has seen its farms: none begins a pass before.
+    let mut seen: Vec<Arc<AtomicBool>> = Vec::new();
     for namespace in scopes {
         let watching = Watching::new(&client, namespace, &farms, &stop);
-        listings.push(watching.listed(&client));
+        let (listed, saw) = (watching.listed(&client), Arc::new(AtomicBool::new(false)));
+        seen.push(Arc::clone(&saw));
+        listings.push(async move {
+            listed.await;
+            saw.store(true, Ordering::Relaxed);
+        });
         let context = Context {
             client: client.clone(),
             store: watching.store(),
@@ -174,7 +182,9 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     synced.abort();
     let unfinished = controllers
         .into_iter()
-        .filter(|controller| !controller.is_finished());
+        .zip(&seen)
+        .filter(|(controller, seen)| seen.load(Ordering::Relaxed) && !controller.is_finished())
+        .map(|(controller, _)| controller);
     if tokio::time::timeout(STOP_LIMIT, join_all(unfinished))
         .await
         .is_err()
@@ -188,9 +198,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 }
 
 async fn client() -> Result<Client, OperatorError> {
-    let mut config = Config::infer()
-        .await
-        .map_err(|error| OperatorError::NoCluster(Box::new(error)))?;
+    let mut config = cluster::find(None).await?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     // A retry within a request would hide for minutes what a pass must know at once: that a write may have happened.
     config.default_retry = false;

@@ -1,6 +1,7 @@
-//! What every long-running role needs: logs, the signal to stop, the admin server and changed files.
+//! What every role needs: logs, the signal to stop, the admin server, changed files and the way to the API server.
 
 pub mod admin;
+pub mod cluster;
 pub mod files;
 pub mod signal;
 pub mod telemetry;

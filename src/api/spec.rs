@@ -321,6 +321,7 @@ pub struct Proxy {
 
     /// Resources of the proxy container. The proxy runs one thread for each CPU of the limit.
     #[serde(default = "defaults::resources")]
+    #[schemars(schema_with = "super::resources::schema")]
     pub resources: ResourceRequirements,
 
     /// Where proxies may run. They are always spread over nodes as far as the nodes allow.

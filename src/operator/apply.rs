@@ -16,12 +16,13 @@ use serde_json::Value;
 use tracing::info;
 
 use super::build::{CONFIG_KEY, Desired, Object, object_names};
-use super::error::{ReconcileError, describe};
+use super::error::ReconcileError;
 use super::kind::Kind;
 use super::metrics::Metrics;
 use super::names::{FarmId, MANAGER, Ownership};
 use super::validate::Refusal;
 use crate::api::{FARM_LABEL, Reason};
+use crate::runtime::cluster::describe;
 
 /// What is remembered of the objects that were applied.
 pub(super) type Applied = BTreeMap<(Kind, String), Record>;

@@ -24,11 +24,11 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::error::describe;
 use super::memory::Farms;
 use super::names::{FarmKey, farm_of};
 use super::reconcile::{Context, after_failure, forget, reconcile};
 use crate::api::{FARM_LABEL, TLSFarm};
+use crate::runtime::cluster::{describe, with_causes};
 
 /// How many farms are worked on at a time.
 const CONCURRENCY: u16 = 16;
@@ -131,7 +131,13 @@ impl Watching {
                             forget(&key, &context.farms, &context.metrics);
                         }
                     }
-                    Err(error) => warn!(namespace, %error, "a watch is interrupted, will try again"),
+                    Err(error) => {
+                        warn!(
+                            namespace,
+                            error = with_causes(&error),
+                            "a watch is interrupted, will try again"
+                        );
+                    }
                 }
                 std::future::ready(())
             })

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ring::RandomnessError;
+use crate::runtime::cluster::describe;
 
 /// Why one pass over a farm failed. It is tried again, later each time.
 #[derive(Debug, thiserror::Error)]
@@ -84,12 +85,4 @@ fn is_namespace_terminating(error: &kube::Error) -> bool {
         .unwrap_or_default()
         .iter()
         .any(|cause| cause.reason == "NamespaceTerminating")
-}
-
-/// The API server's own words, or the transport's.
-pub(super) fn describe(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-        other => other.to_string(),
-    }
 }

@@ -5,9 +5,9 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tracing::debug;
 
-use super::error::describe;
 use super::metrics::Metrics;
 use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
+use crate::runtime::cluster::describe;
 
 /// The API server refuses longer notes.
 const LONGEST_NOTE: usize = 1024;

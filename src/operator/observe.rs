@@ -186,6 +186,7 @@ mod tests {
             address: None,
             ready_since: Some(at(5)),
             may_serve: true,
+            obstacle: None,
             refreshed_for: None,
         };
         let mut memory = BTreeMap::new();

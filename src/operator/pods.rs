@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
 
 use super::build::CONTAINER;
 use super::names::FarmId;
@@ -20,6 +20,8 @@ pub(super) struct Proxy {
     pub(super) ready_since: Option<Timestamp>,
     /// Whether it serves clients, or may soon with a ring that it has mounted already.
     pub(super) may_serve: bool,
+    /// What keeps it from running, as the scheduler or the kubelet says.
+    pub(super) obstacle: Option<String>,
     /// What it was last told to refresh for.
     pub(super) refreshed_for: Option<String>,
 }
@@ -78,6 +80,7 @@ fn proxy(pod: &Pod) -> Option<Proxy> {
             .and_then(|address| address.parse().ok()),
         ready_since,
         may_serve: ready_since.is_some() || may_become_ready(pod),
+        obstacle: obstacle(pod),
         refreshed_for: pod
             .metadata
             .annotations
@@ -93,15 +96,7 @@ fn may_become_ready(pod: &Pod) -> bool {
     if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
         return false;
     }
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.container_statuses.as_deref());
-    let Some(container) = statuses
-        .unwrap_or_default()
-        .iter()
-        .find(|status| status.name == CONTAINER)
-    else {
+    let Some(container) = container(pod) else {
         // Scheduled, and the kubelet has not said anything yet.
         return true;
     };
@@ -110,15 +105,49 @@ fn may_become_ready(pod: &Pod) -> bool {
         Some(ContainerState {
             waiting: Some(waiting),
             ..
-        }) => {
-            container.restart_count == 0
-                && matches!(
-                    waiting.reason.as_deref(),
-                    Some("ContainerCreating" | "PodInitializing")
-                )
-        }
+        }) => container.restart_count == 0 && waiting.reason.as_deref().is_some_and(is_starting),
         _ => false,
     }
+}
+
+/// What the scheduler or the kubelet says of a pod that does not run. The words must not change while nothing happens,
+/// so the kubelet's messages, which count seconds and tries, are left out.
+fn obstacle(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_deref().unwrap_or_default();
+    let unscheduled = conditions
+        .iter()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        return condition.message.clone().or_else(|| condition.reason.clone());
+    }
+    let container = container(pod)?;
+    let reason = container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()?;
+    if is_starting(reason) {
+        return None;
+    }
+    let ended = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    Some(match (reason, ended) {
+        // The kubelet changes between these two.
+        ("ErrImagePull" | "ImagePullBackOff", _) => format!("cannot pull the image {}", container.image),
+        ("InvalidImageName" | "ErrImageNeverPull", _) => format!("{reason} {}", container.image),
+        (_, Some(ended)) => match ended.reason.as_deref() {
+            Some("Error") | None => format!("{reason}, exit code {}", ended.exit_code),
+            Some(end) => format!("{reason}, {end}"),
+        },
+        (_, None) => reason.to_owned(),
+    })
+}
+
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_deref()?;
+    statuses.iter().find(|status| status.name == CONTAINER)
+}
+
+fn is_starting(reason: &str) -> bool {
+    matches!(reason, "ContainerCreating" | "PodInitializing")
 }
 
 #[cfg(test)]
@@ -212,5 +241,40 @@ pub(super) mod tests {
         assert!(!may_serve(&container(waiting("ContainerCreating", 1))));
         assert!(!may_serve(&container(waiting("ErrImageNeverPull", 0))));
         assert!(!may_serve(&|pod| pod["spec"]["nodeName"] = Value::Null));
+    }
+
+    #[test]
+    fn what_keeps_a_pod_from_running_is_told_in_words_that_last() {
+        let obstacle = |change: &dyn Fn(&mut Value)| seen(pod(change))[0].obstacle.clone();
+        let waits = |reason: &str, rest: Value| {
+            let mut status = waiting(reason, 1);
+            status["image"] = json!("example.com/proxy:1");
+            status["lastState"] = rest;
+            obstacle(&|pod| pod["status"]["containerStatuses"] = json!([status]))
+        };
+        assert_eq!(obstacle(&|_| ()), None, "it is being started");
+        let unscheduled = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/2 nodes are available: 2 Insufficient cpu.",
+        }]);
+        assert_eq!(
+            obstacle(&|pod| pod["status"]["conditions"] = unscheduled.clone()).as_deref(),
+            Some("0/2 nodes are available: 2 Insufficient cpu.")
+        );
+        let pulling = waits("ErrImagePull", json!({}));
+        assert_eq!(
+            pulling.as_deref(),
+            Some("cannot pull the image example.com/proxy:1")
+        );
+        assert_eq!(waits("ImagePullBackOff", json!({})), pulling);
+        let ended = |reason: &str| json!({"terminated": {"reason": reason, "exitCode": 2}});
+        assert_eq!(
+            waits("CrashLoopBackOff", ended("Error")).as_deref(),
+            Some("CrashLoopBackOff, exit code 2")
+        );
+        assert_eq!(
+            waits("CrashLoopBackOff", ended("OOMKilled")).as_deref(),
+            Some("CrashLoopBackOff, OOMKilled")
+        );
     }
 }

@@ -14,11 +14,11 @@ use kube::{Api, Client};
 use serde_json::json;
 use tracing::debug;
 
-use super::error::describe;
 use super::metrics::Metrics;
 use super::names::{FarmId, MANAGER};
 use super::observe::{Observed, ProxyMemory};
 use crate::api::REFRESH_ANNOTATION;
+use crate::runtime::cluster::describe;
 
 /// How many pods of one farm are patched at a time.
 const CONCURRENCY: usize = 16;
@@ -136,6 +136,7 @@ mod tests {
                 address: None,
                 ready_since: Some(at(0)),
                 may_serve: true,
+                obstacle: None,
                 refreshed_for: told.map(str::to_owned),
             },
             memory: ProxyMemory {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
-use kube::config::{KubeConfigOptions, KubeconfigError};
-use kube::{Client, Config, ResourceExt};
+use kube::{Client, ResourceExt};
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 
 use super::session::Mechanism;
 use crate::api::{FARM_LABEL, MinVersion, TLSFarm, Tls12Tickets, ports};
+use crate::runtime::cluster::{self, NoCluster};
 
 /// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
 const API_TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -83,8 +83,11 @@ pub(super) struct ClusterTargets {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The kubeconfig is missing or has no such context, and the probe does not run in a pod either.
-    #[error("no cluster to ask: {0}; give --context, or --address and --server-name")]
-    NoCluster(String),
+    #[error("{0}, or give --address and --server-name")]
+    NoCluster(#[from] NoCluster),
+    /// The way to the API server is described wrongly.
+    #[error("the cluster's configuration is unusable: {0}")]
+    Client(String),
     /// The API server refused or could not be reached.
     #[error("cannot list {what}: {why}")]
     List {
@@ -221,20 +224,8 @@ impl ClusterTargets {
 
 /// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
-    let no_cluster = |error: &dyn std::error::Error| TargetError::NoCluster(error.to_string());
-    let config = match context {
-        Some(context) => {
-            let options = KubeConfigOptions {
-                context: Some(context.to_owned()),
-                ..KubeConfigOptions::default()
-            };
-            Config::from_kubeconfig(&options)
-                .await
-                .map_err(|error: KubeconfigError| no_cluster(&error))?
-        }
-        None => Config::infer().await.map_err(|error| no_cluster(&error))?,
-    };
-    Client::try_from(config).map_err(|error| no_cluster(&error))
+    let config = cluster::find(context).await?;
+    Client::try_from(config).map_err(|error| TargetError::Client(cluster::describe(&error)))
 }
 
 /// The ids of the proxies that serve in `farms`.
@@ -294,8 +285,7 @@ where
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(failed(
             "the cluster does not know them; is TLSFarm installed?".into(),
         )),
-        Ok(Err(kube::Error::Api(status))) => Err(failed(status.message)),
-        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Err(error)) => Err(failed(cluster::describe(&error))),
         Err(_) => Err(failed("no answer in time".into())),
     }
 }

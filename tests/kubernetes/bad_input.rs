@@ -278,6 +278,11 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         ),
         ("/spec/proxy", "between 1s and 1h", json!({"drainPeriod": "2h"})),
         (
+            "/spec/proxy",
+            "should match",
+            json!({"resources": {"limits": {"memory": "lots"}}}),
+        ),
+        (
             "/spec/service",
             "needs type LoadBalancer",
             json!({"type": "ClusterIP", "loadBalancerClass": "x/y"}),

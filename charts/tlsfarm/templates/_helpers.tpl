@@ -77,7 +77,9 @@ capabilities:
   verbs: [get, list, watch]
 - apiGroups: [tlsfarm.dev]
   resources: [tlsfarms/status]
-  verbs: [get, patch]
+  verbs: [patch]
+# Owner references that block the owner's deletion need this where the admission plugin
+# OwnerReferencesPermissionEnforcement runs.
 - apiGroups: [tlsfarm.dev]
   resources: [tlsfarms/finalizers]
   verbs: [update]
@@ -100,11 +102,11 @@ capabilities:
 # patch: the annotation that makes the kubelet refresh a pod's mounts at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 # Passed on to the proxies, which find their backends by it: nobody can grant what he does not have.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

@@ -21,7 +21,7 @@ pub(super) fn role(id: &FarmId) -> Role {
         rules: Some(vec![PolicyRule {
             api_groups: Some(words(&["discovery.k8s.io"])),
             resources: Some(words(&["endpointslices"])),
-            verbs: words(&["get", "list", "watch"]),
+            verbs: words(&["list", "watch"]),
             ..PolicyRule::default()
         }]),
     }
@@ -56,7 +56,7 @@ mod tests {
         let only = json!([{
             "apiGroups": ["discovery.k8s.io"],
             "resources": ["endpointslices"],
-            "verbs": ["get", "list", "watch"],
+            "verbs": ["list", "watch"],
         }]);
         assert_eq!(role["rules"], only);
     }

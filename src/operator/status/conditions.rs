@@ -134,7 +134,10 @@ fn backends_ready(facts: &Facts<'_>) -> Finding {
 fn available(facts: &Facts<'_>) -> Finding {
     let wanted = facts.farm.spec.replicas;
     let ready = facts.ready_count();
-    let message = format!("{ready} of {wanted} proxies serve");
+    let mut message = format!("{ready} of {wanted} proxies serve");
+    if ready < wanted {
+        message += &obstacles(facts);
+    }
     if wanted == 0 {
         Finding::is_false(Reason::ScaledToZero, "no proxies are asked for")
     } else if ready >= (wanted - 1).max(1) {
@@ -142,6 +145,31 @@ fn available(facts: &Facts<'_>) -> Finding {
     } else {
         Finding::is_false(Reason::ProxiesUnavailable, message)
     }
+}
+
+/// What keeps proxies from being started, or from running: ours, the ReplicaSet's, the scheduler's or the kubelet's words.
+/// Empty, or begins with a separator.
+fn obstacles(facts: &Facts<'_>) -> String {
+    let conditions = facts
+        .live
+        .deployment
+        .as_ref()
+        .and_then(|deployment| deployment.status.as_ref()?.conditions.as_deref());
+    let refused = conditions
+        .unwrap_or_default()
+        .iter()
+        .filter(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
+        .filter_map(|condition| condition.message.clone());
+    let stuck = facts.proxies.iter().filter_map(|one| {
+        let obstacle = one.proxy.obstacle.as_deref()?;
+        Some(format!("{}: {obstacle}", one.proxy.name))
+    });
+    let problem = facts.problem.map(str::to_owned);
+    let obstacles: Vec<String> = problem.into_iter().chain(refused).chain(stuck).collect();
+    if obstacles.is_empty() {
+        return String::new();
+    }
+    format!("; {}", some_of(obstacles.iter().map(String::as_str), "; "))
 }
 
 fn keys_synced(facts: &Facts<'_>) -> Finding {
@@ -266,12 +294,13 @@ fn unfinished(facts: &Facts<'_>) -> Option<String> {
     }
     if updated != wanted || all != updated {
         return Some(format!(
-            "{updated} of {wanted} proxies are of the current Deployment, {all} run"
+            "{updated} of {wanted} proxies are of the current Deployment, {all} run{}",
+            obstacles(facts)
         ));
     }
     let ready = facts.ready_count();
     if ready != wanted {
-        return Some(format!("{ready} of {wanted} proxies serve"));
+        return Some(format!("{ready} of {wanted} proxies serve{}", obstacles(facts)));
     }
     let Some(config) = &facts.live.config else {
         return Some("there is no configuration yet".into());

@@ -106,6 +106,7 @@ fn proxy(name: &str) -> Observed {
             address: None,
             ready_since: Some(at(0)),
             may_serve: true,
+            obstacle: None,
             refreshed_for: None,
         },
         memory: ProxyMemory {
@@ -267,6 +268,43 @@ fn one_missing_proxy_leaves_the_farm_available_and_not_ready() {
     };
     assert_eq!(World::after(Available, to_zero).1, Reason::ScaledToZero);
     assert_eq!(World::after(Ready, to_zero).1, Reason::ScaledToZero);
+}
+
+#[test]
+fn what_keeps_proxies_from_serving_is_told() {
+    let pods_refused = json!({
+        "metadata": {"generation": 2},
+        "status": {
+            "observedGeneration": 2,
+            "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}],
+        },
+    });
+    let (_, reason, message) = World::after(Ready, |world| {
+        world.live.deployment = Some(parse(pods_refused));
+        world.proxies.clear();
+    });
+    assert_eq!(
+        (reason, message.as_str()),
+        (Reason::ProxiesUnavailable, "0 of 3 proxies serve; exceeded quota")
+    );
+
+    let one_stuck = |world: &mut World| {
+        world.proxies[0].proxy.ready_since = None;
+        world.proxies[0].proxy.obstacle = Some("CrashLoopBackOff, OOMKilled".into());
+    };
+    let told = "2 of 3 proxies serve; a: CrashLoopBackOff, OOMKilled";
+    for type_ in [Available, Ready] {
+        assert_eq!(World::after(type_, one_stuck).2, told);
+    }
+
+    let (_, _, message) = World::after(Ready, |world| {
+        world.problem = Some("cannot apply Deployment shop-proxy: no".into());
+        world.proxies.clear();
+    });
+    assert!(
+        message.ends_with("; cannot apply Deployment shop-proxy: no"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -33,11 +33,11 @@ struct RequestLabels {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct UpstreamErrorLabels {
-    kind: UpstreamError,
+    kind: &'static str,
 }
 
 /// What went wrong between the proxy and a backend.
-#[derive(Clone, Copy, Debug, EncodeLabelValue, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum UpstreamError {
     /// The backend has no endpoint that takes requests.
     NoEndpoints,
@@ -103,7 +103,7 @@ impl HttpMetrics {
 
     pub(super) fn upstream_error(&self, kind: UpstreamError) {
         self.upstream_errors
-            .get_or_create(&UpstreamErrorLabels { kind })
+            .get_or_create(&UpstreamErrorLabels { kind: kind.label() })
             .inc();
     }
 
@@ -114,6 +114,18 @@ impl HttpMetrics {
     pub(super) fn upstream_connected(&self) -> OpenConnection {
         self.upstream_connections.inc();
         OpenConnection(self.upstream_connections.clone())
+    }
+}
+
+impl UpstreamError {
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "no_endpoints",
+            Self::Connect => "connect",
+            Self::Response => "response",
+            Self::Timeout => "timeout",
+            Self::Body => "body",
+        }
     }
 }
 

@@ -155,7 +155,7 @@ fn an_endpoint_that_is_gone_costs_no_request() {
             assert_eq!(status(&response), 200);
         }
         assert_eq!(backend.seen().len(), 30);
-        let errors = farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"Connect\"}");
+        let errors = farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"connect\"}");
         let errors: u32 = errors.and_then(|errors| errors.parse().ok()).unwrap_or(0);
         assert!(errors <= 4, "{errors} attempts at endpoints that had just failed");
     });
@@ -203,7 +203,7 @@ fn a_response_that_breaks_off_is_not_passed_on_as_complete() {
         assert!(response.contains("abc"), "{response:?}");
         assert!(!response.contains("0\r\n\r\n"), "{response:?}");
         assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"Body\"}")
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"body\"}")
                 .as_deref(),
             Some("1")
         );
@@ -266,7 +266,7 @@ fn a_request_is_repeated_once_at_most() {
             Some("1")
         );
         assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"Response\"}")
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"response\"}")
                 .as_deref(),
             Some("2")
         );

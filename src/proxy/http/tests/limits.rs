@@ -76,7 +76,7 @@ fn a_backend_must_respond_in_time() {
             .await;
         assert_eq!(status(&response), 504, "{response:?}");
         assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"Timeout\"}")
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"timeout\"}")
                 .as_deref(),
             Some("1")
         );
