@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use aws_lc_rs::digest;
 use ipnet::IpNet;
+use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Duration, HttpMode, MinVersion};
@@ -208,6 +209,9 @@ impl ProxyConfig {
         if self.tickets.lifetime > week || self.tickets.max_age > week {
             return value("tickets", &self.farm, "lifetime and maxAge must be at most 168h");
         }
+        if let Some(field) = self.timeouts.zero() {
+            return value(field, &self.farm, "no time limit may be zero");
+        }
         if self.hosts.is_empty() {
             return value("hosts", &self.farm, "there must be at least one");
         }
@@ -220,9 +224,9 @@ impl ProxyConfig {
                 return value("host", &host.name, "it needs host names, certificates and routes");
             }
             for hostname in &host.hostnames {
-                if hostname.to_ascii_lowercase() != *hostname
-                    || hostname.trim_start_matches("*.").contains('*')
-                {
+                let name = hostname.strip_prefix("*.").unwrap_or(hostname);
+                let usable = DnsName::try_from(name).is_ok() && !name.ends_with('.');
+                if !usable || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
                     return value(
                         "hostnames",
                         hostname,
@@ -250,6 +254,25 @@ pub fn fingerprint(file: &[u8]) -> String {
         .take(8)
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+impl Timeouts {
+    /// A limit that is zero, if any is: nothing could ever be in time.
+    fn zero(&self) -> Option<&'static str> {
+        let limits = [
+            ("handshake", self.handshake),
+            ("requestHead", self.request_head),
+            ("bodyIdle", self.body_idle),
+            ("keepAlive", self.keep_alive),
+            ("http2Idle", self.http2_idle),
+            ("writeStall", self.write_stall),
+            ("connect", self.connect),
+            ("responseHead", self.response_head),
+            ("responseIdle", self.response_idle),
+        ];
+        let zero = limits.into_iter().find(|(_, limit)| limit.as_std().is_zero());
+        zero.map(|(name, _)| name)
+    }
 }
 
 impl Default for Timeouts {
@@ -307,9 +330,23 @@ hosts:
         assert!(
             refused("hostnames: [shop.example.com,", "hostnames: [Shop.example.com,").contains("lower-case")
         );
+        for name in [
+            "*.*.example.com",
+            "*",
+            "a.*.example.com",
+            "shop.example.com.",
+            "sh op",
+            "",
+            "10.0.0.1",
+        ] {
+            let refusal = refused("\"*.shop.example.com\"", &format!("{name:?}"));
+            assert!(refusal.contains("DNS name"), "{name:?}: {refusal}");
+        }
         assert!(refused("\"*.shop.example.com\"", "shop.example.com").contains("claimed by two hosts"));
         assert!(refused("farm:", "frm:").contains("frm"));
         assert!(refused("lifetime: 4h", "lifetime: 4 hours").contains("4 hours"));
+        let timeouts = "timeouts: {bodyIdle: 1s, http2Idle: 0s}\nhosts:";
+        assert!(refused("hosts:", timeouts).contains("http2Idle"));
         assert!(refused("path: /,", "path: x,").contains("begin with /"));
     }
 }

@@ -18,6 +18,7 @@ mod hello;
 mod hosts;
 pub mod http;
 mod limits;
+mod linger;
 mod metrics;
 mod reload;
 mod ring_file;

@@ -20,7 +20,7 @@ pub use document::RingError;
 pub use key::{KeyId, KeySecret, KeyWeakness, RandomnessError, TicketKey};
 pub use plan::{Acknowledgement, Plan, RotationRequest, plan};
 pub use scope::Scope;
-pub use ticket::{OpenError, OpenedBy, OpenedTicket, SealError, SessionAge, TicketKeys, TicketPolicy};
+pub use ticket::{OpenError, OpenedTicket, SealError, SessionAge, TicketKeys, TicketPolicy};
 
 /// Most keys that a ring may hold.
 pub const MAX_KEYS: usize = 32;

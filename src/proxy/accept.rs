@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use futures::FutureExt;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
-use tokio::task::{LocalSet, coop};
+use tokio::task::LocalSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -153,7 +152,7 @@ impl Worker {
             }
         }
         // Closing the listener resets whoever waits in its queue, so they are let in first.
-        while let Some(Ok((stream, peer))) = coop::unconstrained(listener.accept()).now_or_never() {
+        for (stream, peer) in waiting(listener) {
             self.take(stream, peer, port);
         }
     }
@@ -179,7 +178,6 @@ impl Worker {
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        let peer = canonical(peer);
         let snapshot = shared.snapshot.load_full();
         let draining = shared.draining.clone();
         match port {
@@ -204,7 +202,41 @@ impl Worker {
     }
 }
 
-/// The address without the IPv6 form that a dual-stack listener gives to IPv4 clients.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+/// The connections that wait in the queue of a listener. They are asked for from the kernel, because the runtime knows
+/// only of those that came before it last looked, which a busy thread does seldom.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std();
+    std::iter::from_fn(move || {
+        loop {
+            match listener.as_ref().ok()?.accept() {
+                Ok((stream, peer)) => {
+                    let stream = stream
+                        .set_nonblocking(true)
+                        .and_then(|()| TcpStream::from_std(stream));
+                    return Some((stream.ok()?, peer));
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return None,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream as StdStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_that_the_runtime_has_not_heard_of_are_let_in() {
+        let listener = listener((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let listener = TcpListener::from_std(listener).expect("a runtime");
+        // Nothing is awaited from here on, so the runtime does not look.
+        let clients: Vec<_> = (0..3)
+            .map(|_| StdStream::connect(address).expect("queued"))
+            .collect();
+        assert_eq!(waiting(listener).count(), clients.len());
+    }
 }

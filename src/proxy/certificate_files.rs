@@ -123,7 +123,8 @@ impl Pair {
     fn poll(&mut self, provider: &CryptoProvider, now: Timestamp) -> bool {
         let identity = || [&self.files.certificate, &self.files.key].map(|file| FileIdentity::of(file));
         let before = identity();
-        if self.seen.as_ref() == Some(&before) && !self.state.wants_another_look(now) {
+        let unchanged = self.seen.as_ref() == Some(&before);
+        if unchanged && !self.state.wants_another_look(now) {
             return false;
         }
         let read = self.read(provider);
@@ -132,6 +133,14 @@ impl Pair {
             return false;
         }
         self.seen = Some(before);
+        if unchanged
+            && read
+                .as_ref()
+                .err()
+                .is_some_and(|fault| self.state.file_fault.as_ref() == Some(fault))
+        {
+            return false;
+        }
         self.state.update(read, now);
         true
     }

@@ -187,11 +187,12 @@ impl HostCertificate {
         }
     }
 
-    /// Whether files that were refused, and have not changed since, might now be taken: their time has come, or what
-    /// was kept in their stead has gone bad.
+    /// Whether files that were refused, and have not changed since, might now be taken: their time has come, what was
+    /// kept in their stead has gone bad, or what kept them from being read, such as too many open files, has passed.
     pub(crate) fn wants_another_look(&self, now: Timestamp) -> bool {
         match self.file_fault {
             Some(CertificateFault::NotYetValid(start)) => now >= start,
+            Some(CertificateFault::Unreadable(..)) => true,
             Some(CertificateFault::NameMismatch | CertificateFault::Expired(_)) => {
                 self.in_use.as_ref().is_some_and(|kept| kept.fault(now).is_some())
             }

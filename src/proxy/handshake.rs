@@ -2,25 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::{Error as TlsError, ServerConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
+use super::linger::Lingering;
 use super::metrics::{HandshakeFailure, Metrics};
 use super::snapshot::{Host, Snapshot};
 use super::tickets::SharedKeys;
 use super::tls_stream::{HandshakeError, TlsStream};
-
-/// How long a connection that was answered with an alert is kept, so that the alert arrives: closing a connection with
-/// unread bytes would destroy it.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// Most bytes that are thrown away meanwhile.
-const LINGER_BYTES: usize = 256 * 1024;
 
 /// Takes a connection through its handshake. On failure the client has got an alert, where one was due, and the reason
 /// is counted. The result holds the name of the host that the client chose.
@@ -42,7 +35,8 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
             metrics.handshake_failed(failure);
             debug!(?failure, "a handshake failed");
             if let Some(io) = rejected {
-                linger(io).await;
+                // The alert must arrive; whether it does is the client's affair.
+                let _ = Lingering::new(io).shutdown().await;
             }
             None
         }
@@ -136,23 +130,6 @@ fn choose<'a>(
 async fn reject<IO: AsyncWrite + Unpin>(mut io: IO, alert: &[u8], failure: HandshakeFailure) -> Failed<IO> {
     let sent = io.write_all(alert).await;
     Box::new((failure, sent.is_ok().then_some(io)))
-}
-
-/// Sends the end of the stream and throws away what the client still sends, for a little while.
-async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
-    let drain = async {
-        io.shutdown().await?;
-        let mut bytes = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match io.read(&mut bytes).await? {
-                0 => break,
-                read => left = left.saturating_sub(read),
-            }
-        }
-        io::Result::Ok(())
-    };
-    let _ = timeout(LINGER, drain).await;
 }
 
 fn same_name(theirs: Option<&str>, hello: &Hello) -> bool {

@@ -1,7 +1,6 @@
 //! Taking changed files into use: configuration, ring and certificates. Each is read whole and then swapped in; what
 //! cannot be used leaves the last good one in place and is reported.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use super::snapshot::Snapshot;
 use super::status::Shared;
 use crate::config::{ConfigError, Listen, ProxyConfig, fingerprint};
 use crate::discovery::Endpoints;
-use crate::runtime::files::FileIdentity;
+use crate::runtime::files::WatchedFile;
 
 /// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +38,7 @@ pub enum ConfigFileError {
 /// The files that a running proxy follows.
 pub(crate) struct Reloader {
     config_file: PathBuf,
-    config_seen: FileIdentity,
+    config_watch: WatchedFile,
     listen: Listen,
     ring: RingFile,
     certificates: CertificateFiles,
@@ -56,8 +55,11 @@ impl Reloader {
         metrics: Metrics,
         now: Timestamp,
     ) -> Result<(Self, Arc<Shared>), ConfigFileError> {
-        let config_seen = FileIdentity::of(config_file);
-        let (config, fingerprint) = read_config(config_file)?;
+        let mut config_watch = WatchedFile::default();
+        let bytes = config_watch
+            .poll(config_file)
+            .expect("a file that was never looked at is news")?;
+        let (config, fingerprint) = parse_config(&bytes)?;
         let mut certificates = CertificateFiles::new(Arc::clone(&provider), metrics.clone());
         certificates.follow(&config);
         certificates.poll(now);
@@ -67,7 +69,7 @@ impl Reloader {
         let shared = Arc::new(Shared::new(snapshot, endpoints, metrics));
         let mut reloader = Self {
             config_file: config_file.to_owned(),
-            config_seen,
+            config_watch,
             listen,
             ring: RingFile::default(),
             certificates,
@@ -96,20 +98,21 @@ impl Reloader {
     }
 
     fn poll_config(&mut self, now: Timestamp) {
-        let seen = FileIdentity::of(&self.config_file);
-        if seen == self.config_seen {
+        let Some(read) = self.config_watch.poll(&self.config_file) else {
             return;
-        }
-        self.config_seen = seen;
-        if let Err(error) = self.load_config(now) {
+        };
+        let loaded = read
+            .map_err(ConfigFileError::from)
+            .and_then(|bytes| self.load_config(&bytes, now));
+        if let Err(error) = loaded {
             warn!(%error, "the configuration file is not usable; the last good one stays in use");
             self.shared.metrics.reload_failed(FileKind::Config);
             self.shared.set_config_problem(Some(error.to_string()));
         }
     }
 
-    fn load_config(&mut self, now: Timestamp) -> Result<(), ConfigFileError> {
-        let (config, fingerprint) = read_config(&self.config_file)?;
+    fn load_config(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), ConfigFileError> {
+        let (config, fingerprint) = parse_config(bytes)?;
         if config.listen != self.listen {
             warn!("the addresses to listen on have changed, which takes effect at the next start");
             self.listen = config.listen.clone();
@@ -165,8 +168,7 @@ impl Reloader {
     }
 }
 
-fn read_config(file: &Path) -> Result<(ProxyConfig, String), ConfigFileError> {
-    let bytes = fs::read(file)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| ConfigFileError::NotText)?;
-    Ok((ProxyConfig::parse(text)?, fingerprint(&bytes)))
+fn parse_config(bytes: &[u8]) -> Result<(ProxyConfig, String), ConfigFileError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| ConfigFileError::NotText)?;
+    Ok((ProxyConfig::parse(text)?, fingerprint(bytes)))
 }

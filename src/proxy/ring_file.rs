@@ -1,19 +1,18 @@
 //! The ring file: what it may replace.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aws_lc_rs::digest::{Digest, SHA256, digest};
 use zeroize::Zeroizing;
 
 use crate::ring::{Ring, RingError};
-use crate::runtime::files::FileIdentity;
+use crate::runtime::files::WatchedFile;
 
 /// The ring file and the ring that was last taken from it.
 #[derive(Default)]
 pub(crate) struct RingFile {
-    seen: Option<(PathBuf, FileIdentity)>,
+    file: WatchedFile,
     loaded: Option<Mark>,
 }
 
@@ -52,12 +51,7 @@ impl RingFile {
     /// Looks at the file. None when nothing has changed; otherwise a ring to take into use, nothing when the file holds
     /// the ring that is in use already, or the reason why it is refused.
     pub(crate) fn poll(&mut self, path: &Path) -> Option<Result<Option<Ring>, RingRefusal>> {
-        let now = (path.to_owned(), FileIdentity::of(path));
-        if self.seen.as_ref() == Some(&now) {
-            return None;
-        }
-        self.seen = Some(now);
-        Some(match fs::read(path) {
+        Some(match self.file.poll(path)? {
             Ok(bytes) => self.take(&Zeroizing::new(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RingRefusal::Missing),
             Err(error) => Err(RingRefusal::Unreadable(error.kind())),

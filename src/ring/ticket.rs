@@ -79,12 +79,9 @@ pub struct OpenedTicket {
     pub session: Zeroizing<Vec<u8>>,
     /// When the client last made a full handshake.
     pub authenticated_at: Timestamp,
-    /// Role of the key that opened it.
-    pub opened_by: OpenedBy,
+    /// Role of the key that opened it, as this proxy sees it.
+    pub opened_by: KeyRole,
 }
-
-/// Role of the key that opened a ticket, as this proxy sees it.
-pub type OpenedBy = KeyRole;
 
 /// Why a proxy issues no ticket.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]

@@ -4,6 +4,7 @@
 //! between file systems. Looking at the file's identity a few times a second costs next to nothing and works everywhere.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,42 @@ impl FileIdentity {
             Some((resolved, meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
         };
         Self(identity())
+    }
+}
+
+/// A file that is read again whenever it has changed.
+#[derive(Debug, Default)]
+pub struct WatchedFile {
+    seen: Option<(PathBuf, FileIdentity)>,
+    /// Whether the last attempt to read it failed for a reason that may pass without a change to it.
+    retry: bool,
+}
+
+impl WatchedFile {
+    /// Reads the file at `path`. None when it has not changed since the last call.
+    ///
+    /// # Errors
+    ///
+    /// It is missing or cannot be read, which is said once. What may pass by itself, such as too many open files, makes
+    /// the next calls try again.
+    pub fn poll(&mut self, path: &Path) -> Option<io::Result<Vec<u8>>> {
+        self.poll_by(path, |path| fs::read(path))
+    }
+
+    fn poll_by(
+        &mut self,
+        path: &Path,
+        read: impl FnOnce(&Path) -> io::Result<Vec<u8>>,
+    ) -> Option<io::Result<Vec<u8>>> {
+        let now = (path.to_owned(), FileIdentity::of(path));
+        let unchanged = self.seen.as_ref() == Some(&now);
+        if unchanged && !self.retry {
+            return None;
+        }
+        self.seen = Some(now);
+        let outcome = read(path);
+        self.retry = matches!(&outcome, Err(error) if error.kind() != io::ErrorKind::NotFound);
+        (!(unchanged && self.retry)).then_some(outcome)
     }
 }
 
@@ -52,5 +89,22 @@ mod tests {
         fs::remove_file(dir.join("v2/key")).expect("removed");
         assert_ne!(second, FileIdentity::of(&path));
         fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_read_when_that_has_passed() {
+        let path = std::env::temp_dir().join(format!("tlsfarm-watched-{}", std::process::id()));
+        let mut file = WatchedFile::default();
+        let missing = file.poll(&path).expect("news").map_err(|error| error.kind());
+        assert_eq!(missing, Err(io::ErrorKind::NotFound));
+        assert!(file.poll(&path).is_none());
+
+        fs::write(&path, "one").expect("written");
+        let exhausted = |_: &Path| Err(io::Error::from_raw_os_error(24));
+        assert!(file.poll_by(&path, exhausted).expect("news").is_err());
+        assert!(file.poll_by(&path, exhausted).is_none(), "it was said already");
+        assert_eq!(file.poll(&path).expect("news").expect("read"), b"one");
+        assert!(file.poll(&path).is_none());
+        fs::remove_file(&path).expect("removed");
     }
 }

@@ -217,10 +217,11 @@ impl Farm {
             log,
             _reserved: [https, http, admin],
         };
-        wait_for("the admin port", || {
+        // An answer, because the port takes connections before the ports for traffic are there.
+        wait_for("an answer of the admin port", || {
             let ended = proxy.child.try_wait().expect("our child");
             assert!(ended.is_none(), "the proxy ended: {}", proxy.log());
-            TcpStream::connect(proxy.admin).ok()
+            (proxy.get("/healthz").0 == 200).then_some(())
         });
         proxy
     }

@@ -7,15 +7,17 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Client;
+use super::body::ResponseBody;
 use super::forwarder::Forwarder;
 use super::framing::Refusal;
 use super::guard::{ClientIo, Guard};
@@ -23,15 +25,13 @@ use super::state::ConnectionState;
 use super::timer::Timer;
 use super::tunnel;
 use crate::config::Timeouts;
+use crate::proxy::linger::Lingering;
 
-/// How long an unused HTTP/1 connection lives on while the proxy drains. HTTP/1 has no way to say "send no more": a
-/// request that is on its way when the connection closes is lost. One that arrives in this time is answered, and the
-/// answer closes the connection.
+/// How long an unused connection lives on while the proxy drains. HTTP/1 has no way to say "send no more": a request that
+/// is on its way when the connection closes is lost. One that arrives in this time is answered, and the answer closes the
+/// connection. On HTTP/2 this is how long the first request may take to come: nobody connects without a request in mind,
+/// and not every client repeats one that a GOAWAY has overtaken.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// How long to read on after the last response, so that a reset does not destroy it before the client has read it.
-const LINGER: Duration = Duration::from_secs(1);
-/// Most bytes to read while lingering.
-const LINGER_BYTES: u64 = 256 << 10;
 /// Bound of hyper's read buffer: a whole head and then some.
 const READ_BUFFER: usize = 128 << 10;
 
@@ -49,7 +49,7 @@ const HTTP2_SEND_BUFFER: usize = 64 << 10;
 /// Serves the requests of one connection until it ends.
 ///
 /// It must run in a `LocalSet` of the forwarder's thread. Once `draining` is cancelled, clients are told to send no more
-/// requests on this connection: by GOAWAY on HTTP/2, by `Connection: close` on HTTP/1. Requests that are being served,
+/// requests on this connection: by GOAWAY on HTTP/2 once there was a request, by `Connection: close` on HTTP/1. Requests that are being served,
 /// or that were on their way, are still answered.
 pub async fn serve<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, draining: CancellationToken)
 where
@@ -76,22 +76,16 @@ async fn serve_http1<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let service = {
-        let state = Rc::clone(&state);
-        service_fn(move |request| {
-            let (state, forwarder) = (Rc::clone(&state), Rc::clone(&forwarder));
-            async move { Ok::<_, Infallible>(forwarder.answer(&state, request).await) }
-        })
-    };
     let guard = Guard::new(io, Rc::clone(&state));
     let mut connection = http1::Builder::new()
         .max_buf_size(READ_BUFFER)
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(guard), service);
+        .serve_connection(TokioIo::new(guard), requests(&state, forwarder));
 
     let mut cancelled = pin!(draining.cancelled());
     let mut timer = Timer::default();
     let mut idle_limit = timeouts.keep_alive.as_std();
+    let mut closing = false;
     let ended = poll_fn(|cx| {
         if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
             state.draining.set(true);
@@ -109,7 +103,12 @@ async fn serve_http1<IO>(
             let since = state.last_progress.get();
             let Some(begun) = state.head_since.get() else {
                 std::task::ready!(timer.poll_until(cx, since + idle_limit));
+                if closing {
+                    // hyper waits for the rest of a body whose request was answered early; it came to a halt.
+                    return Poll::Ready(Ok(()));
+                }
                 // Unused for long, and nothing has arrived: hyper has just looked.
+                closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             };
@@ -133,9 +132,9 @@ async fn serve_http1<IO>(
         }
         return;
     }
-    let closed_by_client = guard.is_closed_by_client();
     let (io, _) = guard.into_parts();
-    close(io, closed_by_client).await;
+    // A client that is gone needs no goodbye.
+    let _ = Lingering::new(io).shutdown().await;
 }
 
 async fn serve_http2<IO>(
@@ -147,13 +146,6 @@ async fn serve_http2<IO>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let service = {
-        let state = Rc::clone(&state);
-        service_fn(move |request| {
-            let (state, forwarder) = (Rc::clone(&state), Rc::clone(&forwarder));
-            async move { Ok::<_, Infallible>(forwarder.answer(&state, request).await) }
-        })
-    };
     let mut connection = pin!(
         http2::Builder::new(ThreadExecutor)
             .timer(TokioTimer::new())
@@ -164,7 +156,7 @@ async fn serve_http2<IO>(
             .keep_alive_interval(HTTP2_PING_INTERVAL)
             .keep_alive_timeout(HTTP2_PING_TIMEOUT)
             .max_send_buf_size(HTTP2_SEND_BUFFER)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(Lingering::new(io)), requests(&state, forwarder))
     );
 
     let mut cancelled = pin!(draining.cancelled());
@@ -173,15 +165,24 @@ async fn serve_http2<IO>(
     poll_fn(|cx| {
         if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
             state.draining.set(true);
-            closing = true;
-            connection.as_mut().graceful_shutdown();
         }
         loop {
             // What went wrong on a client's connection concerns only the client, who sees it end.
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let (idle, stall) = (timeouts.http2_idle.as_std(), timeouts.write_stall.as_std());
+            let waits_for_first = state.draining.get() && !state.used.get();
+            if state.draining.get() && !closing && !waits_for_first {
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
+            let stall = timeouts.write_stall.as_std();
+            let idle = if waits_for_first && !closing {
+                timeouts.http2_idle.as_std().min(DRAIN_GRACE)
+            } else {
+                timeouts.http2_idle.as_std()
+            };
             let since = state.last_progress.get();
             let deadline = if state.in_flight() == 0 {
                 since + idle
@@ -208,18 +209,22 @@ async fn serve_http2<IO>(
     .await;
 }
 
-/// Ends a connection so that the client can read all that was sent to it.
-async fn close<IO>(mut io: ClientIo<IO>, closed_by_client: bool)
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    if io.shutdown().await.is_err() || closed_by_client {
-        return;
-    }
-    let mut rest = io.take(LINGER_BYTES);
-    let mut sink = tokio::io::sink();
-    // What still comes was sent in vain, whether or not it can be read.
-    let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut sink)).await;
+/// Answers the requests that arrive on a connection.
+fn requests(
+    state: &Rc<ConnectionState>,
+    forwarder: Rc<Forwarder>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<ResponseBody>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<ResponseBody>, Infallible>> + 'static,
+> {
+    let state = Rc::clone(state);
+    service_fn(move |request| {
+        state.used.set(true);
+        let (state, forwarder) = (Rc::clone(&state), Rc::clone(&forwarder));
+        async move { Ok(forwarder.answer(&state, request).await) }
+    })
 }
 
 /// Runs HTTP/2 streams on the thread of their connection.

@@ -88,11 +88,6 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         }
     }
 
-    /// Whether the client has closed its side.
-    pub(super) fn is_closed_by_client(&self) -> bool {
-        matches!(self.end, Some(End::Eof))
-    }
-
     /// Stops checking. Returns the bytes that were held back.
     pub(super) fn into_parts(self) -> (ClientIo<IO>, Bytes) {
         (self.io, self.held.freeze())
@@ -144,6 +139,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 buf.put_slice(&this.held[..length]);
                 this.held.advance(length);
                 this.passable -= length;
+                this.state.progressed();
                 if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
                     this.judge_held();
                     this.note_partial_head();
@@ -218,6 +214,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             this.note_partial_head();
             buf.set_filled(start + passed);
             if passed > 0 {
+                this.state.progressed();
                 return Poll::Ready(Ok(()));
             }
         }

@@ -1,20 +1,17 @@
 //! Which backend serves which host name and path: an immutable table compiled from the configuration.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::api::HttpMode;
 use crate::config::{Backend, ProxyConfig, Timeouts};
+use crate::proxy::hosts::HostTable;
 
 /// Routes, limits and trust of one configuration.
 pub struct Routing {
     hosts: Vec<HostRoutes>,
-    /// Host by exact host name.
-    exact: HashMap<String, usize>,
-    /// Host by what follows `*.`.
-    wildcards: HashMap<String, usize>,
+    by_name: HostTable<usize>,
     trusted: Vec<IpNet>,
     pub(super) http: HttpMode,
     pub(super) timeouts: Timeouts,
@@ -31,15 +28,10 @@ pub(super) struct HostRoutes {
 impl Routing {
     /// Compiles the table.
     pub fn new(config: &ProxyConfig) -> Self {
-        let (mut exact, mut wildcards) = (HashMap::new(), HashMap::new());
-        for (index, host) in config.hosts.iter().enumerate() {
-            for hostname in &host.hostnames {
-                match hostname.strip_prefix("*.") {
-                    Some(parent) => wildcards.insert(parent.to_owned(), index),
-                    None => exact.insert(hostname.clone(), index),
-                };
-            }
-        }
+        let names = config.hosts.iter().enumerate().flat_map(|(index, host)| {
+            let names = host.hostnames.iter().cloned();
+            names.map(move |name| (name, index))
+        });
         let hosts = config.hosts.iter().map(|host| {
             let mut routes: Vec<_> = host
                 .routes
@@ -54,21 +46,18 @@ impl Routing {
         });
         Self {
             hosts: hosts.collect(),
-            exact,
-            wildcards,
+            by_name: names.collect(),
             trusted: config.trusted_proxies.clone(),
             http: config.http,
             timeouts: config.timeouts.clone(),
         }
     }
 
-    /// The host that a lower-case host name belongs to. An exact name wins over a wildcard, also one of another host.
+    /// The host that a lower-case host name belongs to, by the same rules as in the handshake.
     pub(super) fn host(&self, hostname: &str) -> Option<&HostRoutes> {
-        let index = self.exact.get(hostname).or_else(|| {
-            let (label, parent) = hostname.split_once('.')?;
-            (!label.is_empty()).then(|| self.wildcards.get(parent))?
-        })?;
-        self.hosts.get(*index)
+        self.by_name
+            .find(hostname)
+            .and_then(|index| self.hosts.get(*index))
     }
 
     /// Whether the forwarding headers of this peer are believed.

@@ -20,6 +20,8 @@ pub(super) struct ConnectionState {
     pub(super) peer_text: HeaderValue,
     /// Whether the proxy has been told to stop.
     pub(super) draining: Cell<bool>,
+    /// Whether a request has arrived.
+    pub(super) used: Cell<bool>,
     /// Whether the client does not take the bytes that are ready for it.
     pub(super) write_blocked: Cell<bool>,
     /// When something last moved: a request, a part of a body, bytes taken by the client.
@@ -59,6 +61,7 @@ impl ConnectionState {
             client,
             peer_text,
             draining: Cell::new(false),
+            used: Cell::new(false),
             write_blocked: Cell::new(false),
             last_progress: Cell::new(Instant::now()),
             head_since: Cell::new(None),

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::http2;
 use super::support::{Backend, Farm, run, status};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n";
@@ -93,5 +94,39 @@ fn clients_under_load_move_to_another_proxy_without_a_failed_request() {
         });
         futures::future::join_all(clients).await;
         assert_eq!(backend.seen().len(), sent.get());
+    });
+}
+
+#[test]
+fn the_first_request_on_a_new_http2_connection_is_served_and_is_the_last() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let before = http2::connect(&farm).await;
+        farm.draining.cancel();
+        let after = http2::connect(&farm).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        for (mut sender, connection) in [before, after] {
+            sender.ready().await.expect("open");
+            let request = http2::get("https://shop.example.com/");
+            let response = sender.send_request(request).await.expect("a response");
+            assert_eq!(response.status(), 200);
+            connection.await.expect("no panic").expect("an end in good order");
+        }
+    });
+}
+
+#[test]
+fn an_http2_connection_that_never_brings_a_request_ends() {
+    run(async {
+        let farm = Farm::new(&[]);
+        farm.draining.cancel();
+        let begun = tokio::time::Instant::now();
+        let (_sender, connection) = http2::connect(&farm).await;
+        connection.await.expect("no panic").expect("an end in good order");
+        let lived = begun.elapsed().as_secs_f32();
+        assert!((4.5..15.0).contains(&lived), "it lived for {lived} s");
     });
 }

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::support::{Backend, Farm, run};
@@ -205,5 +206,35 @@ fn many_streams_are_served_at_once() {
             let served = backend.seen().len();
             assert!((30..=70).contains(&served), "a backend served {served} of 100");
         }
+    });
+}
+
+#[test]
+fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
+    const PING: u8 = 6;
+    run(async {
+        let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
+        let mut client = farm.connect(true);
+        client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        let no_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        client.send(no_settings).await;
+        // The answer to the ping between the two GOAWAY frames says that the first one was read.
+        let mut head = [0; 9];
+        while client.stream.read_exact(&mut head).await.is_ok() {
+            let mut payload = vec![0; usize::from(head[2])];
+            client
+                .stream
+                .read_exact(&mut payload)
+                .await
+                .expect("a whole frame");
+            if head[3] == PING {
+                client.send([0, 0, 8, PING, 1, 0, 0, 0, 0]).await;
+                client.send(payload).await;
+            }
+        }
+        // The end was read; a window that grows may still be on its way then.
+        client.stream.write_all(&[0; 1000]).await.expect("taken");
+        drop(client.stream);
+        client.served.await.expect("served");
     });
 }

@@ -1,6 +1,6 @@
 //! No phase of a connection lasts for ever (G1 of the requirements).
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::{Backend, Farm, read_head, run, scripted, status};
 
@@ -146,5 +146,58 @@ fn an_unused_http2_connection_ends() {
         let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
         let (_sender, connection) = super::http2::connect(&farm).await;
         connection.await.expect("joined").expect("a clean end");
+    });
+}
+
+/// Answers at once and goes on taking in the body.
+async fn hasty_backend() -> std::net::SocketAddr {
+    scripted(|_, mut stream| async move {
+        read_head(&mut stream).await;
+        let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        stream.write_all(response).await.expect("taken");
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await
+}
+
+const UPLOAD: &str = "POST / HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 9\r\n\r\nabc";
+
+#[test]
+fn a_body_that_stops_after_an_early_response_ends_the_connection() {
+    run(async {
+        let farm = Farm::with(&[hasty_backend().await], "timeouts: {keepAlive: 50ms}");
+        let mut client = farm.connect(false);
+        client.send(UPLOAD).await;
+        let response = client.rest().await;
+        assert_eq!(status(&response), 200, "{response:?}");
+        client.served.await.expect("served");
+    });
+}
+
+#[test]
+fn draining_does_not_wait_for_a_body_that_stops_after_an_early_response() {
+    run(async {
+        let farm = Farm::new(&[hasty_backend().await]);
+        let mut client = farm.connect(false);
+        client.send(UPLOAD).await;
+        client.read_until("\r\n\r\nok").await;
+        farm.draining.cancel();
+        assert_eq!(client.rest().await, "");
+    });
+}
+
+#[test]
+fn a_body_that_keeps_coming_after_an_early_response_is_let_through() {
+    run(async {
+        let farm = Farm::with(&[hasty_backend().await], "timeouts: {keepAlive: 200ms}");
+        let mut client = farm.connect(false);
+        client.send(UPLOAD).await;
+        client.read_until("\r\n\r\nok").await;
+        for _ in 0..5 {
+            let pause = std::time::Duration::from_millis(80);
+            let end = tokio::time::timeout(pause, client.stream.read_u8()).await;
+            assert!(end.is_err(), "{end:?}");
+            client.send("d").await;
+        }
     });
 }
