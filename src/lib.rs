@@ -3,6 +3,9 @@
 //! `ARCHITECTURE.md` walks one connection and one rotation through these modules. Imports go downwards only: `operator`,
 //! `proxy` and `probe` use `config`, `report`, `discovery` and `runtime`; those use `api` and `ring`.
 
+// Nothing that comes from outside may end a process: what may not be there is asked for, not indexed.
+#![warn(clippy::indexing_slicing)]
+
 pub mod api;
 pub mod config;
 pub mod discovery;

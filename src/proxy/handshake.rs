@@ -103,7 +103,7 @@ async fn read_hello(io: &mut (impl AsyncRead + Unpin)) -> Result<(Hello, Vec<u8>
         if read == 0 {
             return Err(HelloError::Io);
         }
-        match reader.feed(&bytes[..read]) {
+        match reader.feed(bytes.get(..read).unwrap_or_default()) {
             Progress::Incomplete => {}
             Progress::Complete(hello) => return Ok((hello, reader.into_wire())),
             Progress::Unreadable => return Err(HelloError::Unreadable(reader.into_wire())),

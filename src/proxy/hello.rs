@@ -68,18 +68,19 @@ impl HelloReader {
         self.wire.extend_from_slice(bytes);
         loop {
             if self.record_left == 0 {
-                let Some(header) = self.wire.get(self.taken..self.taken + RECORD_HEADER) else {
+                let untaken = self.wire.get(self.taken..).unwrap_or_default();
+                let Some(&[kind, major, _, high, low]) = untaken.first_chunk::<RECORD_HEADER>() else {
                     return self.incomplete();
                 };
-                let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-                if header[0] != HANDSHAKE || header[1] != 3 || length == 0 || length > MAX_RECORD {
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                if kind != HANDSHAKE || major != 3 || length == 0 || length > MAX_RECORD {
                     return Progress::Unreadable;
                 }
                 self.taken += RECORD_HEADER;
                 self.record_left = length;
             }
-            let available = &self.wire[self.taken..];
-            let part = &available[..available.len().min(self.record_left)];
+            let available = self.wire.get(self.taken..).unwrap_or_default();
+            let part = available.get(..self.record_left).unwrap_or(available);
             if part.is_empty() {
                 return self.incomplete();
             }
@@ -89,10 +90,10 @@ impl HelloReader {
             match message_length(&self.message) {
                 Some(length) if length > MAX_MESSAGE => return Progress::Unreadable,
                 Some(length) if self.message.len() >= length => {
-                    let body = &self.message[MESSAGE_HEADER..length];
+                    let body = self.message.get(MESSAGE_HEADER..length).unwrap_or_default();
                     return parse(body).map_or(Progress::Unreadable, Progress::Complete);
                 }
-                _ if self.message[0] != CLIENT_HELLO => return Progress::Unreadable,
+                _ if self.message.first() != Some(&CLIENT_HELLO) => return Progress::Unreadable,
                 _ => {}
             }
         }
@@ -153,9 +154,9 @@ pub(crate) fn fatal_alert(alert: Alert) -> Vec<u8> {
 }
 
 fn message_length(message: &[u8]) -> Option<usize> {
-    let header = message.get(..MESSAGE_HEADER)?;
-    let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
-    (header[0] == CLIENT_HELLO).then_some(MESSAGE_HEADER + length)
+    let &[kind, high, middle, low] = message.first_chunk::<MESSAGE_HEADER>()?;
+    let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+    (kind == CLIENT_HELLO).then_some(MESSAGE_HEADER + length)
 }
 
 /// Reads a ClientHello without its header (RFC 9846 section 4.1.2).
@@ -210,11 +211,13 @@ impl<'a> Cursor<'a> {
     }
 
     fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|bytes| bytes[0])
+        self.take(1)?.first().copied()
     }
 
     fn u16(&mut self) -> Option<u16> {
-        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+        self.take(2)?
+            .first_chunk()
+            .map(|bytes| u16::from_be_bytes(*bytes))
     }
 
     fn vector8(&mut self) -> Option<Cursor<'a>> {

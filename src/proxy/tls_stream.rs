@@ -89,7 +89,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         let read = if self.prefix.is_empty() {
             self.connection.read_tls(&mut Blocking { io: &mut self.io, cx })
         } else {
-            let read = self.connection.read_tls(&mut &self.prefix[self.prefix_taken..]);
+            let read = self
+                .connection
+                .read_tls(&mut self.prefix.get(self.prefix_taken..).unwrap_or_default());
             self.prefix_taken += *read.as_ref().unwrap_or(&0);
             if self.prefix_taken == self.prefix.len() {
                 self.prefix = Vec::new();

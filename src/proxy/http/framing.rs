@@ -111,7 +111,7 @@ impl Framing {
                 let Some(end) = scan.find_end(input)? else {
                     return Ok(Step::Wait);
                 };
-                let head = head::check(&input[..end])?;
+                let head = head::check(input.get(..end).unwrap_or_default())?;
                 self.phase = match head.body {
                     BodyFraming::None if head.upgrade => Phase::AwaitUpgrade,
                     BodyFraming::None | BodyFraming::Length(0) => Phase::default(),

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -136,8 +136,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
         loop {
             if this.passable > 0 {
                 let length = this.passable.min(buf.remaining());
-                buf.put_slice(&this.held[..length]);
-                this.held.advance(length);
+                buf.put_slice(&this.held.split_to(length));
                 this.passable -= length;
                 this.state.progressed();
                 if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
@@ -173,7 +172,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
 
             let start = buf.filled().len();
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-            let read = &buf.filled()[start..];
+            let read = buf.filled().get(start..).unwrap_or_default();
             if read.is_empty() {
                 this.end = Some(End::Eof);
                 return Poll::Ready(Ok(()));
@@ -188,9 +187,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             }
             // The usual case: what was read is judged where hyper wants it, and only what must wait is moved away.
             let mut passed = 0;
-            while passed < read.len() {
+            while let Some(rest) = read.get(passed..).filter(|rest| !rest.is_empty()) {
                 let at_head = this.framing.at_head();
-                match this.framing.advance(&read[passed..]) {
+                match this.framing.advance(rest) {
                     Ok(Step::Pass(length)) => {
                         passed += length;
                         if at_head {
@@ -198,7 +197,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                         }
                     }
                     Ok(Step::Wait) => {
-                        this.held.extend_from_slice(&read[passed..]);
+                        this.held.extend_from_slice(rest);
                         break;
                     }
                     Err(refusal) if at_head => {

@@ -91,8 +91,8 @@ pub(super) fn climbs(path: &str) -> bool {
     let mut at = 0;
     // Dots in the segment so far, as long as it has nothing else. A parameter changes nothing any more.
     let (mut dots, mut only_dots, mut parameter) = (0, true, false);
-    while at < bytes.len() {
-        let (byte, length) = match bytes[at..] {
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let (byte, length) = match *rest {
             [b'%', b'2', b'e' | b'E', ..] => (b'.', 3),
             [b'%', b'2', b'f' | b'F', ..] | [b'%', b'5', b'c' | b'C', ..] => (b'/', 3),
             [b'%', b'3', b'b' | b'B', ..] => (b';', 3),

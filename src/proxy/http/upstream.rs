@@ -99,18 +99,15 @@ impl Upstreams {
     }
 
     fn choose_of(&self, addresses: &[SocketAddr]) -> Option<Rc<Endpoint>> {
-        let first = match addresses.len() {
-            0 => return None,
-            1 => 0,
-            count => rand::random_range(0..count),
-        };
-        let endpoint = self.endpoint(addresses[first]);
-        if addresses.len() == 1 {
-            return Some(endpoint);
+        let count = addresses.len();
+        if count < 2 {
+            return addresses.first().map(|address| self.endpoint(*address));
         }
+        let first = rand::random_range(0..count);
         // Any of the others with equal chance.
-        let step = rand::random_range(1..addresses.len());
-        let other = self.endpoint(addresses[(first + step) % addresses.len()]);
+        let second = (first + rand::random_range(1..count)) % count;
+        let endpoint = self.endpoint(*addresses.get(first)?);
+        let other = self.endpoint(*addresses.get(second)?);
         Some(if other.in_flight.get() < endpoint.in_flight.get() {
             other
         } else {
@@ -155,7 +152,9 @@ impl Endpoint {
         let now = Instant::now();
         let mut idle = self.idle.borrow_mut();
         for index in (0..idle.len()).rev() {
-            let connection = &idle[index];
+            let Some(connection) = idle.get(index) else {
+                continue;
+            };
             if connection.sender.is_closed() || now - connection.since >= POOL_IDLE {
                 idle.remove(index);
             } else if connection.sender.is_ready() {

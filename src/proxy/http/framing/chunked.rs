@@ -52,7 +52,7 @@ impl Chunked {
     /// Goes on with the next bytes of the body. After a fault, what follows begins with the faulty byte again.
     pub(super) fn advance(&mut self, input: &[u8]) -> Progress {
         let mut at = 0;
-        while at < input.len() {
+        while let Some(byte) = input.get(at) {
             if let State::Data { left } = self.state {
                 let rest = input.len() - at;
                 // At most the rest of the input, so it fits a usize.
@@ -66,7 +66,7 @@ impl Chunked {
                 };
                 continue;
             }
-            match self.next(input[at]) {
+            match self.next(*byte) {
                 Ok(Some(state)) => self.state = state,
                 Ok(None) => return Progress::End(at + 1),
                 Err(reason) => return Progress::Fault(at, reason),

@@ -42,7 +42,9 @@ impl HeadScan {
             // Bytes from the space upwards are judged later: only control characters have a meaning here.
             let plain = match input.get(self.scanned) {
                 Some(_) if self.after_cr => 0,
-                _ => input[self.scanned..]
+                _ => input
+                    .get(self.scanned..)
+                    .unwrap_or_default()
                     .iter()
                     .position(|byte| *byte < b' ')
                     .unwrap_or(input.len() - self.scanned),
@@ -149,11 +151,10 @@ pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if matches!(line.first(), Some(b' ' | b'\t')) {
         return Err(Refusal::bad_request("a header line begins with whitespace"));
     }
-    let colon = line
-        .iter()
-        .position(|byte| *byte == b':')
-        .ok_or(Refusal::bad_request("a header line has no colon"))?;
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    let mut parts = line.splitn(2, |byte| *byte == b':');
+    let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
+        return Err(Refusal::bad_request("a header line has no colon"));
+    };
     if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
         return Err(Refusal::bad_request("a header name is malformed"));
     }
@@ -234,7 +235,7 @@ impl<'a> Iterator for Lines<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         let end = self.0.iter().position(|byte| *byte == b'\r')?;
-        let line = &self.0[..end];
+        let line = self.0.get(..end)?;
         self.0 = self.0.get(end + 2..).unwrap_or_default();
         (!line.is_empty()).then_some(line)
     }
