@@ -259,8 +259,13 @@ impl TicketKeys {
             .map_err(|_| OpenError::NotAuthentic)?;
         let state = State::read(state).ok_or(OpenError::NotAuthentic)?;
         let from_the_future = state.issued.as_second() > now.as_second() + CLOCK_SKEW;
-        let session_until = state.authenticated_at.as_second() + policy.max_age.as_secs();
-        if from_the_future || now >= state.expires || now.as_second() >= session_until {
+        // What the policy says now holds for tickets that were issued under a more generous one, too.
+        let ends = [
+            state.expires.as_second(),
+            state.issued.as_second() + policy.lifetime.as_secs(),
+            state.authenticated_at.as_second() + policy.max_age.as_secs(),
+        ];
+        if from_the_future || ends.into_iter().any(|end| now.as_second() >= end) {
             return Err(OpenError::Expired);
         }
         Ok(OpenedTicket {
@@ -436,6 +441,21 @@ mod tests {
             ..age(0)
         };
         assert_eq!(TICKETS.lifetime_of(&certificate, at(0)), 60);
+    }
+
+    #[test]
+    fn a_shortened_lifetime_holds_for_tickets_issued_before() {
+        let keys = TicketKeys::new(&ring());
+        let ticket = sealed(&keys, b"session");
+        let shorter = |lifetime, max_age| TicketPolicy {
+            lifetime: SignedDuration::from_mins(lifetime),
+            max_age: SignedDuration::from_mins(max_age),
+        };
+        for policy in [shorter(10, 60), shorter(60, 10)] {
+            assert!(keys.open(&ticket, &scope(), &policy, at(599)).is_ok());
+            let refused = keys.open(&ticket, &scope(), &policy, at(600)).err();
+            assert_eq!(refused, Some(OpenError::Expired), "{policy:?}");
+        }
     }
 
     #[test]
