@@ -1,11 +1,13 @@
 //! What all tests here need: a directory with the files of a farm, proxies that use them, a backend and clients.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -362,6 +364,17 @@ impl Reserved {
     }
 }
 
+/// Every path that a backend of any test was asked for.
+static PATHS_SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Whether a request for this path ever reached a backend.
+pub fn backend_saw(path: &str) -> bool {
+    PATHS_SEEN
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .contains(path)
+}
+
 /// A backend that answers every request with `page of PATH` and keeps connections open.
 fn start_backend() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -387,6 +400,10 @@ fn serve_backend(mut stream: TcpStream) -> Option<()> {
             header.clear();
         }
         let page = format!("page of {path}");
+        PATHS_SEEN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path);
         write!(
             stream,
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{page}",
