@@ -33,7 +33,8 @@ struct Inner {
 
 impl Endpoints {
     /// For a proxy without a cluster: there are no Services, and nothing to wait for.
-    pub fn fixed() -> Self {
+    #[cfg(test)]
+    pub(crate) fn fixed() -> Self {
         Self::new(true)
     }
 
