@@ -5,15 +5,17 @@
 mod condition;
 mod duration;
 mod resources;
+mod session_cache;
 mod spec;
 mod status;
 
 pub use condition::{Condition, ConditionStatus, ConditionType, Reason, merge_conditions};
 pub use duration::{Duration, DurationError};
+pub use session_cache::{RedisServer, RedisTls, SecretRef, SessionCache, SessionCacheMode};
 pub use spec::{
-    Backend, CertificateRef, ExternalTrafficPolicy, Host, HostTls, Http, HttpMode, IpFamilyPolicy,
-    MinVersion, Proxy, Resumption, Route, Scheduling, Service, ServiceType, TLSFarm, TLSFarmSpec, Tickets,
-    Tls12Tickets,
+    Backend, CertificateRef, ExternalTrafficPolicy, Host, HostTickets, HostTls, Http, HttpMode,
+    IpFamilyPolicy, MinVersion, Proxy, Resumption, Route, Scheduling, Service, ServiceType, TLSFarm,
+    TLSFarmSpec, TicketKind, Tickets, Tls12Tickets,
 };
 pub use status::{KeyRole, KeyStatus, RingStatus, TLSFarmStatus};
 
@@ -41,4 +43,8 @@ pub mod ports {
     pub const HTTP: (&str, u16) = ("http", 8080);
     /// Name and number of the port with `/healthz`, `/readyz`, `/status` and `/metrics`.
     pub const ADMIN: (&str, u16) = ("admin", 9090);
+    /// Name and number of the sidecar's port for its peers.
+    pub const CACHE_PEERS: (&str, u16) = ("cache-peers", 7443);
+    /// Name and number of the sidecar's port with `/healthz`, `/readyz` and `/metrics`.
+    pub const CACHE_ADMIN: (&str, u16) = ("cache-admin", 9091);
 }

@@ -12,7 +12,11 @@ use ipnet::IpNet;
 use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Duration, HttpMode, MinVersion};
+use crate::api::{Duration, HttpMode, MinVersion, TicketKind};
+
+mod cache;
+
+pub use cache::{CacheConfig, CacheListen, Peers};
 
 /// The format that this release writes and reads.
 pub const VERSION: u32 = 1;
@@ -31,6 +35,9 @@ pub struct ProxyConfig {
     pub ring: PathBuf,
     /// How long tickets may be used.
     pub tickets: Tickets,
+    /// The session cache; without one there are neither session ids nor single-use tickets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_cache: Option<SessionCache>,
     /// What to do with plain HTTP, where `listen.http` is set.
     #[serde(default)]
     pub http: HttpMode,
@@ -72,6 +79,63 @@ pub struct Tickets {
     pub tls12_lifetime: Option<Duration>,
 }
 
+/// The session cache that the proxy uses.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionCache {
+    /// Where it is.
+    pub server: CacheServer,
+    /// How long a TLS 1.2 session may be resumed by its session id. TLS 1.3 tickets go by `tickets.lifetime`.
+    pub session_id_lifetime: Duration,
+    /// How long a handshake may wait for the cache, at most 50ms.
+    #[serde(default = "default_lookup_timeout")]
+    pub lookup_timeout: Duration,
+}
+
+/// Where the session cache is. Both kinds speak Redis's protocol.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum CacheServer {
+    /// A `tlsfarm cache` beside the proxy, on this Unix socket.
+    Unix(PathBuf),
+    /// A Redis or Valkey server.
+    Redis(RedisServer),
+}
+
+/// A Redis or Valkey server.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisServer {
+    /// `host:port`.
+    pub address: String,
+    /// TLS to it; plain TCP when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RedisTls>,
+    /// File with the name of the ACL user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<PathBuf>,
+    /// File with the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PathBuf>,
+}
+
+/// TLS to a Redis or Valkey server. The files are read again when they change.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RedisTls {
+    /// File with the certificates that may have signed the server's.
+    pub authority: PathBuf,
+    /// Name that the server's certificate must bear; the host of `address` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// File with the certificate to present, where the server wants one. When the file is missing none is presented.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// File with its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
 /// Host names with one TLS policy and its routes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -83,6 +147,9 @@ pub struct Host {
     /// Lowest TLS version.
     #[serde(default)]
     pub min_version: MinVersion,
+    /// What TLS 1.3 tickets of the host are.
+    #[serde(default)]
+    pub ticket_kind: TicketKind,
     /// Certificates in order of preference.
     pub certificates: Vec<Certificate>,
     /// Routes in any order; the longest path prefix wins.
@@ -186,10 +253,7 @@ pub enum ConfigError {
 impl ProxyConfig {
     /// Reads a configuration file, refusing it whole when anything is wrong with it.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        // An excerpt of the file would make several lines of a message that belongs on one.
-        let options = serde_saphyr::options! { with_snippet: false };
-        let config: Self = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| ConfigError::Malformed(error.to_string()))?;
+        let config: Self = from_yaml(text)?;
         config.check()?;
         Ok(config)
     }
@@ -212,6 +276,11 @@ impl ProxyConfig {
         if let Some(field) = self.timeouts.zero() {
             return value(field, &self.farm, "no time limit may be zero");
         }
+        if let Some(cache) = &self.session_cache
+            && (cache.lookup_timeout.as_std().is_zero() || cache.lookup_timeout > LONGEST_LOOKUP)
+        {
+            return value("lookupTimeout", &self.farm, "it must lie between 1ms and 50ms");
+        }
         if self.hosts.is_empty() {
             return value("hosts", &self.farm, "there must be at least one");
         }
@@ -222,6 +291,9 @@ impl ProxyConfig {
             }
             if host.hostnames.is_empty() || host.certificates.is_empty() || host.routes.is_empty() {
                 return value("host", &host.name, "it needs host names, certificates and routes");
+            }
+            if host.ticket_kind == TicketKind::SingleUse && self.session_cache.is_none() {
+                return value("ticketKind", &host.name, "SingleUse needs a sessionCache");
             }
             for hostname in &host.hostnames {
                 let name = hostname.strip_prefix("*.").unwrap_or(hostname);
@@ -243,6 +315,20 @@ impl ProxyConfig {
         }
         Ok(())
     }
+}
+
+/// Longest time for which a handshake may wait for the session cache (E6 of the requirements).
+const LONGEST_LOOKUP: Duration = Duration::from_millis(50);
+
+fn default_lookup_timeout() -> Duration {
+    Duration::from_millis(5)
+}
+
+fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, ConfigError> {
+    // An excerpt of the file would make several lines of a message that belongs on one.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| ConfigError::Malformed(error.to_string()))
 }
 
 /// Short fingerprint of a configuration file, by which operator and proxy tell whether they mean the same one.
@@ -348,5 +434,8 @@ hosts:
         let timeouts = "timeouts: {bodyIdle: 1s, http2Idle: 0s}\nhosts:";
         assert!(refused("hosts:", timeouts).contains("http2Idle"));
         assert!(refused("path: /,", "path: x,").contains("begin with /"));
+        assert!(refused("hostnames:", "ticketKind: SingleUse\n  hostnames:").contains("sessionCache"));
+        let slow = "sessionCache: {server: {unix: a}, sessionIdLifetime: 1h, lookupTimeout: 51ms}\nhosts:";
+        assert!(refused("hosts:", slow).contains("50ms"));
     }
 }

@@ -7,6 +7,7 @@
 #![warn(clippy::indexing_slicing)]
 
 pub mod api;
+pub mod cache;
 pub mod config;
 pub mod discovery;
 pub mod operator;

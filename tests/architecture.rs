@@ -4,17 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each top-level module may use besides itself.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("api", &[]),
     ("ring", &["api"]),
     ("config", &["api", "ring"]),
     ("report", &["api", "ring", "config"]),
     ("runtime", &["api", "ring"]),
     ("discovery", &["api", "ring", "config", "runtime"]),
+    ("cache", &["api", "config", "runtime", "discovery"]),
     ("operator", &["api", "ring", "config", "report", "runtime"]),
     (
         "proxy",
-        &["api", "ring", "config", "report", "runtime", "discovery"],
+        &["api", "ring", "config", "report", "runtime", "discovery", "cache"],
     ),
     ("probe", &["api", "ring", "config", "report", "runtime"]),
 ];

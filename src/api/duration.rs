@@ -33,6 +33,11 @@ impl Duration {
         Self(std::time::Duration::from_secs(seconds))
     }
 
+    /// A duration of whole milliseconds.
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(std::time::Duration::from_millis(milliseconds))
+    }
+
     /// The duration in whole seconds, rounded down.
     pub const fn as_secs(self) -> u64 {
         self.0.as_secs()

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TLSFarmStatus};
+use super::{Duration, SessionCache, TLSFarmStatus};
 
 /// A farm of TLS ingress proxies that resume each other's sessions.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -114,6 +114,30 @@ pub struct HostTls {
     /// Lowest TLS version that clients may use.
     #[serde(default)]
     pub min_version: MinVersion,
+
+    /// Tickets of the host.
+    #[serde(default)]
+    pub tickets: HostTickets,
+}
+
+/// Tickets of one host.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostTickets {
+    /// What TLS 1.3 tickets are: Stateless tickets carry the session and may be used again until they expire;
+    /// SingleUse tickets name an entry of the session cache, which the first use takes away.
+    #[serde(default)]
+    pub kind: TicketKind,
+}
+
+/// What TLS 1.3 tickets of a host are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
+pub enum TicketKind {
+    /// The ticket carries the session, sealed by the ring.
+    #[default]
+    Stateless,
+    /// The ticket names an entry of the session cache, which the first use takes away.
+    SingleUse,
 }
 
 /// Reference to a Secret that holds a certificate chain and its key.
@@ -195,6 +219,10 @@ pub struct Resumption {
     /// Session tickets, sealed by keys that all proxies share.
     #[serde(default)]
     pub tickets: Tickets,
+
+    /// Sessions that all proxies share: what TLS 1.2 clients without tickets and single-use tickets need.
+    #[serde(default)]
+    pub session_cache: SessionCache,
 }
 
 /// Session tickets and the rotation of the keys that seal them.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use socket2::{Domain, Socket, Type};
-use tlsfarm::api::{HttpMode, MinVersion};
+use tlsfarm::api::{HttpMode, MinVersion, TicketKind};
 use tlsfarm::config::{self, Backend, Listen, ProxyConfig, Route, Tickets, Timeouts};
 use tlsfarm::report::ProxyReport;
 use tlsfarm::ring::{KeySecret, Ring, RotationPolicy};
@@ -142,6 +142,7 @@ impl Farm {
                 max_age: "24h".parse().expect("valid"),
                 tls12_lifetime: Some("2h".parse().expect("valid")),
             },
+            session_cache: None,
             http: HttpMode::Redirect,
             hosts: HOSTS.map(|(host, names)| self.host(host, names)).into(),
             trusted_proxies: Vec::new(),
@@ -159,6 +160,7 @@ impl Farm {
             name: name.into(),
             hostnames: hostnames.iter().map(|name| (*name).into()).collect(),
             min_version: MinVersion::TLS12,
+            ticket_kind: TicketKind::Stateless,
             certificates: vec![config::Certificate {
                 name: format!("{name}-tls"),
                 certificate,

@@ -47,6 +47,7 @@ pub(super) fn compile(farm: &TLSFarm, id: &FarmId, resolved: &ResolvedPorts) -> 
                 Tls12Tickets::Disabled => None,
             },
         },
+        session_cache: None,
         http: spec.http.mode,
         hosts: spec
             .hosts
@@ -82,6 +83,7 @@ fn compile_host(host: &api::Host, resolved: &ResolvedPorts) -> Host {
         name: host.name.clone(),
         hostnames: host.hostnames.clone(),
         min_version: host.tls.min_version,
+        ticket_kind: host.tls.tickets.kind,
         certificates: host
             .tls
             .certificate_refs

@@ -1,0 +1,161 @@
+//! What a session cache is told: one file, read at the start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Backend, ConfigError, VERSION};
+use crate::api::Duration;
+
+/// Configuration of one `tlsfarm cache` process.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Format of this file: 1.
+    pub version: u32,
+    /// Addresses to listen on.
+    pub listen: CacheListen,
+    /// Memory for entries, in MiB.
+    #[serde(rename = "sizeMiB")]
+    pub size_mib: u32,
+    /// Lifetime of an entry that is stored without one.
+    #[serde(default = "default_lifetime")]
+    pub default_lifetime: Duration,
+    /// Whether values are encrypted in memory, under a key that never leaves the process. Proxies of a farm seal what
+    /// they store, so their sidecars need not; other servers store sessions in the clear.
+    #[serde(default = "yes")]
+    pub encrypt_values: bool,
+    /// File with the password that clients must give (`AUTH`); none is asked for when absent. Peers give none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PathBuf>,
+    /// The other caches; this one keeps everything itself when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
+}
+
+/// Addresses to listen on. At least one of `unix` and `tcp` is needed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheListen {
+    /// Unix socket for clients. A socket that is left over from before is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix: Option<PathBuf>,
+    /// TCP for clients, without TLS: a loopback address, or one that a network policy guards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<SocketAddr>,
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub admin: SocketAddr,
+}
+
+/// The caches that share the entries among each other, over TLS with certificates on both sides.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peers {
+    /// Address to listen on for peers. In a static list this process finds itself by it; elsewhere by `--pod-ip` and the
+    /// port.
+    pub listen: SocketAddr,
+    /// All caches, this one among them.
+    pub members: Backend,
+    /// DNS name that every peer's certificate must bear.
+    pub server_name: String,
+    /// File with this cache's certificate chain, leaf first. It serves in both directions and is read again when it
+    /// changes, as are the two files below.
+    pub certificate: PathBuf,
+    /// File with its private key.
+    pub key: PathBuf,
+    /// File with the certificates that may have signed a peer's.
+    pub authority: PathBuf,
+    /// How long the owner of a key may take to answer.
+    #[serde(default = "default_peer_timeout")]
+    pub timeout: Duration,
+}
+
+impl CacheConfig {
+    /// Reads a configuration file, refusing it whole when anything is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = super::from_yaml(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, why| {
+            let of = "cache".into();
+            Err(ConfigError::Value { field, of, why })
+        };
+        if self.version != VERSION {
+            return Err(ConfigError::Version(self.version));
+        }
+        if self.listen.unix.is_none() && self.listen.tcp.is_none() {
+            return value("listen", "it needs unix or tcp, or no client could connect");
+        }
+        if self.size_mib == 0 {
+            return value("sizeMiB", "it must be at least 1");
+        }
+        if self.default_lifetime.as_std().is_zero() {
+            return value("defaultLifetime", "it must not be zero");
+        }
+        if self
+            .peers
+            .as_ref()
+            .is_some_and(|peers| peers.timeout.as_std().is_zero())
+        {
+            return value("timeout", "no time limit may be zero");
+        }
+        Ok(())
+    }
+}
+
+fn default_lifetime() -> Duration {
+    Duration::from_secs(3600)
+}
+
+fn default_peer_timeout() -> Duration {
+    Duration::from_millis(20)
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = "
+version: 1
+listen: {unix: /run/tlsfarm/cache.sock, tcp: '127.0.0.1:6379', admin: '127.0.0.1:9091'}
+sizeMiB: 64
+peers:
+  listen: '[::]:7443'
+  members: {service: {name: shop-cache, port: 7443, portName: peers}}
+  serverName: cache.shop.web.tlsfarm
+  certificate: tls.crt
+  key: tls.key
+  authority: ca.crt
+";
+
+    #[test]
+    fn a_hand_written_file_is_read_and_survives_json() {
+        let config = CacheConfig::parse(EXAMPLE).expect("valid");
+        assert!(config.encrypt_values, "the safe choice is the default");
+        let json = serde_json::to_string(&config).expect("serializes");
+        assert_eq!(CacheConfig::parse(&json).expect("valid"), config);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        let refused = |from: &str, to: &str| {
+            CacheConfig::parse(&EXAMPLE.replacen(from, to, 1))
+                .expect_err("refused")
+                .to_string()
+        };
+        assert!(refused("version: 1", "version: 9").contains("version 9"));
+        assert!(refused("sizeMiB: 64", "sizeMiB: 0").contains("sizeMiB"));
+        assert!(
+            refused("unix: /run/tlsfarm/cache.sock, tcp: '127.0.0.1:6379', ", "").contains("unix or tcp")
+        );
+        assert!(refused("sizeMiB", "size").contains("size"));
+    }
+}
