@@ -8,4 +8,6 @@
 //! An entry has one owner, found by rendezvous hashing over the ready caches, and lives in its shard only. A cache that
 //! comes or goes moves some entries' owners, and a moved entry is a miss: a full handshake, never an error.
 
+mod command;
+pub mod shard;
 pub mod wire;
