@@ -8,4 +8,12 @@
 //! An entry has one owner, found by rendezvous hashing over the ready caches, and lives in its shard only. A cache that
 //! comes or goes moves some entries' owners, and a moved entry is a miss: a full handshake, never an error.
 
+mod breaker;
+mod client;
+mod owner;
+mod peer_metrics;
+mod peer_tls;
 pub mod wire;
+
+pub use self::breaker::BreakerState;
+pub use self::client::{CacheError, Client, ClientMetrics};
