@@ -10,4 +10,12 @@
 
 mod command;
 pub mod shard;
+mod breaker;
+mod client;
+mod owner;
+mod peer_metrics;
+mod peer_tls;
 pub mod wire;
+
+pub use self::breaker::BreakerState;
+pub use self::client::{CacheError, Client, ClientMetrics};
