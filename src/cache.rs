@@ -12,9 +12,12 @@ mod command;
 pub mod shard;
 mod breaker;
 mod client;
+mod members;
 mod owner;
+mod peer_listener;
 mod peer_metrics;
 mod peer_tls;
+mod router;
 pub mod wire;
 
 pub use self::breaker::BreakerState;

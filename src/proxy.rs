@@ -32,7 +32,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
@@ -55,9 +54,6 @@ use self::status::{Shared, uses_services};
 use crate::discovery::{self, Endpoints};
 use crate::runtime::files::POLL_INTERVAL;
 use crate::runtime::signal::Terminated;
-
-/// Longest wait between two attempts to reach the API server.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Why a proxy cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -205,21 +201,7 @@ async fn follow_endpoints(shared: Arc<Shared>) {
     while !uses_services(&shared.snapshot.load().config) {
         sleep(POLL_INTERVAL).await;
     }
-    let mut back_off = Duration::from_secs(1);
-    let client = loop {
-        match kube::Client::try_default().await {
-            Ok(client) => break client,
-            Err(error) => {
-                warn!(%error, "no way to the API server; backends that are Services have no endpoints");
-                sleep(back_off).await;
-                back_off = (back_off * 2).min(LONGEST_BACK_OFF);
-            }
-        }
-    };
     let farm = shared.snapshot.load().config.farm.clone();
-    let namespace = farm
-        .split_once('/')
-        .map_or(client.default_namespace(), |(namespace, _)| namespace);
-    let namespace = namespace.to_owned();
-    discovery::watch(shared.endpoints.clone(), client, namespace).await;
+    let namespace = farm.split_once('/').map(|(namespace, _)| namespace.to_owned());
+    discovery::follow(shared.endpoints.clone(), namespace).await;
 }
