@@ -11,26 +11,40 @@ pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 /// What a client wants.
 #[derive(Clone, Copy)]
 pub(crate) enum Command<'a> {
+    /// Something with one key
+    One(OneKey<'a>),
+    /// `DEL key…`, `UNLINK key…`
+    Delete(Keys<'a>),
+    /// `EXISTS key…`
+    Exists(Keys<'a>),
+    /// `QUIT`
+    Quit,
+    /// Something that touches no entry
+    Other(Other<'a>),
+}
+
+/// Commands on one key.
+#[derive(Clone, Copy)]
+pub(crate) enum OneKey<'a> {
     /// `GET key`
     Get(&'a [u8]),
     /// `GETDEL key`
     Take(&'a [u8]),
     /// `SET key value [EX seconds | PX milliseconds] [NX]`, `SETEX key seconds value`
     Set(Set<'a>),
-    /// `DEL key…`, `UNLINK key…`
-    Delete(Keys<'a>),
-    /// `EXISTS key…`
-    Exists(Keys<'a>),
     /// `EXPIRE key seconds`; a lifetime of none or less is a wish to delete
     Expire(&'a [u8], Duration),
     /// `TTL key`
     TimeLeft(&'a [u8]),
+}
+
+/// Commands that concern the connection or the process.
+#[derive(Clone, Copy)]
+pub(crate) enum Other<'a> {
     /// `PING [text]`
     Ping(Option<&'a [u8]>),
     /// `ECHO text`
     Echo(&'a [u8]),
-    /// `QUIT`
-    Quit,
     /// `SELECT 0`
     Select,
     /// `AUTH [user] password`
@@ -116,79 +130,53 @@ pub(crate) enum Verb {
 impl<'a> Command<'a> {
     /// Reads a request.
     pub(crate) fn parse(request: Request<'a>) -> Result<Self, CommandError> {
-        let name = request.get(0).ok_or(CommandError::Unknown)?;
-        let name = Word::of(name).ok_or(CommandError::Unknown)?;
+        let name = request.get(0).and_then(Word::of).ok_or(CommandError::Unknown)?;
         let arguments = Arguments(request);
-        match name.as_bytes() {
-            b"GET" => Ok(Self::Get(arguments.only_key()?)),
-            b"GETDEL" => Ok(Self::Take(arguments.only_key()?)),
-            b"SET" => arguments.set(),
-            b"SETEX" => arguments.setex(),
-            b"DEL" | b"UNLINK" => Ok(Self::Delete(arguments.keys()?)),
-            b"EXISTS" => Ok(Self::Exists(arguments.keys()?)),
-            b"EXPIRE" => {
-                arguments.count(3..=3)?;
-                let seconds = arguments.integer(2)?.max(0).unsigned_abs();
-                let lifetime = Duration::from_secs(seconds).min(LONGEST_LIFETIME);
-                Ok(Self::Expire(arguments.key(1)?, lifetime))
-            }
-            b"TTL" => Ok(Self::TimeLeft(arguments.only_key()?)),
-            b"PING" => {
-                arguments.count(1..=2)?;
-                Ok(Self::Ping(request.get(1)))
-            }
-            b"ECHO" => {
-                arguments.count(2..=2)?;
-                Ok(Self::Echo(arguments.at(1)?))
-            }
-            b"QUIT" => Ok(Self::Quit),
-            b"SELECT" => {
-                arguments.count(2..=2)?;
-                match arguments.integer(1)? {
-                    0 => Ok(Self::Select),
-                    _ => Err(CommandError::Database),
-                }
-            }
-            b"AUTH" => {
-                arguments.count(2..=3)?;
-                Ok(Self::Auth(match request.get(2) {
-                    Some(_) => arguments.credentials(1)?,
-                    None => Credentials {
-                        user: None,
-                        password: arguments.at(1)?,
-                    },
-                }))
-            }
-            b"HELLO" => arguments.hello(),
-            b"INFO" => Ok(Self::Info(arguments.from(1))),
-            b"CLIENT" => match arguments.subcommand()?.as_bytes() {
-                b"ID" if request.len() == 2 => Ok(Self::ClientId),
-                b"SETNAME" if request.len() == 3 => Ok(Self::ClientNote),
-                b"SETINFO" if request.len() == 4 => Ok(Self::ClientNote),
-                b"ID" | b"SETNAME" | b"SETINFO" => Err(CommandError::Arity),
-                _ => Err(CommandError::UnknownSubcommand),
-            },
-            b"COMMAND" => Ok(Self::CommandList),
-            b"CONFIG" => match arguments.subcommand()?.as_bytes() {
-                b"GET" if request.len() > 2 => Ok(Self::ConfigGet(arguments.from(2))),
-                b"GET" => Err(CommandError::Arity),
-                _ => Err(CommandError::UnknownSubcommand),
-            },
-            _ => Err(CommandError::Unknown),
-        }
+        let other = match name.as_bytes() {
+            b"GET" => return Ok(Self::One(OneKey::Get(arguments.only_key()?))),
+            b"GETDEL" => return Ok(Self::One(OneKey::Take(arguments.only_key()?))),
+            b"SET" => return Ok(Self::One(OneKey::Set(arguments.set()?))),
+            b"SETEX" => return Ok(Self::One(OneKey::Set(arguments.setex()?))),
+            b"EXPIRE" => return Ok(Self::One(arguments.expire()?)),
+            b"TTL" => return Ok(Self::One(OneKey::TimeLeft(arguments.only_key()?))),
+            b"DEL" | b"UNLINK" => return Ok(Self::Delete(arguments.keys()?)),
+            b"EXISTS" => return Ok(Self::Exists(arguments.keys()?)),
+            b"QUIT" => return Ok(Self::Quit),
+            b"PING" => arguments.count(1..=2).map(|()| Other::Ping(request.get(1)))?,
+            b"ECHO" => arguments.count(2..=2).and(arguments.at(1)).map(Other::Echo)?,
+            b"SELECT" => arguments.select()?,
+            b"AUTH" => arguments.auth()?,
+            b"HELLO" => arguments.hello()?,
+            b"INFO" => Other::Info(arguments.from(1)),
+            b"CLIENT" => arguments.client()?,
+            b"COMMAND" => Other::CommandList,
+            b"CONFIG" => arguments.config()?,
+            _ => return Err(CommandError::Unknown),
+        };
+        Ok(Self::Other(other))
     }
 
     /// What kind it is.
     pub(crate) fn verb(&self) -> Verb {
         match self {
-            Self::Get(_) => Verb::Get,
-            Self::Take(_) => Verb::Take,
-            Self::Set(_) => Verb::Set,
+            Self::One(OneKey::Get(_)) => Verb::Get,
+            Self::One(OneKey::Take(_)) => Verb::Take,
+            Self::One(OneKey::Set(_)) => Verb::Set,
+            Self::One(OneKey::Expire(..)) => Verb::Expire,
+            Self::One(OneKey::TimeLeft(_)) => Verb::TimeLeft,
             Self::Delete(_) => Verb::Delete,
             Self::Exists(_) => Verb::Exists,
-            Self::Expire(..) => Verb::Expire,
-            Self::TimeLeft(_) => Verb::TimeLeft,
-            _ => Verb::Other,
+            Self::Quit | Self::Other(_) => Verb::Other,
+        }
+    }
+}
+
+impl<'a> OneKey<'a> {
+    /// The key.
+    pub(crate) fn key(&self) -> &'a [u8] {
+        match *self {
+            Self::Get(key) | Self::Take(key) | Self::Expire(key, _) | Self::TimeLeft(key) => key,
+            Self::Set(set) => set.key,
         }
     }
 }
@@ -263,7 +251,7 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    fn set(self) -> Result<Command<'a>, CommandError> {
+    fn set(self) -> Result<Set<'a>, CommandError> {
         self.count(3..=usize::MAX)?;
         let mut set = Set {
             key: self.key(1)?,
@@ -289,17 +277,44 @@ impl<'a> Arguments<'a> {
             set.lifetime = Some(self.lifetime(index + 1, unit)?);
             index += 2;
         }
-        Ok(Command::Set(set))
+        Ok(set)
     }
 
-    fn setex(self) -> Result<Command<'a>, CommandError> {
+    fn setex(self) -> Result<Set<'a>, CommandError> {
         self.count(4..=4)?;
-        Ok(Command::Set(Set {
+        Ok(Set {
             key: self.key(1)?,
             value: self.value(3)?,
             lifetime: Some(self.lifetime(2, Duration::from_secs)?),
             only_new: false,
-        }))
+        })
+    }
+
+    fn expire(self) -> Result<OneKey<'a>, CommandError> {
+        self.count(3..=3)?;
+        let seconds = self.integer(2)?.max(0).unsigned_abs();
+        let lifetime = Duration::from_secs(seconds).min(LONGEST_LIFETIME);
+        Ok(OneKey::Expire(self.key(1)?, lifetime))
+    }
+
+    fn select(self) -> Result<Other<'a>, CommandError> {
+        self.count(2..=2)?;
+        match self.integer(1)? {
+            0 => Ok(Other::Select),
+            _ => Err(CommandError::Database),
+        }
+    }
+
+    fn auth(self) -> Result<Other<'a>, CommandError> {
+        self.count(2..=3)?;
+        let credentials = match self.0.get(2) {
+            Some(_) => self.credentials(1)?,
+            None => Credentials {
+                user: None,
+                password: self.at(1)?,
+            },
+        };
+        Ok(Other::Auth(credentials))
     }
 
     fn credentials(self, index: usize) -> Result<Credentials<'a>, CommandError> {
@@ -309,9 +324,9 @@ impl<'a> Arguments<'a> {
         })
     }
 
-    fn hello(self) -> Result<Command<'a>, CommandError> {
+    fn hello(self) -> Result<Other<'a>, CommandError> {
         let protocol = match self.0.len() {
-            0 | 1 => return Ok(Command::Hello(None, None)),
+            0 | 1 => return Ok(Other::Hello(None, None)),
             _ => match self.integer(1).map_err(|_| CommandError::Protocol)? {
                 2 => Protocol::Resp2,
                 3 => Protocol::Resp3,
@@ -330,7 +345,26 @@ impl<'a> Arguments<'a> {
                 _ => return Err(CommandError::Syntax),
             }
         }
-        Ok(Command::Hello(Some(protocol), credentials))
+        Ok(Other::Hello(Some(protocol), credentials))
+    }
+
+    fn client(self) -> Result<Other<'a>, CommandError> {
+        let (command, length) = match self.subcommand()?.as_bytes() {
+            b"ID" => (Other::ClientId, 2),
+            b"SETNAME" => (Other::ClientNote, 3),
+            b"SETINFO" => (Other::ClientNote, 4),
+            _ => return Err(CommandError::UnknownSubcommand),
+        };
+        self.count(length..=length).map(|()| command)
+    }
+
+    fn config(self) -> Result<Other<'a>, CommandError> {
+        match self.subcommand()?.as_bytes() {
+            b"GET" => self
+                .count(3..=usize::MAX)
+                .map(|()| Other::ConfigGet(self.from(2))),
+            _ => Err(CommandError::UnknownSubcommand),
+        }
     }
 
     fn subcommand(self) -> Result<Word, CommandError> {
@@ -378,16 +412,14 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         Ok(match command {
-            Command::Set(set) => format!("{:?} {}", set.lifetime, set.only_new),
-            Command::Expire(_, lifetime) => format!("{lifetime:?}"),
-            Command::Delete(keys)
-            | Command::Exists(keys)
-            | Command::Info(keys)
-            | Command::ConfigGet(keys) => names(keys).join(" "),
-            Command::Hello(protocol, credentials) => {
+            Command::One(OneKey::Set(set)) => format!("{:?} {}", set.lifetime, set.only_new),
+            Command::One(OneKey::Expire(_, lifetime)) => format!("{lifetime:?}"),
+            Command::Delete(keys) | Command::Exists(keys) => names(keys).join(" "),
+            Command::Other(Other::Info(keys) | Other::ConfigGet(keys)) => names(keys).join(" "),
+            Command::Other(Other::Hello(protocol, credentials)) => {
                 format!("{protocol:?} {}", credentials.is_some())
             }
-            Command::Auth(credentials) => format!("{}", credentials.user.is_some()),
+            Command::Other(Other::Auth(credentials)) => format!("{}", credentials.user.is_some()),
             other => format!("{:?}", other.verb()),
         })
     }
