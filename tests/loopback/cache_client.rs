@@ -102,6 +102,12 @@ fn many_at_once_get_their_own_answers() {
 fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &["--requirepass", "open sesame"]);
+    local(async {
+        let client = Client::start(&redis.over_unix(), LIMIT, ClientMetrics::default());
+        eventually("a problem", async || client.problem().is_some()).await;
+        let problem = client.problem().expect("a problem");
+        assert!(problem.contains("NOAUTH"), "{problem}");
+    });
     let file = farm.dir.join("password");
     fs::write(&file, "wrong").expect("written");
     let server = CacheServer::Redis(RedisServer {
@@ -114,7 +120,10 @@ fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
         let client = Client::start(&server, LIMIT, ClientMetrics::default());
         eventually("a problem", async || client.problem().is_some()).await;
         let problem = client.problem().expect("a problem");
-        assert!(problem.contains("WRONGPASS"), "{problem}");
+        assert!(
+            problem.contains("WRONGPASS") && !problem.contains("sesame"),
+            "{problem}"
+        );
         assert_eq!(client.get(b"key").await, Err(CacheError::Unavailable));
         fs::write(&file, "open sesame").expect("written");
         eventually("an end of the problem", async || client.reachable()).await;
@@ -391,7 +400,7 @@ struct Redis {
 }
 
 impl Redis {
-    fn start(farm: &Farm, arguments: &str) -> Self {
+    fn start(farm: &Farm, arguments: &[&str]) -> Self {
         let (tcp, tls) = (Reserved::new(), Reserved::new());
         let [certificate, key] = farm.certificate_files("blog");
         let display = |path: &Path| path.display().to_string();
