@@ -17,7 +17,6 @@ mod handshake;
 mod hello;
 mod hosts;
 pub mod http;
-mod limits;
 mod linger;
 mod metrics;
 mod reload;
@@ -53,7 +52,15 @@ use self::reload::Reloader;
 use self::status::{Shared, uses_services};
 use crate::discovery::{self, Endpoints};
 use crate::runtime::files::POLL_INTERVAL;
+use crate::runtime::limits::{self, ConnectionCost};
 use crate::runtime::signal::Terminated;
+
+/// One descriptor for the client, one for the backend; buffers in between.
+const CONNECTION_COST: ConnectionCost = ConnectionCost {
+    files: 2,
+    bytes: 64 * 1024,
+    reserved: 0,
+};
 
 /// Why a proxy cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +132,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let traffic = Traffic {
         shared: Arc::clone(&shared),
         http_metrics,
-        room: Arc::new(Semaphore::new(limits::most_connections())),
+        room: Arc::new(Semaphore::new(limits::most_connections(CONNECTION_COST))),
         acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
         stop_accepting: CancellationToken::new(),

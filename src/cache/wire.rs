@@ -3,12 +3,13 @@
 //! Everything is bounded before it is believed: a length is compared with its limit as soon as it has been read, so
 //! that nothing is ever allocated because somebody announced it.
 
+mod buffer;
 mod cursor;
 mod reply;
 mod request;
 
+pub(crate) use self::buffer::WipedBuffer;
 pub use self::reply::{Protocol, Reply, ReplyDecoder};
-pub(crate) use self::reply::{write_bulk_head, write_line_end};
 pub use self::request::{Request, RequestDecoder, encode_request};
 
 /// Longest value that is stored.

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
+use super::buffer::WipedBuffer;
 use super::cursor::Cursor;
 use super::{LONGEST_ARGUMENT, ProtocolError};
 
@@ -101,20 +102,13 @@ impl fmt::Debug for Reply {
 /// Finds replies in what a server sent.
 #[derive(Default)]
 pub struct ReplyDecoder {
-    received: Vec<u8>,
+    received: WipedBuffer,
 }
 
 impl ReplyDecoder {
     /// Takes what was received. Take all replies out before the next call, and the memory that is held is bounded.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.received.capacity() - self.received.len() < bytes.len() {
-            // What a growing vector leaves behind is not wiped.
-            let mut grown = Vec::with_capacity((self.received.len() + bytes.len()).next_power_of_two());
-            grown.extend_from_slice(&self.received);
-            self.received.zeroize();
-            self.received = grown;
-        }
-        self.received.extend_from_slice(bytes);
+        self.received.push(bytes);
     }
 
     /// The next reply; None when not all of it has been received yet. Only those kinds are known that a request for one
@@ -124,23 +118,13 @@ impl ReplyDecoder {
     ///
     /// The protocol is broken, and the connection with it.
     pub fn decode(&mut self) -> Result<Option<Reply>, ProtocolError> {
-        let mut cursor = Cursor::new(&self.received);
+        let mut cursor = Cursor::new(self.received.as_slice());
         let Some(reply) = decode(&mut cursor)? else {
             return Ok(None);
         };
-        let (length, rest) = (cursor.position(), self.received.len() - cursor.position());
-        self.received.copy_within(length.., 0);
-        if let Some(left_over) = self.received.get_mut(rest..) {
-            left_over.zeroize();
-        }
-        self.received.truncate(rest);
+        let length = cursor.position();
+        self.received.consume(length);
         Ok(Some(reply))
-    }
-}
-
-impl Drop for ReplyDecoder {
-    fn drop(&mut self) {
-        self.received.zeroize();
     }
 }
 
@@ -181,12 +165,12 @@ fn text(cursor: &mut Cursor<'_>) -> Result<Option<Cow<'static, str>>, ProtocolEr
 }
 
 /// The beginning of a string of that length; the string and [`write_line_end`] follow.
-pub(crate) fn write_bulk_head(length: usize, out: &mut Vec<u8>) {
+pub(super) fn write_bulk_head(length: usize, out: &mut Vec<u8>) {
     write_number(b'$', length as i64, out);
 }
 
 /// The end of a line.
-pub(crate) fn write_line_end(out: &mut Vec<u8>) {
+pub(super) fn write_line_end(out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
@@ -253,7 +237,7 @@ mod tests {
             while let Ok(Some(_)) = decoder.decode() {
                 most -= 1;
             }
-            prop_assert!(decoder.received.len() <= most);
+            prop_assert!(decoder.received.as_slice().len() <= most);
         }
     }
 
