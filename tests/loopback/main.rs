@@ -1,6 +1,7 @@
 //! The proxy on the loopback interface: real processes, real TLS clients (OpenSSL and rustls), a real backend.
 
 mod cache_client;
+mod cache_peers;
 mod certificates;
 mod client;
 mod drain;
