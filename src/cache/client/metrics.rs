@@ -142,7 +142,11 @@ impl ClientMetrics {
                 state: state.as_str(),
             })
         };
-        before.map(|state| gauge(state).dec());
-        after.map(|state| gauge(state).inc());
+        if let Some(state) = before {
+            gauge(state).dec();
+        }
+        if let Some(state) = after {
+            gauge(state).inc();
+        }
     }
 }
