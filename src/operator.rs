@@ -8,6 +8,7 @@
 mod apply;
 mod backends;
 mod build;
+mod cache_step;
 mod controller;
 mod error;
 mod events;
@@ -17,6 +18,7 @@ mod memory;
 mod metrics;
 mod names;
 mod observe;
+mod peer_certificates;
 mod pods;
 mod poll;
 mod publish;
@@ -26,6 +28,7 @@ mod ring_secret;
 mod ring_step;
 mod rotate;
 mod schedule;
+mod secret;
 mod status;
 mod validate;
 
