@@ -1,8 +1,8 @@
 //! The operator: makes of every `TLSFarm` a Deployment of proxies and what belongs to it, and rotates the farm's ticket
 //! keys once all proxies can follow.
 //!
-//! One pass over a farm goes validate → build → apply → observe → rotate → status; `validate`, `build`, `rotate`, `status`
-//! and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
+//! One pass over a farm goes validate → build → apply → observe → rotate → status; `validate`, `build`, `rotate`, `status`,
+//! `peer_certificates` and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
 //! on with the files that they have.
 
 mod apply;
