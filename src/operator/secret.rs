@@ -20,7 +20,7 @@ pub(super) enum Found {
     /// One of that name is not the farm's.
     Foreign(Ownership),
     /// It is the farm's.
-    Ours(Content, Version),
+    Ours(Box<Content>, Version),
 }
 
 /// What a Secret of the farm holds. It is zeroed on release.
@@ -80,7 +80,7 @@ pub(super) async fn read(client: &Client, id: &FarmId, name: &str) -> Result<Fou
     Ok(match id.ownership(metadata) {
         Ownership::Ours => {
             let version = Version(metadata.resource_version.clone().unwrap_or_default());
-            Found::Ours(content, version)
+            Found::Ours(Box::new(content), version)
         }
         ownership => Found::Foreign(ownership),
     })
