@@ -390,6 +390,8 @@ pub struct Handshake {
 #[derive(Clone, Copy, Debug)]
 pub enum Version {
     Tls12,
+    /// It resumes by session id only.
+    Tls12WithoutTickets,
     Tls13,
 }
 
@@ -411,9 +413,12 @@ pub fn s_client(
         "-ign_eof",
     ];
     args.push(match version {
-        Version::Tls12 => "-tls1_2",
+        Version::Tls12 | Version::Tls12WithoutTickets => "-tls1_2",
         Version::Tls13 => "-tls1_3",
     });
+    if matches!(version, Version::Tls12WithoutTickets) {
+        args.push("-no_ticket");
+    }
     if let Some(path) = save {
         args.extend(["-sess_out", path.to_str().expect("UTF-8")]);
     }
@@ -447,7 +452,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `rate` requests a second to `hostname` at `address`, for at most `limit`: over connections that are kept, or
+    /// Starts `rate` requests a second to `hostname` at an address with a port, for at most `limit`: over connections that are kept, or
     /// each over a connection of its own.
     pub fn start(
         name: &str,
@@ -464,7 +469,7 @@ impl Load {
             .arg(format!("-keepalive={keep_alive}"))
             .arg(format!("-rate={rate}/s"))
             .arg(format!("-duration={}s", limit.as_secs()))
-            .arg(format!("-connect-to={hostname}:443:{address}:443"))
+            .arg(format!("-connect-to={hostname}:443:{address}"))
             .arg(format!("-output={}", results.display()))
             .stdin(Stdio::piped())
             .spawn()

@@ -160,7 +160,7 @@ struct Traffic {
 
 impl Traffic {
     fn start(namespace: &Namespace, name: &str, streams: &[Stream]) -> Self {
-        let address = namespace.service_address("shop");
+        let address = format!("{}:443", namespace.service_address("shop"));
         let limit = Duration::from_secs(600);
         let loads = streams
             .iter()
