@@ -34,6 +34,7 @@ demo-down:
 test: test-unit test-kubernetes
 
 test-unit:
+	tests/packages
 	cargo test --locked --lib --bin tlsfarm --test architecture --test crd --test loopback
 	cargo test --locked --doc
 

@@ -1,12 +1,13 @@
 //! `tlsfarm probe`: does a session that one proxy issued resume at every other one?
 //!
-//! It takes a session at each proxy, offers it at each proxy, and reports a matrix for every host and mechanism. Any TLS
-//! server can be probed, not only farms.
+//! It takes a session at each proxy, offers it at each proxy, and reports a matrix for every host and mechanism. What is
+//! for one use is offered once more, and must not be resumed then. Any TLS server can be probed, not only farms.
 
 mod exchange;
 mod kept;
 mod matrix;
 mod output;
+mod replay;
 mod session;
 mod sighting;
 mod target;
@@ -72,8 +73,14 @@ pub struct ProbeArgs {
     #[arg(long = "server-name", value_name = "NAME", value_parser = server_name)]
     server_names: Vec<ServerName<'static>>,
 
-    /// Way to resume; repeat it for several. By default all that a host offers
-    #[arg(long = "mechanism", value_name = "MECHANISM", value_enum)]
+    /// Way to resume; repeat it for several. By default all that a host of a farm offers, and tickets at an address
+    #[arg(
+        long = "mechanism",
+        visible_alias = "mechanisms",
+        value_name = "MECHANISM",
+        value_enum,
+        value_delimiter = ','
+    )]
     mechanisms: Vec<Mechanism>,
 
     /// Path to ask for with GET
@@ -231,8 +238,14 @@ fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
 }
 
 async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
+    // Of a server that is not a farm's, nothing tells what it should do beyond tickets.
+    let default: &[Mechanism] = if args.addresses.is_empty() {
+        Mechanism::value_variants()
+    } else {
+        &Mechanism::STATELESS
+    };
     let mechanisms = match args.mechanisms.as_slice() {
-        [] => Mechanism::value_variants().to_vec(),
+        [] => default.to_vec(),
         chosen => chosen.to_vec(),
     };
     if !args.addresses.is_empty() {

@@ -33,7 +33,9 @@ const MOST_WAITING: usize = 1024;
 
 /// The client of one cache. It lives on until its last clone is dropped.
 #[derive(Clone)]
-pub struct Client {
+pub struct Client(Arc<Inner>);
+
+struct Inner {
     queue: mpsc::Sender<Request>,
     health: Arc<Health>,
     metrics: ClientMetrics,
@@ -127,18 +129,18 @@ impl Client {
 
     /// Whether requests are made at all.
     pub fn breaker(&self) -> BreakerState {
-        self.health.breaker()
+        self.0.health.breaker()
     }
 
     /// Whether requests would be made now: there is a connection and the breaker is closed. A connection without
     /// requests is looked after once a second, so this is true of a server that nobody asks anything, too.
     pub fn reachable(&self) -> bool {
-        self.health.reachable()
+        self.0.health.reachable()
     }
 
     /// What is wrong when [`Self::reachable`] says no, for people. It never contains a secret.
     pub fn problem(&self) -> Option<String> {
-        self.health.problem()
+        self.0.health.problem()
     }
 
     fn start_with(transport: Transport, timeout: Duration, metrics: ClientMetrics) -> Self {
@@ -146,18 +148,18 @@ impl Client {
         let health = Arc::new(Health::default());
         let keeper = health::Keeper::new(Arc::clone(&health), metrics.clone(), Instant::now());
         tokio::spawn(task::run(transport, timeout, requests, keeper));
-        Self {
+        Self(Arc::new(Inner {
             queue,
             health,
             metrics,
             timeout,
-        }
+        }))
     }
 
     async fn request(&self, arguments: &[&[u8]], expects: Expects) -> Result<Reply, CacheError> {
         let asked = Instant::now();
         let outcome = self.answer(arguments, expects, asked).await;
-        self.metrics.count(&outcome, asked);
+        self.0.metrics.count(&outcome, asked);
         outcome
     }
 
@@ -167,7 +169,7 @@ impl Client {
         expects: Expects,
         asked: Instant,
     ) -> Result<Reply, CacheError> {
-        if !self.health.admits() {
+        if !self.0.health.admits() {
             return Err(CacheError::Unavailable);
         }
         let (answer, answered) = oneshot::channel();
@@ -175,16 +177,17 @@ impl Client {
             bytes: encoded(arguments),
             expects,
             asked,
-            deadline: asked + self.timeout,
+            deadline: asked + self.0.timeout,
             answer,
         };
-        self.queue
+        self.0
+            .queue
             .try_send(request)
             .map_err(|_| CacheError::Unavailable)?;
         // Time limits are the connection's business; the first one must be made before there is anybody to mind them.
-        let answered = match self.health.is_starting() {
+        let answered = match self.0.health.is_starting() {
             false => answered.await,
-            true => timeout_at((asked + self.timeout).into(), answered)
+            true => timeout_at((asked + self.0.timeout).into(), answered)
                 .await
                 .map_err(|_| CacheError::Timeout)?,
         };

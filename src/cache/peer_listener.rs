@@ -84,6 +84,7 @@ fn refusal(error: &io::Error) -> Refusal {
     match error.get_ref().and_then(|source| source.downcast_ref()) {
         Some(TlsError::NoCertificatesPresented) => Refusal::NoCertificate,
         Some(TlsError::InvalidCertificate(_)) => Refusal::WrongCertificate,
+        Some(TlsError::AlertReceived(_)) => Refusal::Alert,
         Some(_) => Refusal::Incompatible,
         None => Refusal::Closed,
     }

@@ -35,7 +35,9 @@ pub(crate) enum Refusal {
     NoCertificate,
     /// It showed one that the authority did not sign, or of another name, or an expired one.
     WrongCertificate,
-    /// It does not trust ours, or spoke something other than TLS 1.3.
+    /// It sent an alert, as it does when it distrusts our certificate.
+    Alert,
+    /// It spoke something other than TLS 1.3.
     Incompatible,
 }
 
@@ -106,6 +108,7 @@ impl PeerMetrics {
             Refusal::Closed => "closed",
             Refusal::NoCertificate => "no_certificate",
             Refusal::WrongCertificate => "wrong_certificate",
+            Refusal::Alert => "alert",
             Refusal::Incompatible => "incompatible",
         };
         self.refused.get_or_create(&ReasonLabel { reason }).inc();

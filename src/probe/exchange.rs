@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::replay::resumes_replay;
 use super::session::{Clients, Mechanism, Session, SessionSlot};
 use super::sighting::Sighting;
 
@@ -45,6 +46,8 @@ pub(super) struct Exchanged {
     pub(super) answer: Answer,
     /// The sessions that this proxy issued.
     pub(super) sessions: Vec<Session>,
+    /// The ClientHello that was sent, as records.
+    pub(super) hello: Vec<u8>,
 }
 
 /// What a proxy answered.
@@ -108,7 +111,9 @@ impl Exchanger {
         let handshake = begun.elapsed();
         let (stream, connection) = tls.get_ref();
         let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        let issued = mechanism == Mechanism::Tls13Ticket || stream.saw_ticket();
+        // A TLS 1.2 session that came without a ticket is resumed by its id.
+        let issued = mechanism != Mechanism::Tls12Ticket || stream.saw_ticket();
+        let hello = stream.hello().to_vec();
 
         let http_status = within(deadline, Failure::Request, self.request(tls, server_name)).await?;
         Ok(Exchanged {
@@ -118,7 +123,15 @@ impl Exchanger {
                 handshake,
             },
             sessions: if issued { slot.take_received() } else { Vec::new() },
+            hello,
         })
+    }
+
+    /// Sends a ClientHello that was sent before, byte for byte, and says whether the proxy resumes its session.
+    pub(super) async fn replay(&self, address: SocketAddr, hello: &[u8]) -> Result<bool, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let tcp = within(deadline, Failure::Connect, TcpStream::connect(address)).await?;
+        within(deadline, Failure::Handshake, resumes_replay(tcp, hello)).await
     }
 
     /// Sends one request, reads the response to its end and closes the connection.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use rustls::pki_types::ServerName;
@@ -13,6 +13,10 @@ use super::exchange::{Answer, Exchanger, Failure};
 use super::kept::{Earlier, Issue, KeptSessions, Site};
 use super::session::{Mechanism, Session};
 use super::target::{Farm, Proxy};
+
+/// How long after it was taken a session is offered that the servers keep. A proxy stores it beside the handshake that
+/// made it, so that no client waits for the cache; a client that came back sooner than any real one could miss it.
+const SETTLING: Duration = Duration::from_millis(50);
 
 /// Most connections at a time, so that a probe is no load test.
 const CONCURRENCY: usize = 8;
@@ -45,6 +49,9 @@ pub struct Trial {
     pub issuer: String,
     /// Proxy that it was offered to.
     pub resumer: String,
+    /// Proxy that it was offered to once more, when it was for one use and had been resumed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offered_again_to: Option<String>,
     /// What happened.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -63,12 +70,14 @@ pub struct Trial {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "outcome", content = "why")]
 pub enum Outcome {
-    /// It was resumed.
+    /// It was resumed, and not once more when it was for one use.
     Resumed,
+    /// It was for one use and was resumed twice.
+    ResumedTwice,
     /// The resumer made a full handshake.
     Missed,
-    /// The issuer gave no ticket.
-    NoTicket,
+    /// The issuer gave no ticket, or no session id.
+    NoSession,
     /// A connection did not work.
     #[serde(serialize_with = "as_text")]
     Failed(FailedAt),
@@ -98,8 +107,10 @@ pub struct Counts {
     pub resumed: u64,
     /// Full handshakes where a session was offered.
     pub missed: u64,
-    /// Issuers that gave no ticket.
-    pub no_ticket: u64,
+    /// Sessions for one use that were resumed twice.
+    pub resumed_twice: u64,
+    /// Issuers that gave no ticket, or no session id.
+    pub no_session: u64,
     /// Connections that did not work.
     pub failed: u64,
     /// Trials whose proxy went away meanwhile.
@@ -118,8 +129,9 @@ impl Counts {
             counts.offered += 1;
             match &trial.outcome {
                 Outcome::Resumed => counts.resumed += 1,
+                Outcome::ResumedTwice => counts.resumed_twice += 1,
                 Outcome::Missed => counts.missed += 1,
-                Outcome::NoTicket => counts.no_ticket += 1,
+                Outcome::NoSession => counts.no_session += 1,
                 Outcome::Failed(_) => counts.failed += 1,
                 Outcome::Gone => {
                     counts.gone += 1;
@@ -141,8 +153,9 @@ impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, more: Self) {
         self.offered += more.offered;
         self.resumed += more.resumed;
+        self.resumed_twice += more.resumed_twice;
         self.missed += more.missed;
-        self.no_ticket += more.no_ticket;
+        self.no_session += more.no_session;
         self.failed += more.failed;
         self.gone += more.gone;
         self.server_errors += more.server_errors;
@@ -188,6 +201,7 @@ pub(super) async fn round(
                     exchanger,
                     server_name: &host.server_name,
                     mechanism,
+                    proxies: &farm.proxies,
                 };
                 matrices.push(probe.run(farm, site, kept.as_deref_mut()).await);
             }
@@ -221,6 +235,7 @@ struct SiteProbe<'a> {
     exchanger: &'a Exchanger,
     server_name: &'a ServerName<'static>,
     mechanism: Mechanism,
+    proxies: &'a [Proxy],
 }
 
 impl SiteProbe<'_> {
@@ -265,7 +280,8 @@ impl SiteProbe<'_> {
         let mut trial = Trial {
             issuer: issuer.name.clone(),
             resumer: resumer.name.clone(),
-            outcome: Outcome::NoTicket,
+            offered_again_to: None,
+            outcome: Outcome::NoSession,
             earlier: None,
             issuer_answer: None,
             resumer_answer: None,
@@ -286,6 +302,9 @@ impl SiteProbe<'_> {
         let Some(session) = sessions.next() else {
             return (trial, Vec::new());
         };
+        if self.mechanism.is_stateful() {
+            tokio::time::sleep(SETTLING).await;
+        }
         let spare = session.again().into_iter().chain(sessions);
         let mut issues: Vec<Issue> = spare.map(|session| Issue::new(issuer, session)).collect();
         issues.extend(self.offer(&mut trial, session, resumer).await);
@@ -297,6 +316,7 @@ impl SiteProbe<'_> {
         let mut trial = Trial {
             issuer: issue.issuer.clone(),
             resumer: resumer.name.clone(),
+            offered_again_to: None,
             outcome: Outcome::Missed,
             earlier: Some(earlier),
             issuer_answer: None,
@@ -315,10 +335,10 @@ impl SiteProbe<'_> {
             .await;
         match exchanged {
             Ok(offered) => {
-                trial.outcome = if offered.resumed {
-                    Outcome::Resumed
-                } else {
-                    Outcome::Missed
+                trial.outcome = match (offered.resumed, self.mechanism) {
+                    (false, _) => Outcome::Missed,
+                    (true, Mechanism::Tls13SingleUse) => self.again(trial, &offered.hello, resumer).await,
+                    (true, _) => Outcome::Resumed,
                 };
                 trial.resumer_answer = Some(offered.answer);
                 let issue = |session| Issue::new(resumer, session);
@@ -328,6 +348,19 @@ impl SiteProbe<'_> {
                 trial.outcome = failed_at(resumer, failure);
                 Vec::new()
             }
+        }
+    }
+
+    /// Offers a session that `resumer` has used up to the next proxy, in the very ClientHello that `resumer` had.
+    async fn again(&self, trial: &mut Trial, hello: &[u8], resumer: &Proxy) -> Outcome {
+        let position = self.proxies.iter().position(|proxy| proxy == resumer);
+        let next = position.and_then(|position| self.proxies.iter().cycle().nth(position + 1));
+        let next = next.unwrap_or(resumer);
+        trial.offered_again_to = Some(next.name.clone());
+        match self.exchanger.replay(next.address, hello).await {
+            Ok(true) => Outcome::ResumedTwice,
+            Ok(false) => Outcome::Resumed,
+            Err(failure) => failed_at(next, failure),
         }
     }
 }

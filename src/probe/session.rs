@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use clap::ValueEnum;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{
-    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue, WebPkiServerVerifier,
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls12Resumption, Tls13ClientSessionValue,
+    WebPkiServerVerifier,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -29,10 +30,18 @@ pub enum Mechanism {
     #[serde(rename = "tls12-ticket")]
     #[value(name = "tls12-ticket")]
     Tls12Ticket,
+    /// TLS 1.2 with a session id (RFC 5246 section 7.4.1.2), which names a session that the server keeps.
+    #[serde(rename = "tls12-session-id")]
+    #[value(name = "tls12-session-id")]
+    Tls12SessionId,
     /// TLS 1.3 with a ticket as pre-shared key (RFC 9846 section 2.2).
     #[serde(rename = "tls13-ticket")]
     #[value(name = "tls13-ticket")]
     Tls13Ticket,
+    /// TLS 1.3 with a ticket that must be good for one use only.
+    #[serde(rename = "tls13-single-use")]
+    #[value(name = "tls13-single-use")]
+    Tls13SingleUse,
 }
 
 /// A session that a server may resume. It holds secrets, hence no `Debug`.
@@ -90,12 +99,32 @@ impl Clients {
 
     /// The configuration for one connection.
     pub(super) fn for_connection(&self, mechanism: Mechanism, slot: &Arc<SessionSlot>) -> Arc<ClientConfig> {
-        let mut config = match mechanism {
-            Mechanism::Tls12Ticket => self.tls12.clone(),
-            Mechanism::Tls13Ticket => self.tls13.clone(),
+        let (client, tls12) = match mechanism {
+            Mechanism::Tls12Ticket => (&self.tls12, Tls12Resumption::SessionIdOrTickets),
+            Mechanism::Tls12SessionId => (&self.tls12, Tls12Resumption::SessionIdOnly),
+            Mechanism::Tls13Ticket | Mechanism::Tls13SingleUse => (&self.tls13, Tls12Resumption::Disabled),
         };
-        config.resumption = Resumption::store(slot.clone());
+        let mut config = client.clone();
+        config.resumption = Resumption::store(slot.clone()).tls12_resumption(tls12);
         Arc::new(config)
+    }
+}
+
+impl Mechanism {
+    /// Those that need nothing of a server but a ticket key.
+    pub(super) const STATELESS: [Self; 2] = [Self::Tls12Ticket, Self::Tls13Ticket];
+
+    /// Whether the session is kept by servers, and the client has but its name.
+    pub(super) fn is_stateful(self) -> bool {
+        !Self::STATELESS.contains(&self)
+    }
+
+    /// What a server gives to a client to resume by.
+    pub(super) fn token(self) -> &'static str {
+        match self {
+            Self::Tls12SessionId => "session id",
+            Self::Tls12Ticket | Self::Tls13Ticket | Self::Tls13SingleUse => "ticket",
+        }
     }
 }
 
@@ -221,7 +250,9 @@ impl fmt::Display for Mechanism {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Tls12Ticket => "TLS 1.2 ticket",
+            Self::Tls12SessionId => "TLS 1.2 session id",
             Self::Tls13Ticket => "TLS 1.3 ticket",
+            Self::Tls13SingleUse => "TLS 1.3 single-use",
         })
     }
 }

@@ -1,8 +1,9 @@
-//! Seeing with one's own eyes that a TLS 1.2 server sent a ticket.
+//! Seeing with one's own eyes what crosses the wire in the clear.
 //!
 //! rustls hands over a TLS 1.2 session without saying whether a ticket or a session id resumes it; an id resumes at the
 //! server that issued it and at no other, and would pass for a ticket there. The message NewSessionTicket crosses the
-//! wire in the clear in TLS 1.2, so a copy of the server's first bytes tells.
+//! wire in the clear in TLS 1.2, so a copy of the server's first bytes tells. The client's own first bytes are its
+//! ClientHello: kept, it can be sent once more.
 
 use std::io;
 use std::pin::Pin;
@@ -18,10 +19,11 @@ const HANDSHAKE_RECORD: u8 = 22;
 const MESSAGE_HEADER: usize = 4;
 const NEW_SESSION_TICKET: u8 = 4;
 
-/// A stream that copies the first bytes that are read from it.
+/// A stream that copies the first bytes of both directions.
 pub(super) struct Sighting<S> {
     stream: S,
     seen: Vec<u8>,
+    hello: Vec<u8>,
 }
 
 impl<S> Sighting<S> {
@@ -29,7 +31,13 @@ impl<S> Sighting<S> {
         Self {
             stream,
             seen: Vec::new(),
+            hello: Vec::new(),
         }
+    }
+
+    /// What the client sent before it heard anything of the server: the records of its ClientHello.
+    pub(super) fn hello(&self) -> &[u8] {
+        &self.hello
     }
 
     /// Whether the server sent a TLS 1.2 NewSessionTicket with a ticket in it.
@@ -40,18 +48,8 @@ impl<S> Sighting<S> {
 
 /// Whether the handshake messages in the clear at the beginning of `stream` hold a NewSessionTicket that is not empty
 /// (RFC 5077 section 3.3: an empty one withdraws the promise of a ticket).
-fn carries_ticket(mut stream: &[u8]) -> bool {
-    let mut handshake = Vec::new();
-    // Everything from the first record of another type on, ChangeCipherSpec, is encrypted.
-    while let Some((&[HANDSHAKE_RECORD, _, _, high, low], rest)) = stream.split_first_chunk::<RECORD_HEADER>()
-    {
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        let Some((record, rest)) = rest.split_at_checked(length) else {
-            break;
-        };
-        handshake.extend_from_slice(record);
-        stream = rest;
-    }
+fn carries_ticket(stream: &[u8]) -> bool {
+    let handshake = clear_handshake(stream);
     let mut messages = handshake.as_slice();
     while let Some((&[kind, a, b, c], rest)) = messages.split_first_chunk::<MESSAGE_HEADER>() {
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -67,6 +65,22 @@ fn carries_ticket(mut stream: &[u8]) -> bool {
     false
 }
 
+/// The handshake messages in the clear at the beginning of `stream`, without the records around them.
+pub(super) fn clear_handshake(mut stream: &[u8]) -> Vec<u8> {
+    let mut handshake = Vec::new();
+    // Everything from the first record of another type on, ChangeCipherSpec, is encrypted.
+    while let Some((&[HANDSHAKE_RECORD, _, _, high, low], rest)) = stream.split_first_chunk::<RECORD_HEADER>()
+    {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        let Some((record, rest)) = rest.split_at_checked(length) else {
+            break;
+        };
+        handshake.extend_from_slice(record);
+        stream = rest;
+    }
+    handshake
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Sighting<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -80,7 +94,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sighting<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Sighting<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = &polled
+            && this.seen.is_empty()
+        {
+            let room = MOST_COPIED.saturating_sub(this.hello.len());
+            this.hello.extend(buf.iter().take(*written).take(room));
+        }
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

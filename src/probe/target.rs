@@ -12,7 +12,9 @@ use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 
 use super::session::Mechanism;
-use crate::api::{FARM_LABEL, MinVersion, TLSFarm, Tls12Tickets, ports};
+use crate::api::{
+    FARM_LABEL, MinVersion, Resumption, SessionCacheMode, TLSFarm, TicketKind, Tls12Tickets, ports,
+};
 use crate::runtime::cluster::{self, NoCluster};
 
 /// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
@@ -179,30 +181,28 @@ impl ClusterTargets {
     }
 
     fn hosts(&self, farm: &TLSFarm) -> Vec<Host> {
-        let tls12_tickets = farm.spec.resumption.tickets.tls12 == Tls12Tickets::Enabled;
-        let offered = |tls12: bool| -> Vec<Mechanism> {
-            let offered = |mechanism: &Mechanism| *mechanism != Mechanism::Tls12Ticket || tls12;
-            self.mechanisms.iter().copied().filter(offered).collect()
+        let host = |server_name: ServerName<'static>, of: Option<&crate::api::Host>| {
+            let offered = |mechanism: &&Mechanism| offers(&farm.spec.resumption, of, **mechanism);
+            Host {
+                server_name,
+                mechanisms: self.mechanisms.iter().filter(offered).copied().collect(),
+            }
         };
         if !self.server_names.is_empty() {
-            let host = |name: &ServerName<'static>| Host {
-                server_name: name.clone(),
-                mechanisms: offered(tls12_tickets),
-            };
-            return self.server_names.iter().map(host).collect();
+            let names = self.server_names.iter();
+            return names
+                .map(|name| host(name.clone(), named(&farm.spec.hosts, &name.to_str())))
+                .collect();
         }
-        let host = |host: &crate::api::Host| {
-            let hostname = host.hostnames.first()?;
+        let first_name = |of: &crate::api::Host| {
+            let hostname = of.hostnames.first()?;
             let concrete = match hostname.strip_prefix("*.") {
                 Some(parent) => format!("{WILDCARD_LABEL}.{parent}"),
                 None => hostname.clone(),
             };
-            Some(Host {
-                server_name: ServerName::try_from(concrete).ok()?,
-                mechanisms: offered(tls12_tickets && host.tls.min_version == MinVersion::TLS12),
-            })
+            Some(host(ServerName::try_from(concrete).ok()?, Some(of)))
         };
-        farm.spec.hosts.iter().filter_map(host).collect()
+        farm.spec.hosts.iter().filter_map(first_name).collect()
     }
 
     /// The namespaces to ask for, one by one, or `None` once for all of them.
@@ -220,6 +220,29 @@ impl ClusterTargets {
             Some(namespaces) => format!("namespaces {}", namespaces.join(", ")),
         }
     }
+}
+
+/// Whether a farm that resumes as `resumption` says must resume by `mechanism` at `host`, or at a name of no host.
+fn offers(resumption: &Resumption, host: Option<&crate::api::Host>, mechanism: Mechanism) -> bool {
+    let tls12 = host.is_none_or(|host| host.tls.min_version == MinVersion::TLS12);
+    let single_use = host.is_some_and(|host| host.tls.tickets.kind == TicketKind::SingleUse);
+    match mechanism {
+        // A TLS 1.2 ticket cannot be used up, so a host whose tickets are for one use gives none.
+        Mechanism::Tls12Ticket => tls12 && !single_use && resumption.tickets.tls12 == Tls12Tickets::Enabled,
+        Mechanism::Tls12SessionId => tls12 && resumption.session_cache.mode != SessionCacheMode::Disabled,
+        Mechanism::Tls13Ticket => !single_use,
+        Mechanism::Tls13SingleUse => single_use,
+    }
+}
+
+/// The host that serves `name`: the one that names it, else the one with the wildcard above it.
+fn named<'a>(hosts: &'a [crate::api::Host], name: &str) -> Option<&'a crate::api::Host> {
+    let with = |wanted: &str| {
+        let has = |host: &&crate::api::Host| host.hostnames.iter().any(|hostname| hostname == wanted);
+        hosts.iter().find(has)
+    };
+    let wildcard = || with(&format!("*.{}", name.split_once('.')?.1));
+    with(name).or_else(wildcard)
 }
 
 /// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
@@ -292,6 +315,7 @@ where
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
     use serde_json::json;
 
     use super::*;
@@ -305,6 +329,53 @@ mod tests {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
         serde_json::from_value(pod).expect("a pod")
+    }
+
+    fn farm_spec(mode: &str, tls12: &str) -> crate::api::TLSFarmSpec {
+        let host = |name: &str, min_version: &str, kind: &str| {
+            json!({
+                "name": name.trim_start_matches("*.").replace('.', "-"),
+                "hostnames": [name],
+                "tls": {"certificateRefs": [{"name": "a"}], "minVersion": min_version, "tickets": {"kind": kind}},
+                "routes": [],
+            })
+        };
+        serde_json::from_value(json!({
+            "hosts": [
+                host("plain.example.com", "TLS12", "Stateless"),
+                host("once.example.com", "TLS12", "SingleUse"),
+                host("*.new.example.com", "TLS13", "Stateless"),
+            ],
+            "resumption": {"tickets": {"tls12": tls12}, "sessionCache": {"mode": mode}},
+        }))
+        .expect("a spec")
+    }
+
+    fn offered(spec: &crate::api::TLSFarmSpec, name: &str) -> Vec<Mechanism> {
+        let host = named(&spec.hosts, name);
+        let offered = |mechanism: &&Mechanism| offers(&spec.resumption, host, **mechanism);
+        Mechanism::value_variants()
+            .iter()
+            .filter(offered)
+            .copied()
+            .collect()
+    }
+
+    #[test]
+    fn a_host_is_held_to_what_the_spec_promises() {
+        use Mechanism::{Tls12SessionId, Tls12Ticket, Tls13SingleUse, Tls13Ticket};
+        let spec = farm_spec("Sidecar", "Enabled");
+        let all = [Tls12Ticket, Tls12SessionId, Tls13Ticket];
+        assert_eq!(offered(&spec, "plain.example.com"), all);
+        assert_eq!(
+            offered(&spec, "once.example.com"),
+            [Tls12SessionId, Tls13SingleUse]
+        );
+        assert_eq!(offered(&spec, "a.new.example.com"), [Tls13Ticket], "TLS 1.3 only");
+        assert_eq!(offered(&spec, "elsewhere.example.org"), all, "no host's name");
+
+        let spec = farm_spec("Disabled", "Disabled");
+        assert_eq!(offered(&spec, "plain.example.com"), [Tls13Ticket]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::matrix::{Counts, Matrix, Outcome, Trial};
+use super::session::Mechanism;
 use super::watch::{Round, Tally};
 
 /// Most trials of one matrix that are explained below it.
@@ -85,7 +86,7 @@ pub(super) fn trial(matrix: &Matrix, trial: &Trial, time: Timestamp, paint: Pain
         matrix.mechanism,
         trial.issuer,
         trial.resumer,
-        explain(trial),
+        explain(matrix.mechanism, trial),
     )
 }
 
@@ -152,8 +153,8 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
     row("of these, across a rotation", &tally.crossed_rotation);
     let _ = writeln!(
         text,
-        "  {} missed, {} without a ticket, {} failed, {} server errors, {} gone with their proxy",
-        all.missed, all.no_ticket, all.failed, all.server_errors, all.gone
+        "  {} missed, {} resumed twice, {} without a session, {} failed, {} server errors, {} gone with their proxy",
+        all.missed, all.resumed_twice, all.no_session, all.failed, all.server_errors, all.gone
     );
     if tally.unready_rounds > 0 {
         let _ = writeln!(
@@ -235,12 +236,12 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
         let line = match &trial.outcome {
             // A proxy that fails, or gives no tickets, does so in a whole row or column: once is enough.
             Outcome::Failed(at) => at.to_string(),
-            Outcome::NoTicket => format!("{}: {}", trial.issuer, explain(trial)),
+            Outcome::NoSession => format!("{}: {}", trial.issuer, explain(matrix.mechanism, trial)),
             _ => format!(
                 "session of {} at {}: {}",
                 trial.issuer,
                 trial.resumer,
-                explain(trial)
+                explain(matrix.mechanism, trial)
             ),
         };
         if told.insert(line.clone()) && told.len() <= MOST_EXPLAINED {
@@ -256,7 +257,8 @@ fn symbol(outcome: &Outcome, paint: Paint) -> String {
     match outcome {
         Outcome::Resumed => paint.paint(Tone::Good, "✓"),
         Outcome::Missed => paint.paint(Tone::Bad, "✗"),
-        Outcome::NoTicket => paint.paint(Tone::Doubtful, "–"),
+        Outcome::ResumedTwice => paint.paint(Tone::Bad, "2"),
+        Outcome::NoSession => paint.paint(Tone::Doubtful, "–"),
         Outcome::Failed(_) => paint.paint(Tone::Bad, "!"),
         Outcome::Gone => paint.paint(Tone::Quiet, "·"),
     }
@@ -266,17 +268,22 @@ fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Resumed => "served badly:",
         Outcome::Missed => "missed:",
-        Outcome::NoTicket => "no ticket:",
+        Outcome::ResumedTwice => "resumed twice:",
+        Outcome::NoSession => "no session:",
         Outcome::Failed(_) => "failed:",
         Outcome::Gone => "gone:",
     }
 }
 
-fn explain(trial: &Trial) -> String {
+fn explain(mechanism: Mechanism, trial: &Trial) -> String {
     let mut text = match &trial.outcome {
         Outcome::Resumed => "resumed".into(),
         Outcome::Missed => "full handshake".into(),
-        Outcome::NoTicket => "the issuer gave no ticket".into(),
+        Outcome::ResumedTwice => format!(
+            "resumed there and once more at {}",
+            trial.offered_again_to.as_deref().unwrap_or_default()
+        ),
+        Outcome::NoSession => format!("the issuer gave no {}", mechanism.token()),
         Outcome::Failed(at) => at.to_string(),
         Outcome::Gone => "a proxy went away meanwhile".into(),
     };
@@ -318,7 +325,7 @@ fn clock(time: Timestamp) -> impl std::fmt::Display {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Answer, Earlier, FailedAt, Failure, Mechanism};
+    use super::super::{Answer, Earlier, FailedAt, Failure};
     use super::*;
 
     fn answer(http_status: u16) -> Answer {
@@ -334,6 +341,7 @@ mod tests {
         let trial = |((issuer, resumer), outcome): ((usize, usize), Outcome)| Trial {
             issuer: proxies[issuer].clone(),
             resumer: proxies[resumer].clone(),
+            offered_again_to: None,
             outcome,
             earlier: None,
             issuer_answer: Some(answer(200)),
@@ -401,7 +409,7 @@ mod tests {
                 Outcome::Resumed,
                 Outcome::Gone,
                 Outcome::Resumed,
-                Outcome::NoTicket,
+                Outcome::NoSession,
             ])],
             &[],
             Paint::Plain,
@@ -415,7 +423,7 @@ mod tests {
             [matrix([
                 Outcome::Resumed,
                 Outcome::Missed,
-                Outcome::NoTicket,
+                Outcome::NoSession,
                 Outcome::Gone,
             ])]
         };

@@ -319,7 +319,9 @@ fn a_socket_that_is_left_over_is_replaced_and_at_the_end_it_is_gone() {
     let mut cache = Cache::start();
     let mode = fs::metadata(&cache.unix).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
-    cache.crash_and_start_again();
+    cache.kill();
+    assert!(cache.unix.exists());
+    cache.start_again();
     let mut idle = UnixStream::connect(&cache.unix).expect("it listens");
     idle.set_read_timeout(Some(PATIENCE)).expect("settable");
     let mut busy = TcpStream::connect(cache.tcp).expect("it listens");

@@ -16,8 +16,8 @@ use crate::harness::{Reserved, get_page, put, send_signal, value_of, wait_for};
 pub struct Cache {
     pub tcp: SocketAddr,
     pub unix: PathBuf,
-    pub dir: PathBuf,
-    config_file: PathBuf,
+    pub config: CacheConfig,
+    dir: PathBuf,
     admin: SocketAddr,
     child: Child,
     _reserved: [Reserved; 2],
@@ -64,28 +64,24 @@ impl Cache {
             peers: None,
         };
         change(&mut config);
-        let config_file = dir.join("cache.json");
-        put(&config_file, &serde_json::to_vec(&config).expect("serializes"));
-        let child = spawn(command, &config_file, &dir);
         let mut cache = Self {
             tcp,
             unix,
+            child: spawn(command, &config, &dir),
+            config,
             dir,
-            config_file,
             admin,
-            child,
             _reserved: reserved,
         };
         cache.wait_until_ready();
         cache
     }
 
-    /// Ends it as by a crash, and starts it again with the same files.
-    pub fn crash_and_start_again(&mut self) {
-        self.kill();
+    /// Starts it again after its end, with `config` as it is now.
+    pub fn start_again(&mut self) {
         self.child = spawn(
             Command::new(env!("CARGO_BIN_EXE_tlsfarm")),
-            &self.config_file,
+            &self.config,
             &self.dir,
         );
         self.wait_until_ready();
@@ -156,7 +152,9 @@ impl Cache {
     }
 }
 
-fn spawn(mut command: Command, config_file: &Path, dir: &Path) -> Child {
+fn spawn(mut command: Command, config: &CacheConfig, dir: &Path) -> Child {
+    let config_file = dir.join("cache.json");
+    put(&config_file, &serde_json::to_vec(config).expect("serializes"));
     command
         .args(["cache", "--log-format", "json", "--config"])
         .arg(config_file)

@@ -14,4 +14,5 @@ mod harness;
 mod hostile;
 mod limits;
 mod metrics;
+mod redis_server;
 mod resumption;

@@ -1,12 +1,12 @@
 //! The page on metrics names what proxies and caches print.
 
-use crate::cache_peers::Peers;
+use crate::cache_peers::Caches;
 use crate::harness::{Farm, visit};
 
 #[test]
 fn every_metric_that_a_cache_prints_is_explained() {
-    let peers = Peers::new(1);
-    assert!(all_explained(&peers.caches[0].get("/metrics").1) > 15);
+    let caches = Caches::start(1);
+    assert!(all_explained(&caches.all[0].get("/metrics").1) > 15);
 }
 
 #[test]

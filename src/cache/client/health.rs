@@ -62,6 +62,7 @@ impl Health {
 pub(super) struct Keeper {
     health: Arc<Health>,
     breaker: Breaker,
+    was_reachable: bool,
     metrics: ClientMetrics,
 }
 
@@ -72,6 +73,7 @@ impl Keeper {
         Self {
             health,
             breaker,
+            was_reachable: false,
             metrics,
         }
     }
@@ -95,6 +97,7 @@ impl Keeper {
         if self.breaker.state() == BreakerState::Closed {
             self.health.set_problem(None);
         }
+        self.count_reachable(self.health.reachable());
     }
 
     /// There is none, or there is none any more.
@@ -106,6 +109,7 @@ impl Keeper {
             BreakerState::HalfOpen => breaker.end_trial(false, now),
             _ => breaker.failed(now),
         });
+        self.count_reachable(false);
     }
 
     pub(super) fn succeeded(&mut self, now: Instant) {
@@ -150,12 +154,21 @@ impl Keeper {
         };
         self.health.breaker.store(published, Ordering::Relaxed);
         self.metrics.breaker_was(Some(before), Some(after));
+        self.count_reachable(self.health.reachable());
         true
+    }
+
+    fn count_reachable(&mut self, reachable: bool) {
+        if self.was_reachable != reachable {
+            self.metrics.reachable(reachable);
+            self.was_reachable = reachable;
+        }
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        self.count_reachable(false);
         self.metrics.breaker_was(Some(self.breaker.state()), None);
     }
 }

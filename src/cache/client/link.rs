@@ -161,8 +161,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             self.written += written;
             self.flushed = false;
         }
-        // Wiping takes the length back to none, and leaves the room.
-        self.batch.zeroize();
+        // Only what was used: the room that it leaves may be large.
+        self.batch.as_mut_slice().zeroize();
+        self.batch.clear();
         self.written = 0;
         if !self.flushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;

@@ -22,6 +22,7 @@ pub struct ClientMetrics {
     late: Counter,
     connected: Counter,
     disconnected: Counter,
+    reachable: Gauge,
     breakers: Family<StateLabel, Gauge>,
 }
 
@@ -45,6 +46,7 @@ impl Default for ClientMetrics {
             late: Counter::default(),
             connected: Counter::default(),
             disconnected: Counter::default(),
+            reachable: Gauge::default(),
             breakers: Family::default(),
         }
     }
@@ -90,6 +92,11 @@ impl ClientMetrics {
             m.disconnected.clone(),
         );
         registry.register(
+            "reachable",
+            "Clients whose cache is connected and answers",
+            m.reachable.clone(),
+        );
+        registry.register(
             "breakers",
             "Circuit breakers, by whether requests pass: closed, half_open, open",
             m.breakers.clone(),
@@ -122,13 +129,24 @@ impl ClientMetrics {
         self.disconnected.inc();
     }
 
+    pub(super) fn reachable(&self, reachable: bool) {
+        match reachable {
+            true => self.reachable.inc(),
+            false => self.reachable.dec(),
+        };
+    }
+
     pub(super) fn breaker_was(&self, before: Option<BreakerState>, after: Option<BreakerState>) {
         let gauge = |state: BreakerState| {
             self.breakers.get_or_create_owned(&StateLabel {
                 state: state.as_str(),
             })
         };
-        before.map(|state| gauge(state).dec());
-        after.map(|state| gauge(state).inc());
+        if let Some(state) = before {
+            gauge(state).dec();
+        }
+        if let Some(state) = after {
+            gauge(state).inc();
+        }
     }
 }

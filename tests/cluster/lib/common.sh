@@ -10,7 +10,8 @@ run=/run/tlsfarm-cluster       # sockets and namespaces
 pki=$state/pki
 max_nodes=5
 
-say() { echo "cluster: $*" >&2; }
+speaker=cluster
+say() { echo "$speaker: $*" >&2; }
 die() { say "$*"; exit 1; }
 unusable() { say "$*"; exit 2; } # the caller or the machine must change something first
 

@@ -31,32 +31,10 @@ cni_dir() {
 have_static_libc() { [ -n "$(find /usr/lib /usr/lib64 -name libc.a -print -quit 2>/dev/null)" ]; }
 
 missing_packages() { # Debian names of what is not there
-  local pair
-  for pair in ip:iproute2 iptables:iptables conntrack:conntrack openssl:openssl runc:runc buildah:buildah cc:gcc \
-    nsenter:util-linux flock:util-linux sysctl:procps curl:curl shellcheck:shellcheck readelf:binutils; do
-    command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
-  done | sort -u
+  without_command ip:iproute2 iptables:iptables conntrack:conntrack openssl:openssl runc:runc buildah:buildah cc:gcc \
+    nsenter:util-linux flock:util-linux sysctl:procps curl:curl shellcheck:shellcheck readelf:binutils
   cni_dir >/dev/null || echo containernetworking-plugins
   have_static_libc || echo libc6-dev
-}
-
-install_packages() {
-  local missing apt
-  missing=$(missing_packages | tr '\n' ' ')
-  [ -n "$missing" ] || return 0
-  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    unusable "missing on this machine (Debian package names): ${missing% }"
-  fi
-  say "installing ${missing% }"
-  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y -qq -o DPkg::Lock::Timeout=120)
-  # The lists of a fresh machine may be empty or old: fetch them only when it does not work without.
-  # shellcheck disable=SC2086 # a list of words
-  "${apt[@]}" install --no-install-recommends $missing >/dev/null 2>&1 || {
-    "${apt[@]}" update >/dev/null 2>&1 || true
-    "${apt[@]}" install --no-install-recommends $missing >&2
-  } || unusable "apt-get could not install: ${missing% }"
-  missing=$(missing_packages | tr '\n' ' ')
-  [ -z "$missing" ] || unusable "still missing after apt-get install: ${missing% }"
 }
 
 require_go() {

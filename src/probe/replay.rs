@@ -1,0 +1,140 @@
+//! A ClientHello that is sent a second time.
+//!
+//! rustls gives a TLS 1.3 session away once and for all, so the probe cannot offer one twice as a client. It can do what
+//! an eavesdropper can: send the very bytes again. Whether the server resumes stands in the clear in its ServerHello.
+//! The handshake cannot be finished, since the key of the ClientHello's key share is gone; to the server it looks like a
+//! client that hung up.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::sighting::clear_handshake;
+
+/// Most bytes that are read in search of the ServerHello.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+const SERVER_HELLO: u8 = 2;
+const PRE_SHARED_KEY: [u8; 2] = [0, 41];
+const RANDOM_LENGTH: usize = 32;
+
+/// The random bytes that make a ServerHello a HelloRetryRequest (RFC 9846 section 4.2.3).
+const RETRY_RANDOM: [u8; RANDOM_LENGTH] = [
+    0xCF, 0x21, 0xAD, 0x74, 0xE5, 0x9A, 0x61, 0x11, 0xBE, 0x1D, 0x8C, 0x02, 0x1E, 0x65, 0xB8, 0x91, 0xC2,
+    0xA2, 0x11, 0x16, 0x7A, 0xBB, 0x8C, 0x5E, 0x07, 0x9E, 0x09, 0xE2, 0xC8, 0xA8, 0x33, 0x9C,
+];
+
+/// What a server makes of a ClientHello.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reply {
+    /// It goes on with the session that was offered.
+    Resumes,
+    /// It begins a full handshake.
+    Starts,
+    /// It wants another ClientHello first.
+    Retries,
+}
+
+/// Sends `hello` on a new connection and says whether the server resumes the session in it.
+pub(super) async fn resumes_replay<S>(mut stream: S, hello: &[u8]) -> io::Result<bool>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(hello).await?;
+    let mut answer = Vec::new();
+    loop {
+        match server_hello(&clear_handshake(&answer)) {
+            Some(Reply::Resumes) => return Ok(true),
+            Some(Reply::Starts) => return Ok(false),
+            Some(Reply::Retries) => {
+                return Err(io::Error::other(
+                    "it asks for another key share, so it does not say whether it would resume",
+                ));
+            }
+            None if answer.len() >= LONGEST_ANSWER => {
+                return Err(io::Error::other(
+                    "it answers with something else than a ServerHello",
+                ));
+            }
+            None => {}
+        }
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(io::Error::other(
+                "it refuses a ClientHello that it had taken before",
+            ));
+        }
+    }
+}
+
+/// What the ServerHello at the beginning of `handshake` says; nothing while it is not whole.
+fn server_hello(handshake: &[u8]) -> Option<Reply> {
+    let (&[SERVER_HELLO, a, b, c], rest) = handshake.split_first_chunk::<4>()? else {
+        return None;
+    };
+    let body = rest.get(..u32::from_be_bytes([0, a, b, c]) as usize)?;
+    let (_version, body) = body.split_first_chunk::<2>()?;
+    let (random, body) = body.split_first_chunk::<RANDOM_LENGTH>()?;
+    if *random == RETRY_RANDOM {
+        return Some(Reply::Retries);
+    }
+    let (&id_length, body) = body.split_first()?;
+    // Behind the session id: cipher suite (2), compression method (1), length of the extensions (2).
+    let mut extensions = body.get(usize::from(id_length) + 5..).unwrap_or_default();
+    while let Some((&[kind_high, kind_low, high, low], rest)) = extensions.split_first_chunk::<4>() {
+        if [kind_high, kind_low] == PRE_SHARED_KEY {
+            return Some(Reply::Resumes);
+        }
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        extensions = rest.get(length..).unwrap_or_default();
+    }
+    Some(Reply::Starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello(random: [u8; RANDOM_LENGTH], extensions: &[[u8; 2]]) -> Vec<u8> {
+        let mut body = vec![3, 3];
+        body.extend(random);
+        body.extend([2, 7, 7]); // session id
+        body.extend([0x13, 0x01, 0]);
+        body.extend((extensions.len() as u16 * 6).to_be_bytes());
+        for kind in extensions {
+            body.extend(kind);
+            body.extend([0, 2, 0, 0]);
+        }
+        let mut message = (body.len() as u32).to_be_bytes().to_vec();
+        message[0] = SERVER_HELLO;
+        message.extend(body);
+        message
+    }
+
+    #[test]
+    fn only_a_selected_key_is_a_resumption() {
+        let (versions, share) = ([0, 43], [0, 51]);
+        let random = [9; RANDOM_LENGTH];
+        assert_eq!(
+            server_hello(&hello(random, &[versions, share])),
+            Some(Reply::Starts)
+        );
+        let resumed = hello(random, &[versions, share, PRE_SHARED_KEY]);
+        assert_eq!(server_hello(&resumed), Some(Reply::Resumes));
+        assert_eq!(server_hello(&resumed[..resumed.len() - 1]), None, "not whole");
+        assert_eq!(
+            server_hello(&hello(RETRY_RANDOM, &[versions])),
+            Some(Reply::Retries)
+        );
+        assert_eq!(server_hello(&hello(random, &[])), Some(Reply::Starts), "TLS 1.2");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = server_hello(&bytes);
+            let _ = server_hello(&[&[SERVER_HELLO, 0, 0, 100][..], &bytes].concat());
+        }
+    }
+}
