@@ -3,6 +3,7 @@
 #   make demo        a TLSFarm on a real two-node Kubernetes of its own; CONTEXT=name uses a cluster that you have
 #   make demo-down   take it away again
 #   make test        every test, the ones on a real Kubernetes included
+#   make fuzz        each decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
 #   make lint        formatting, lints, generated files
 #   make image       the container image, as dist/tlsfarm.tar
 
@@ -19,7 +20,7 @@ TARGET := $(ARCH)-unknown-linux-gnu
 BINARY := target/$(TARGET)/release/tlsfarm
 CLUSTER := tests/cluster/cluster
 
-.PHONY: help demo demo-down test test-unit test-kubernetes lint image cluster cluster-down crds
+.PHONY: help demo demo-down test test-unit test-kubernetes fuzz lint image cluster cluster-down crds
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,8 +44,23 @@ test-kubernetes: cluster
 	kubectl apply --server-side --force-conflicts -f crds/tlsfarm.yaml; \
 	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2 --show-output
 
+# Stable Rust and a C++ compiler are enough: coverage guides the search, and no sanitizer is needed where unsafe is forbidden.
+FUZZ_SECONDS ?= 30
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
+
+fuzz:
+	cd fuzz; RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(TARGET)
+	cd fuzz; for target in resp_request resp_reply; do \
+		mkdir -p corpus/$$target artifacts/$$target; \
+		target/$(TARGET)/release/$$target corpus/$$target -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 \
+			-timeout=5 -artifact_prefix=artifacts/$$target/ -print_final_stats=1 -verbosity=0; \
+	done
+
 lint:
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	tests/cluster/lint
