@@ -12,3 +12,4 @@ mod limits;
 mod metrics;
 mod redis_server;
 mod resumption;
+mod session_cache;
