@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,8 +13,9 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use tlsfarm::config::{self, Backend, CacheConfig, CacheListen, Peers};
+use tlsfarm::config::{Backend, Peers};
 
+use crate::cache_process::Cache;
 use crate::harness::{Farm, PATIENCE, Reserved, wait_for};
 
 const SERVER_NAME: &str = "cache.shop.web.tlsfarm";
@@ -37,6 +36,47 @@ fn what_one_stores_the_others_find_and_one_takes() {
         assert_eq!(take(&mut connections[other], &key), Ok(Some(key.clone())));
         assert_eq!(get(&mut connections[at], &key), Ok(None));
     }
+}
+
+#[test]
+fn several_keys_of_several_owners_are_counted_together() {
+    let caches = Caches::start(3);
+    caches.wait_until_linked();
+    let mut connections = caches.connections();
+    for number in 0..100 {
+        cmd("SET")
+            .arg(number)
+            .arg(number)
+            .exec(&mut connections[number % 3])
+            .expect("stored");
+    }
+    let entries: Vec<u64> = caches.all.iter().map(|cache| cache.metric("entries")).collect();
+    assert_eq!(entries.iter().sum::<u64>(), 100, "each is kept once: {entries:?}");
+    assert!(entries.iter().all(|entries| *entries > 10), "{entries:?}");
+    for connection in &mut connections {
+        let left: u32 = cmd("TTL").arg(0).query(connection).expect("answered");
+        assert!(
+            (3500..=3600).contains(&left),
+            "the lifetime that was configured: {left}"
+        );
+        // Owners answer at different times, and replies come in order all the same.
+        let mut pipeline = redis::pipe();
+        for number in 0..100 {
+            pipeline.cmd("GET").arg(number);
+        }
+        let found: Vec<usize> = pipeline.query(connection).expect("all of them");
+        assert!(found.into_iter().eq(0..100));
+    }
+    let keys: Vec<u32> = (90..150).collect();
+    let count = |connection: &mut Connection, command: &str| {
+        cmd(command)
+            .arg(&keys)
+            .query::<u32>(connection)
+            .expect("answered")
+    };
+    assert_eq!(count(&mut connections[0], "EXISTS"), 10);
+    assert_eq!(count(&mut connections[1], "DEL"), 10);
+    assert_eq!(count(&mut connections[2], "EXISTS"), 0);
 }
 
 #[test]
@@ -77,7 +117,7 @@ fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_s
     for key in &keys {
         set(&mut connections[0], key, key).expect("stored");
     }
-    caches.kill(2);
+    caches.all[2].kill();
     let mut lost = BTreeSet::new();
     for key in &keys {
         let began = Instant::now();
@@ -105,7 +145,7 @@ fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_s
         assert_eq!(stored.is_err(), lost.contains(key), "{key}: {stored:?}");
         assert!(began.elapsed() < AT_MOST, "{:?}", began.elapsed());
     }
-    caches.restart(2);
+    caches.all[2].start_again();
     caches.wait_until_linked();
     for key in &keys {
         set(&mut connections[0], key, key).expect("its owner is back");
@@ -116,7 +156,7 @@ fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_s
 #[test]
 fn only_peers_get_in() {
     let caches = Caches::start(1);
-    let address = caches.all[0].peers.address;
+    let address = caches.ports[0].address;
     let other = Farm::new("web/other");
     let farm = &caches.farm;
     let good = farm.issue(&[SERVER_NAME]);
@@ -127,7 +167,7 @@ fn only_peers_get_in() {
         ("wrong_certificate", Some(farm.issue(&["cache.blog.web.tlsfarm"]))),
     ];
     for (reason, pair) in refused {
-        let series = format!("tlsfarm_cache_peer_connections_refused_total{{reason=\"{reason}\"}}");
+        let series = format!("peer_connections_refused_total{{reason=\"{reason}\"}}");
         let before = caches.all[0].metric(&series);
         assert!(!answers_ping(farm, address, pair.as_ref()), "{reason}");
         wait_for(&series, || (caches.all[0].metric(&series) > before).then_some(()));
@@ -149,20 +189,23 @@ fn a_cache_that_shows_a_foreign_certificate_gets_nothing() {
         .map(|number| format!("key {number}"))
         .find(|key| {
             set(&mut connection, key, "value").expect("stored");
-            caches.all[0].metric("tlsfarm_cache_peer_requests_answered_total") > 0.0
+            caches.all[0].metric("peer_requests_answered_total") > 0
         })
         .expect("one of endless many");
     let other = Farm::new("web/other");
     caches
         .farm
         .put_certificate("foreign", &other.issue(&[SERVER_NAME]));
-    caches.kill(1);
-    caches.all[1].certificate = "foreign";
-    caches.restart(1);
+    let [certificate, key] = caches.farm.certificate_files("foreign");
+    let foreign = &mut caches.all[1];
+    foreign.kill();
+    let peers = foreign.config.peers.as_mut().expect("it has some");
+    (peers.certificate, peers.key) = (certificate, key);
+    foreign.start_again();
     wait_for("the foreign certificate to be refused", || {
         set(&mut connection, &owned_by_the_other, "value").expect_err("nobody to give it to");
-        let alerts = caches.all[1].metric("tlsfarm_cache_peer_connections_refused_total{reason=\"alert\"}");
-        (alerts > 0.0).then_some(())
+        let alerts = caches.all[1].metric("peer_connections_refused_total{reason=\"alert\"}");
+        (alerts > 0).then_some(())
     });
 }
 
@@ -176,12 +219,12 @@ fn renewed_certificates_are_used_without_a_restart() {
     let renewed = Farm::new("web/renewed");
     farm.put_certificate("cache", &renewed.issue(&[SERVER_NAME]));
     fs::copy(renewed.ca_file(), farm.ca_file()).expect("copied");
-    for cache in &caches.all {
+    for port in &caches.ports {
         wait_for("the new certificate", || {
             let new = renewed.issue(&[SERVER_NAME]);
-            answers_ping(farm, cache.peers.address, Some(&new)).then_some(())
+            answers_ping(farm, port.address, Some(&new)).then_some(())
         });
-        assert!(!answers_ping(farm, cache.peers.address, Some(&old)));
+        assert!(!answers_ping(farm, port.address, Some(&old)));
     }
     let mut connections = caches.connections();
     for number in 0..20 {
@@ -263,140 +306,54 @@ fn answers_ping(farm: &Farm, address: SocketAddr, pair: Option<&[String; 2]>) ->
 }
 
 /// Caches that know each other, by a list of all of them.
-struct Caches {
+pub struct Caches {
     farm: Farm,
-    all: Vec<Cache>,
-}
-
-struct Cache {
-    client: Reserved,
-    admin: Reserved,
-    peers: Reserved,
-    number: usize,
-    certificate: &'static str,
-    dir: PathBuf,
-    child: Option<Child>,
+    pub all: Vec<Cache>,
+    ports: Vec<Reserved>,
 }
 
 impl Caches {
-    fn start(count: usize) -> Self {
+    pub fn start(count: usize) -> Self {
         let farm = Farm::new("web/shop");
         farm.put_certificate("cache", &farm.issue(&[SERVER_NAME]));
         Self::start_in(farm, count)
     }
 
     fn start_in(farm: Farm, count: usize) -> Self {
-        let cache = |number| Cache {
-            client: Reserved::new(),
-            admin: Reserved::new(),
-            peers: Reserved::new(),
-            number,
-            certificate: "cache",
-            dir: farm.dir.clone(),
-            child: None,
-        };
-        let all = (0..count).map(cache).collect();
-        let mut caches = Self { farm, all };
-        for number in 0..count {
-            caches.restart(number);
-        }
-        caches
-    }
-
-    fn restart(&mut self, number: usize) {
-        let members = self.all.iter().map(|cache| cache.peers.address).collect();
-        let cache = &mut self.all[number];
-        let [certificate, key] = self.farm.certificate_files(cache.certificate);
-        let config = CacheConfig {
-            version: config::VERSION,
-            listen: CacheListen {
-                unix: None,
-                tcp: Some(cache.client.address),
-                admin: cache.admin.address,
-            },
-            size_mib: 8,
-            default_lifetime: "1h".parse().expect("valid"),
-            encrypt_values: false,
-            password: None,
-            peers: Some(Peers {
-                listen: cache.peers.address,
-                members: Backend::Addresses(members),
+        let ports: Vec<_> = (0..count).map(|_| Reserved::new()).collect();
+        let members: Vec<_> = ports.iter().map(|port| port.address).collect();
+        let [certificate, key] = farm.certificate_files("cache");
+        let start = |port: &Reserved| {
+            let peers = Peers {
+                listen: port.address,
+                members: Backend::Addresses(members.clone()),
                 server_name: SERVER_NAME.into(),
-                certificate,
-                key,
-                authority: self.farm.ca_file(),
+                certificate: certificate.clone(),
+                key: key.clone(),
+                authority: farm.ca_file(),
                 timeout: "250ms".parse().expect("valid"),
-            }),
+            };
+            Cache::start_with(|config| config.peers = Some(peers))
         };
-        cache.start(&config);
-    }
-
-    fn kill(&mut self, number: usize) {
-        self.all[number].kill();
+        let all = ports.iter().map(start).collect();
+        Self { farm, all, ports }
     }
 
     /// Each can ask each other one.
     fn wait_until_linked(&self) {
-        let others = (self.all.len() - 1) as f64;
+        let others = (self.all.len() - 1) as u64;
         for cache in &self.all {
             wait_for("connections to the others", || {
-                (cache.metric("tlsfarm_cache_peer_reachable") == others).then_some(())
+                (cache.metric("peer_reachable") == others).then_some(())
             });
         }
     }
 
     fn connections(&self) -> Vec<Connection> {
         let connect = |cache: &Cache| {
-            let client = redis::Client::open(format!("redis://{}", cache.client.address));
+            let client = redis::Client::open(format!("redis://{}", cache.tcp));
             client.expect("an address").get_connection().expect("connected")
         };
         self.all.iter().map(connect).collect()
-    }
-}
-
-impl Cache {
-    fn start(&mut self, config: &CacheConfig) {
-        let file = self.dir.join(format!("cache-{}.json", self.number));
-        fs::write(&file, serde_json::to_string(config).expect("serializes")).expect("written");
-        let child = Command::new(env!("CARGO_BIN_EXE_tlsfarm"))
-            .args(["cache", "--log-format", "json", "--config"])
-            .arg(&file)
-            .stderr(fs::File::create(file.with_extension("log")).expect("created"))
-            .spawn()
-            .expect("started");
-        self.child = Some(child);
-        wait_for("an answer of the admin port", || self.page("/healthz"));
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("our child");
-            child.wait().expect("our child");
-        }
-    }
-
-    fn page(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.admin.address).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.starts_with("HTTP/1.1 200").then_some(answer)
-    }
-
-    /// The value of a series; 0 when there is none.
-    fn metric(&self, series: &str) -> f64 {
-        let page = self.page("/metrics").expect("the metrics");
-        let mut lines = page.lines();
-        lines
-            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
-            .unwrap_or(0.0)
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
