@@ -340,14 +340,14 @@ impl Drop for Proxy {
     }
 }
 
-/// A port that stays ours as long as this lives: bound, never listened on, and shared with the proxy alone.
-struct Reserved {
-    address: SocketAddr,
+/// A port that stays ours as long as this lives: bound, never listened on, and shared with the process that is told to use it.
+pub struct Reserved {
+    pub address: SocketAddr,
     _socket: Socket,
 }
 
 impl Reserved {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_reuse_address(true).expect("settable");
         socket.set_reuse_port(true).expect("settable");

@@ -1,5 +1,6 @@
 //! The proxy on the loopback interface: real processes, real TLS clients (OpenSSL and rustls), a real backend.
 
+mod apache;
 mod certificates;
 mod client;
 mod drain;
