@@ -17,7 +17,7 @@ pub use spec::{
     IpFamilyPolicy, MinVersion, Proxy, Resumption, Route, Scheduling, Service, ServiceType, TLSFarm,
     TLSFarmSpec, TicketKind, Tickets, Tls12Tickets,
 };
-pub use status::{KeyRole, KeyStatus, RingStatus, TLSFarmStatus};
+pub use status::{KeyRole, KeyStatus, RingStatus, SessionCacheStatus, TLSFarmStatus};
 
 /// API group of the resource; also the prefix of its labels and annotations.
 pub const GROUP: &str = "tlsfarm.dev";
@@ -34,6 +34,9 @@ pub const REFRESH_ANNOTATION: &str = "tlsfarm.dev/refresh";
 
 /// `type` of the Secret that holds a farm's ring.
 pub const RING_SECRET_TYPE: &str = "tlsfarm.dev/ring";
+
+/// `type` of the Secret that holds the authority of a farm's cache certificates.
+pub const CACHE_AUTHORITY_SECRET_TYPE: &str = "tlsfarm.dev/cache-ca";
 
 /// Container ports of a proxy pod. Scripts and dashboards rely on the names.
 pub mod ports {

@@ -7,3 +7,261 @@
 //!
 //! An entry has one owner, found by rendezvous hashing over the ready caches, and lives in its shard only. A cache that
 //! comes or goes moves some entries' owners, and a moved entry is a miss: a full handshake, never an error.
+//!
+//! One thread does everything, as in Redis: an operation takes less time than waking another thread would.
+
+mod breaker;
+mod client;
+mod command;
+mod connection;
+mod forward;
+mod info;
+mod members;
+mod metrics;
+mod node;
+mod owner;
+mod password;
+mod peer_listener;
+mod peer_metrics;
+mod peer_tls;
+mod router;
+mod server;
+pub mod shard;
+pub mod wire;
+
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+pub use self::breaker::BreakerState;
+pub use self::client::{CacheError, Client, ClientMetrics};
+use self::connection::Common;
+use self::members::own_address;
+use self::metrics::Metrics;
+use self::node::Node;
+use self::password::Password;
+use self::peer_metrics::PeerMetrics;
+use self::peer_tls::PeerTls;
+use self::router::Router;
+use self::server::{Server, UnixSocket};
+use self::shard::{NoRandomness, Shard};
+use crate::config::{Backend, CacheConfig, ConfigError};
+use crate::runtime::admin::{AdminPages, text_page};
+use crate::runtime::limits::{self, ConnectionCost};
+use crate::runtime::signal::Terminated;
+
+/// How often, and of how many entries in each bucket, it is looked whether they have expired.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const SWEPT: usize = 1000;
+
+/// Memory that unfinished requests and replies of all connections may take together.
+const MOST_HELD: usize = 16 << 20;
+
+/// Memory of a connection that is idle, with what the kernel takes for it.
+const CONNECTION_BYTES: u64 = 8 * 1024;
+
+/// Most connections of other caches. They have one each, and for a while two.
+const MOST_PEERS: usize = 1024;
+
+/// How long connections may take to end.
+const LONGEST_END: Duration = Duration::from_secs(1);
+
+/// Why a cache cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The configuration is not one.
+    #[error("the configuration file {}: {error}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        error: ConfigError,
+    },
+    /// There is no password where one should be.
+    #[error("the password file {} is empty", .0.display())]
+    NoPassword(PathBuf),
+    /// This cache would not know itself among its peers.
+    #[error("peers that a Service names know this cache by its pod's address: give --pod-ip or POD_IP")]
+    NoPodIp,
+    /// An address of `listen` cannot be had.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address, or the socket's path.
+        address: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// No key can be made.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+    /// Timers or signals cannot be had.
+    #[error("cannot start: {0}")]
+    System(io::Error),
+}
+
+/// Runs a cache until it is told to stop by SIGTERM or SIGINT. `pod_ip` is the address by which other caches know this
+/// one, where they are found through a Service.
+///
+/// # Errors
+///
+/// When the configuration or a file that it names is unusable, or when an address cannot be listened on.
+pub fn run(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
+    let text = read(config_file)?;
+    let config = CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
+        file: config_file.to_owned(),
+        error,
+    })?;
+    let needs_pod_ip = config.peers.as_ref().is_some_and(|peers| {
+        matches!(peers.members, Backend::Service(_)) && peers.listen.ip().is_unspecified()
+    });
+    if needs_pod_ip && pod_ip.is_none() {
+        return Err(StartError::NoPodIp);
+    }
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::System)?;
+    LocalSet::new().block_on(&runtime, work(&config, pod_ip))
+}
+
+async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
+    let mut terminated = Terminated::new().map_err(StartError::System)?;
+    let started = Instant::now();
+    let limit = usize::try_from(config.size_mib)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(1 << 20);
+    let shard = Arc::new(Shard::new(limit, config.encrypt_values, started)?);
+    let mut registry = Registry::with_prefix("tlsfarm_cache");
+    let metrics = Metrics::register(&mut registry, &shard);
+    let peers = config.peers.as_ref().map(|peers| {
+        let metrics = PeerMetrics::register(&mut registry);
+        let tls = PeerTls::follow(peers, metrics.clone());
+        (peers, tls, metrics)
+    });
+    let router = peers
+        .as_ref()
+        .map_or_else(Router::alone, |(peers, tls, metrics)| {
+            let own = own_address(peers, pod_ip);
+            Router::start(peers, own, Arc::clone(tls), metrics.clone())
+        });
+    let node = Rc::new(Node {
+        shard: Arc::clone(&shard),
+        router,
+        metrics,
+        password: config.password.as_deref().map(read_password).transpose()?,
+        default_lifetime: config.default_lifetime.as_std(),
+        started,
+        connections: Cell::new(0),
+    });
+    let stop = CancellationToken::new();
+    let most_connections = limits::most_connections(ConnectionCost {
+        files: 1,
+        bytes: CONNECTION_BYTES,
+        reserved: (limit + MOST_HELD) as u64,
+    });
+    let server = Server {
+        common: Rc::new(Common::new(node, stop.clone(), MOST_HELD)),
+        room: Arc::new(Semaphore::new(most_connections)),
+        peer_room: Arc::new(Semaphore::new(MOST_PEERS)),
+        tasks: TaskTracker::new(),
+    };
+
+    let admin = listen(config.listen.admin).await?;
+    if let Some(address) = config.listen.tcp {
+        server.listen_tcp(listen(address).await?);
+    }
+    if let Some((peers, tls, metrics)) = peers {
+        server.listen_peers(listen(peers.listen).await?, tls, metrics);
+    }
+    if let Some(path) = &config.listen.unix {
+        let socket = UnixSocket::bind(path).map_err(|error| StartError::Listen {
+            address: path.display().to_string(),
+            error,
+        })?;
+        server.listen_unix(socket);
+    }
+    tokio::spawn(pages(registry, stop.clone()).serve(admin, std::future::pending()));
+    tokio::task::spawn_local(sweep(shard));
+    info!(
+        unix = ?config.listen.unix,
+        tcp = ?config.listen.tcp,
+        admin = %config.listen.admin,
+        size_mib = config.size_mib,
+        most_connections,
+        "the cache runs"
+    );
+
+    terminated.recv().await;
+    stop.cancel();
+    server.tasks.close();
+    if timeout(LONGEST_END, server.tasks.wait()).await.is_err() {
+        warn!(connections = server.tasks.len(), "connections are cut");
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| StartError::Listen {
+            address: address.to_string(),
+            error,
+        })
+}
+
+fn pages(registry: Registry, stop: CancellationToken) -> AdminPages {
+    AdminPages::default()
+        // That it is answered at all shows that the process works.
+        .page("/healthz", || text_page(StatusCode::OK, "ok"))
+        .page("/readyz", move || match stop.is_cancelled() {
+            false => text_page(StatusCode::OK, "ok"),
+            true => text_page(StatusCode::SERVICE_UNAVAILABLE, "the cache is stopping"),
+        })
+        .metrics(Arc::new(registry))
+}
+
+/// Frees memory of what has expired, though nobody stores anything.
+async fn sweep(shard: Arc<Shard>) {
+    let mut tick = interval(SWEEP_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tick.tick().await;
+        shard.sweep(SWEPT, now.into_std());
+    }
+}
+
+fn read_password(file: &Path) -> Result<Password, StartError> {
+    let content = zeroize::Zeroizing::new(read(file)?);
+    Password::from_file(&content).ok_or_else(|| StartError::NoPassword(file.to_owned()))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, StartError> {
+    fs::read(file).map_err(|error| StartError::Unreadable {
+        file: file.to_owned(),
+        error,
+    })
+}

@@ -111,7 +111,7 @@ pub struct RedisServer {
     /// TLS to it; plain TCP when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTls>,
-    /// File with the name of the ACL user.
+    /// File with the name of the ACL user; the default user is meant when the file is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<PathBuf>,
     /// File with the password.

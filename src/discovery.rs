@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::{StreamExt, pin_mut};
@@ -17,10 +18,14 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
-use tracing::{debug, info};
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
 
 use crate::config::ServicePort;
 use slices::{SERVICE_LABEL, Slice, Table};
+
+/// Longest wait between two attempts to reach the API server.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// The ready addresses of Services. Clones share one state.
 #[derive(Clone)]
@@ -38,7 +43,7 @@ impl Endpoints {
         Self::new(true)
     }
 
-    /// Knows nothing until [`watch`] has read all EndpointSlices once.
+    /// Knows nothing until [`follow`] has read all EndpointSlices once.
     pub fn watched() -> Self {
         Self::new(false)
     }
@@ -73,9 +78,25 @@ impl Endpoints {
     }
 }
 
-/// Keeps `endpoints` up to date with the EndpointSlices of a namespace. It never returns; needs the permission to list
-/// and watch them.
-pub async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
+/// Keeps `endpoints` up to date with the EndpointSlices of a namespace, by default the one that this process is in. It
+/// never returns; needs the permission to list and watch them.
+pub async fn follow(endpoints: Endpoints, namespace: Option<String>) {
+    let mut back_off = Duration::from_secs(1);
+    let client = loop {
+        match Client::try_default().await {
+            Ok(client) => break client,
+            Err(error) => {
+                warn!(%error, "no way to the API server; Services have no endpoints");
+                sleep(back_off).await;
+                back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+            }
+        }
+    };
+    let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+    watch(endpoints, client, namespace).await;
+}
+
+async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
     let api: Api<EndpointSlice> = Api::namespaced(client, &namespace);
     let events = watcher(api, watcher::Config::default().labels(SERVICE_LABEL)).default_backoff();
     pin_mut!(events);

@@ -1,9 +1,9 @@
-//! The command line: `tlsfarm operator | proxy | probe | crd`.
+//! The command line: `tlsfarm operator | proxy | cache | probe | crd`.
 //!
 //! Exit codes: 0 for success, 1 when a probe missed a session, 2 for wrong flags, missing or unusable files.
 
 use std::error::Error;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::CustomResourceExt;
 use tlsfarm::api::{TLSFarm, ports};
+use tlsfarm::cache;
 use tlsfarm::operator::{self, OperatorOptions};
 use tlsfarm::probe::{self, ProbeArgs};
 use tlsfarm::proxy;
@@ -30,6 +31,8 @@ enum Command {
     Operator(OperatorArgs),
     /// Terminate TLS and forward HTTP, as one proxy of a farm
     Proxy(ProxyArgs),
+    /// Keep TLS sessions for proxies and other servers, as one cache of a farm; speaks Redis's protocol
+    Cache(CacheArgs),
     /// Take a TLS session at each proxy, offer it at each other one, and print what happened
     Probe(ProbeArgs),
     /// Print the CustomResourceDefinition of TLSFarm as YAML
@@ -71,6 +74,20 @@ struct ProxyArgs {
     /// Configuration file, YAML or JSON. In a cluster the operator writes it; docs/standalone.md shows one
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Args)]
+struct CacheArgs {
+    /// Configuration file, YAML or JSON. In a cluster the operator writes it
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Address by which other caches know this one
+    #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
+    pod_ip: Option<IpAddr>,
 
     #[command(flatten)]
     log: LogArgs,
@@ -124,6 +141,10 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Proxy(args) => {
             args.log.init()?;
             proxy::run(&args.config)?;
+        }
+        Command::Cache(args) => {
+            args.log.init()?;
+            cache::run(&args.config, args.pod_ip)?;
         }
         Command::Probe(args) => return Ok(probe::run(args)?),
         Command::Crd => print!("{}", serde_saphyr::to_string(&TLSFarm::crd())?),

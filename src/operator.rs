@@ -1,13 +1,14 @@
 //! The operator: makes of every `TLSFarm` a Deployment of proxies and what belongs to it, and rotates the farm's ticket
 //! keys once all proxies can follow.
 //!
-//! One pass over a farm goes validate → build → apply → observe → rotate → status; `validate`, `build`, `rotate`, `status`
-//! and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
+//! One pass over a farm goes validate → build → apply → observe → rotate → status; `validate`, `build`, `rotate`, `status`,
+//! `peer_certificates` and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
 //! on with the files that they have.
 
 mod apply;
 mod backends;
 mod build;
+mod cache_step;
 mod controller;
 mod error;
 mod events;
@@ -17,6 +18,7 @@ mod memory;
 mod metrics;
 mod names;
 mod observe;
+mod peer_certificates;
 mod pods;
 mod poll;
 mod publish;
@@ -26,6 +28,7 @@ mod ring_secret;
 mod ring_step;
 mod rotate;
 mod schedule;
+mod secret;
 mod status;
 mod validate;
 

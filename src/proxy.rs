@@ -17,7 +17,6 @@ mod handshake;
 mod hello;
 mod hosts;
 pub mod http;
-mod limits;
 mod linger;
 mod metrics;
 mod reload;
@@ -32,7 +31,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
@@ -54,10 +52,15 @@ use self::reload::Reloader;
 use self::status::{Shared, uses_services};
 use crate::discovery::{self, Endpoints};
 use crate::runtime::files::POLL_INTERVAL;
+use crate::runtime::limits::{self, ConnectionCost};
 use crate::runtime::signal::Terminated;
 
-/// Longest wait between two attempts to reach the API server.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
+/// One descriptor for the client, one for the backend; buffers in between.
+const CONNECTION_COST: ConnectionCost = ConnectionCost {
+    files: 2,
+    bytes: 64 * 1024,
+    reserved: 0,
+};
 
 /// Why a proxy cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +132,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let traffic = Traffic {
         shared: Arc::clone(&shared),
         http_metrics,
-        room: Arc::new(Semaphore::new(limits::most_connections())),
+        room: Arc::new(Semaphore::new(limits::most_connections(CONNECTION_COST))),
         acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
         stop_accepting: CancellationToken::new(),
@@ -205,21 +208,7 @@ async fn follow_endpoints(shared: Arc<Shared>) {
     while !uses_services(&shared.snapshot.load().config) {
         sleep(POLL_INTERVAL).await;
     }
-    let mut back_off = Duration::from_secs(1);
-    let client = loop {
-        match kube::Client::try_default().await {
-            Ok(client) => break client,
-            Err(error) => {
-                warn!(%error, "no way to the API server; backends that are Services have no endpoints");
-                sleep(back_off).await;
-                back_off = (back_off * 2).min(LONGEST_BACK_OFF);
-            }
-        }
-    };
     let farm = shared.snapshot.load().config.farm.clone();
-    let namespace = farm
-        .split_once('/')
-        .map_or(client.default_namespace(), |(namespace, _)| namespace);
-    let namespace = namespace.to_owned();
-    discovery::watch(shared.endpoints.clone(), client, namespace).await;
+    let namespace = farm.split_once('/').map(|(namespace, _)| namespace.to_owned());
+    discovery::follow(shared.endpoints.clone(), namespace).await;
 }

@@ -21,6 +21,9 @@ pub struct ProxyReport {
     pub certificates: Vec<CertificateReport>,
     /// One entry for each backend of a route.
     pub backends: Vec<BackendReport>,
+    /// The session cache; none when the proxy has none.
+    #[serde(default)]
+    pub session_cache: Option<SessionCacheReport>,
 }
 
 /// The ring that a proxy has loaded.
@@ -77,4 +80,14 @@ pub struct BackendReport {
     pub backend: String,
     /// Number of endpoints that take requests.
     pub endpoints: usize,
+}
+
+/// The session cache as a proxy sees it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionCacheReport {
+    /// Whether it answers.
+    pub reachable: bool,
+    /// Why it does not.
+    pub problem: Option<String>,
 }

@@ -3,5 +3,6 @@
 pub mod admin;
 pub mod cluster;
 pub mod files;
+pub(crate) mod limits;
 pub mod signal;
 pub mod telemetry;

@@ -21,7 +21,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 ];
 
 /// Parts that must be computed from arguments alone: no client, no socket, no runtime, no clock.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "api",
     "ring",
     "config",
@@ -29,6 +29,7 @@ const PURE: [&str; 9] = [
     "operator/validate",
     "operator/build",
     "operator/rotate",
+    "operator/peer_certificates",
     "operator/schedule",
     "operator/status",
 ];

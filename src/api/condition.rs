@@ -47,6 +47,8 @@ pub enum ConditionType {
     Available,
     /// Every ready proxy has acknowledged the current ring.
     KeysSynced,
+    /// Every ready proxy reaches the session cache, where the farm has one.
+    SessionCacheReady,
     /// All of the above hold, and every proxy runs the current spec.
     Ready,
 }
@@ -103,6 +105,12 @@ pub enum Reason {
     AcknowledgementOverdue,
     /// KeysSynced: the ring was missing, damaged or rolled back, and the operator is replacing it.
     RingRepaired,
+    /// SessionCacheReady: every ready proxy reaches the session cache.
+    CacheReachable,
+    /// SessionCacheReady: a ready proxy does not reach the session cache.
+    CacheUnreachable,
+    /// SessionCacheReady: the farm has no session cache.
+    CacheDisabled,
     /// Ready: the farm is as its spec says.
     FarmReady,
     /// Ready: proxies are being started, replaced or reconfigured.

@@ -1,5 +1,6 @@
 //! `spec.resumption.sessionCache`: the sessions that proxies share through memory instead of tickets.
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,12 @@ use super::Duration;
 /// The session cache: TLS 1.2 session ids and single-use TLS 1.3 tickets, which need state that all proxies share.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.mode == 'Redis') == has(self.redis)")
+        .message("mode Redis needs redis, and redis needs mode Redis"),
+    validation = Rule::new("duration(self.lookupTimeout) >= duration('1ms') && duration(self.lookupTimeout) <= duration('50ms')")
+        .message("lookupTimeout must lie between 1ms and 50ms: a handshake waits for it"),
+)]
 pub struct SessionCache {
     /// Sidecar runs a cache beside every proxy, Redis uses a Redis or Valkey of your own, and Disabled keeps no state.
     #[serde(default)]
@@ -19,7 +26,14 @@ pub struct SessionCache {
     #[schemars(range(min = 1, max = 65536))]
     pub size_mib: i32,
 
-    /// How long a handshake may wait for the cache, at most 50ms. What has not been found by then is a full handshake.
+    /// Resources of the sidecar. When not set it asks for 50m CPU and 32Mi of memory, and may use twice sizeMiB and 64Mi
+    /// more: entries, what the allocator holds around them, and connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::resources::schema")]
+    pub resources: Option<ResourceRequirements>,
+
+    /// How long a handshake may wait for the cache, between 1ms and 50ms. What has not been found by then is a full
+    /// handshake.
     #[serde(default = "default_lookup_timeout")]
     pub lookup_timeout: Duration,
 
@@ -91,6 +105,7 @@ impl Default for SessionCache {
         Self {
             mode: SessionCacheMode::default(),
             size_mib: default_size_mib(),
+            resources: None,
             lookup_timeout: default_lookup_timeout(),
             redis: None,
         }

@@ -40,6 +40,8 @@ use super::{Duration, SessionCache, TLSFarmStatus};
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("the name must be a DNS label of at most 48 characters that starts with a letter: Services are named after it"),
+    validation = Rule::new("self.spec.resumption.sessionCache.mode != 'Disabled' || self.spec.hosts.all(host, host.tls.tickets.kind != 'SingleUse')")
+        .message("tickets of kind SingleUse name entries of the session cache: resumption.sessionCache.mode must be Sidecar or Redis"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TLSFarmSpec {

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, SessionCacheMode};
 
 /// State of a farm as the operator last saw it.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -39,8 +39,12 @@ pub struct TLSFarmStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring: Option<RingStatus>,
 
-    /// What holds of the farm. The types are Accepted, CertificatesReady, BackendsReady, Available, KeysSynced and
-    /// Ready, which sums them up.
+    /// The session cache; absent while it is Disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_cache: Option<SessionCacheStatus>,
+
+    /// What holds of the farm. The types are Accepted, CertificatesReady, BackendsReady, Available, KeysSynced,
+    /// SessionCacheReady and Ready, which sums them up.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -74,6 +78,22 @@ pub struct RingStatus {
     /// When the next scheduled rotation is due.
     #[schemars(schema_with = "time_schema")]
     pub next_rotation: Timestamp,
+}
+
+/// The session cache as the proxies see it.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionCacheStatus {
+    /// Where sessions are kept.
+    pub mode: SessionCacheMode,
+
+    /// Ready proxies that reach the cache out of all ready proxies, for people: `3/3`.
+    pub reachable: String,
+
+    /// When the certificates of the sidecars are next renewed; only of mode Sidecar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time_schema")]
+    pub certificate_renewal: Option<Timestamp>,
 }
 
 /// One ticket key, without its secret.

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::info;
 
-use super::build::{CONFIG_KEY, Desired, Object, object_names};
+use super::build::{CONFIG_KEY, Desired, Object};
 use super::error::ReconcileError;
 use super::kind::Kind;
 use super::metrics::Metrics;
@@ -60,9 +60,14 @@ pub(super) enum ApplyError {
     Failed(ReconcileError),
 }
 
-/// Looks at everything that has the farm's label or one of its names.
-pub(super) async fn inspect(client: &Client, id: &FarmId) -> Result<Inspection, ReconcileError> {
-    let names = object_names(id);
+/// Looks at everything that has the farm's label or one of the names that it wants.
+pub(super) async fn inspect(
+    client: &Client,
+    id: &FarmId,
+    desired: &Desired,
+) -> Result<Inspection, ReconcileError> {
+    let wanted = desired.objects().into_iter();
+    let names: Vec<_> = wanted.map(|object| (object.kind, object.name)).collect();
     let labelled = ListParams::default().labels(&format!("{FARM_LABEL}={}", id.name()));
     let mut inspection = Inspection {
         live: BTreeMap::new(),
@@ -147,7 +152,7 @@ pub(super) async fn apply(
     applied: &mut Applied,
     metrics: &Metrics,
 ) -> Result<Live, ApplyError> {
-    let objects = desired.objects(id);
+    let objects = desired.objects();
     let due: Vec<&Object> = objects
         .iter()
         .filter(|object| {

@@ -3,6 +3,7 @@
 //! The pod template holds only what needs a restart. Certificates, routes and the ring change in mounted files.
 
 mod access;
+mod cache;
 mod config;
 mod deployment;
 mod network;
@@ -13,6 +14,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -44,6 +46,8 @@ pub(super) struct Desired {
     config_map: ConfigMap,
     service: Service,
     metrics_service: Service,
+    /// Of sidecars only.
+    cache_service: Option<Service>,
     deployment: Deployment,
     disruption_budget: PodDisruptionBudget,
     /// What proxies report once they run the configuration.
@@ -61,56 +65,49 @@ pub(super) struct Object {
 /// Builds everything that `farm` consists of, but its ring.
 pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &ProxyImage) -> Desired {
     let file = config::file(&config::compile(farm, id, ports));
+    let cache_file = cache::config(farm, id).map(|config| config::file(&config));
     Desired {
         service_account: access::service_account(id),
         role: access::role(id),
         role_binding: access::role_binding(id),
         service: network::service(farm, id),
-        metrics_service: network::metrics_service(id),
-        deployment: deployment::deployment(farm, id, image),
+        metrics_service: network::metrics_service(farm, id),
+        cache_service: cache::service(farm, id),
+        deployment: deployment::deployment(farm, id, image, cache_file.as_deref()),
         disruption_budget: deployment::disruption_budget(id),
         config_fingerprint: crate::config::fingerprint(file.as_bytes()),
-        config_map: config::config_map(id, file),
+        config_map: config::config_map(id, file, cache_file),
     }
-}
-
-/// The names of everything that a farm consists of, but its ring. They do not depend on the spec.
-pub(super) fn object_names(id: &FarmId) -> [(Kind, String); 8] {
-    [
-        (Kind::ServiceAccount, id.proxy_name()),
-        (Kind::Role, id.proxy_name()),
-        (Kind::RoleBinding, id.proxy_name()),
-        (Kind::ConfigMap, id.proxy_name()),
-        (Kind::Service, id.proxy_name()),
-        (Kind::Service, id.metrics_name()),
-        (Kind::Deployment, id.proxy_name()),
-        (Kind::PodDisruptionBudget, id.proxy_name()),
-    ]
 }
 
 impl Desired {
     /// The objects in the order in which they should be applied.
-    pub(super) fn objects(&self, id: &FarmId) -> Vec<Object> {
-        let bodies = [
-            body(&self.service_account),
-            body(&self.role),
-            body(&self.role_binding),
-            body(&self.config_map),
-            body(&self.service),
-            body(&self.metrics_service),
-            body(&self.deployment),
-            body(&self.disruption_budget),
+    pub(super) fn objects(&self) -> Vec<Object> {
+        let mut objects = vec![
+            object(Kind::ServiceAccount, &self.service_account),
+            object(Kind::Role, &self.role),
+            object(Kind::RoleBinding, &self.role_binding),
+            object(Kind::ConfigMap, &self.config_map),
+            object(Kind::Service, &self.service),
+            object(Kind::Service, &self.metrics_service),
         ];
-        object_names(id)
-            .into_iter()
-            .zip(bodies)
-            .map(|((kind, name), body)| Object { kind, name, body })
-            .collect()
+        objects.extend(
+            self.cache_service
+                .as_ref()
+                .map(|service| object(Kind::Service, service)),
+        );
+        objects.push(object(Kind::Deployment, &self.deployment));
+        objects.push(object(Kind::PodDisruptionBudget, &self.disruption_budget));
+        objects
     }
 }
 
-fn body(object: &impl Serialize) -> Value {
-    serde_json::to_value(object).expect("objects of the API have string keys only")
+fn object<K: kube::Resource + Serialize>(kind: Kind, object: &K) -> Object {
+    Object {
+        kind,
+        name: object.name_any(),
+        body: serde_json::to_value(object).expect("objects of the API have string keys only"),
+    }
 }
 
 #[cfg(test)]
@@ -154,7 +151,7 @@ mod tests {
             Some("http".into()),
         )]);
         build(&farm(spec), &id("shop"), &ports, &image)
-            .objects(&id("shop"))
+            .objects()
             .into_iter()
             .map(|object| ((object.kind.to_string(), object.name), object.body))
             .collect()
@@ -162,8 +159,10 @@ mod tests {
 
     #[test]
     fn every_object_is_named_labelled_and_owned_so_that_deletion_leaves_nothing() {
-        let objects = built(spec());
-        assert_eq!(objects.len(), object_names(&id("shop")).len());
+        let mut with_sidecars = spec();
+        with_sidecars["resumption"] = json!({"sessionCache": {"mode": "Sidecar"}});
+        let objects = built(with_sidecars);
+        assert_eq!(objects.len(), 9);
         for ((kind, name), object) in objects {
             assert_eq!(object["kind"], json!(kind));
             assert_eq!(object["metadata"]["name"], json!(name));
@@ -176,15 +175,6 @@ mod tests {
                 "{kind} {name}"
             );
         }
-    }
-
-    #[test]
-    fn objects_are_applied_in_the_order_of_their_kinds() {
-        let kinds: Vec<_> = object_names(&id("shop"))
-            .into_iter()
-            .map(|(kind, _)| kind)
-            .collect();
-        assert!(kinds.is_sorted());
     }
 
     #[test]
@@ -203,6 +193,10 @@ mod tests {
             ("/hosts/0/tls/minVersion", json!("TLS13")),
             ("/http", json!({"mode": "Serve"})),
             ("/resumption", json!({"tickets": {"rotationInterval": "5m"}})),
+            (
+                "/resumption",
+                json!({"sessionCache": {"mode": "Redis", "redis": {"address": "redis.web.svc:6379"}}}),
+            ),
             ("/service", json!({"type": "ClusterIP"})),
             ("/replicas", json!(7)),
         ];

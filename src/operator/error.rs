@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::peer_certificates::IssueError;
 use crate::ring::RandomnessError;
 use crate::runtime::cluster::describe;
 
@@ -15,9 +16,9 @@ pub(super) enum ReconcileError {
         object: String,
         source: Box<kube::Error>,
     },
-    /// The same for the ring Secret, without the server's words, which might quote it.
-    #[error("cannot {verb} the ring Secret {name}: {why}")]
-    RingSecret {
+    /// The same for a Secret, without the server's words, which might quote it.
+    #[error("cannot {verb} Secret {name}: {why}")]
+    Secret {
         verb: &'static str,
         name: String,
         why: String,
@@ -28,6 +29,9 @@ pub(super) enum ReconcileError {
     /// The operating system gave no random bytes for a key.
     #[error(transparent)]
     Randomness(#[from] RandomnessError),
+    /// No certificate could be made for the caches.
+    #[error(transparent)]
+    Certificate(#[from] IssueError),
     /// The pass took too long.
     #[error("the API server or a proxy is too slow: not finished within {} s", .0.as_secs())]
     Timeout(Duration),
@@ -48,7 +52,7 @@ impl ReconcileError {
         }
     }
 
-    pub(super) fn ring_secret(verb: &'static str, name: &str, source: &kube::Error) -> Self {
+    pub(super) fn secret(verb: &'static str, name: &str, source: &kube::Error) -> Self {
         if is_namespace_terminating(source) {
             let object = format!("Secret {name}");
             return Self::NamespaceTerminating { verb, object };
@@ -57,7 +61,7 @@ impl ReconcileError {
             kube::Error::Api(status) => format!("{} ({})", status.reason, status.code),
             _ => "no answer from the API server".to_owned(),
         };
-        Self::RingSecret {
+        Self::Secret {
             verb,
             name: name.to_owned(),
             why,
@@ -68,9 +72,10 @@ impl ReconcileError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Api { .. } => "Api",
-            Self::RingSecret { .. } => "RingSecret",
+            Self::Secret { .. } => "Secret",
             Self::NamespaceTerminating { .. } => "NamespaceTerminating",
             Self::Randomness(_) => "Randomness",
+            Self::Certificate(_) => "Certificate",
             Self::Timeout(_) => "Timeout",
         }
     }

@@ -22,12 +22,13 @@ use crate::api::{
 /// Only a change of the farm can help.
 const NEXT_LOOK: Duration = Duration::from_secs(300);
 
-const TYPES: [ConditionType; 6] = [
+const TYPES: [ConditionType; 7] = [
     ConditionType::Accepted,
     ConditionType::CertificatesReady,
     ConditionType::BackendsReady,
     ConditionType::Available,
     ConditionType::KeysSynced,
+    ConditionType::SessionCacheReady,
     ConditionType::Ready,
 ];
 

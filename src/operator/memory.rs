@@ -25,6 +25,8 @@ pub(super) struct FarmMemory {
     /// The generation of a ring that replaced a bad one, and what was wrong with that.
     pub(super) repaired: Option<(u64, String)>,
     pub(super) request: Option<RotationRequest>,
+    /// Whether the Secrets of the caches are known to be gone. Nobody else makes any.
+    pub(super) cache_secrets_gone: bool,
     /// The generation that this process wrote and that not all proxies have acknowledged.
     pub(super) awaited: Option<u64>,
     loading: Option<Loading>,

@@ -60,7 +60,7 @@ impl FarmId {
         &self.key.name
     }
 
-    /// Name of every object of the farm but two.
+    /// Name of most of the farm's objects.
     pub(super) fn proxy_name(&self) -> String {
         format!("{}-proxy", self.key.name)
     }
@@ -73,6 +73,26 @@ impl FarmId {
     /// Name of the Secret that holds the ring.
     pub(super) fn ring_name(&self) -> String {
         format!("{}-ring", self.key.name)
+    }
+
+    /// Name of the Service by which the caches find each other.
+    pub(super) fn cache_name(&self) -> String {
+        format!("{}-cache", self.key.name)
+    }
+
+    /// Name of the Secret with the authority of the caches' certificates.
+    pub(super) fn cache_authority_name(&self) -> String {
+        format!("{}-cache-ca", self.key.name)
+    }
+
+    /// Name of the Secret with the certificate that the caches present to each other.
+    pub(super) fn cache_tls_name(&self) -> String {
+        format!("{}-cache-tls", self.key.name)
+    }
+
+    /// DNS name that the caches' certificate bears. It resolves nowhere: it tells one farm's caches from another's.
+    pub(super) fn cache_server_name(&self) -> String {
+        format!("cache.{}.{}.tlsfarm", self.key.name, self.key.namespace)
     }
 
     /// Labels on every object of the farm.

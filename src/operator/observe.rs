@@ -12,7 +12,7 @@ use super::names::FarmId;
 use super::pods::{Proxy, proxies};
 use super::poll::poll;
 use crate::api::TLSFarm;
-use crate::report::ProxyReport;
+use crate::report::{ProxyReport, SessionCacheReport};
 use crate::ring::Acknowledgement;
 
 /// A report is believed until this many polls in a row have failed, so that a single lost packet changes no condition.
@@ -40,6 +40,13 @@ pub(super) struct ProxyMemory {
 pub(super) struct Observed {
     pub(super) proxy: Proxy,
     pub(super) memory: ProxyMemory,
+}
+
+impl Observed {
+    /// What it last reported of the session cache.
+    pub(super) fn cache(&self) -> Option<&SessionCacheReport> {
+        self.memory.report.as_ref()?.session_cache.as_ref()
+    }
 }
 
 /// Lists the farm's proxies and asks each for its state.

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::apply::{self, ApplyError, Inspection, Live};
 use super::backends;
 use super::build::{self, Desired, ProxyImage};
+use super::cache_step::{self, CacheSecrets, CacheStep};
 use super::error::ReconcileError;
 use super::events::{Events, Happening};
 use super::invalid;
@@ -32,7 +33,7 @@ use super::rotate;
 use super::schedule::{Outlook, next_pass, retry_after};
 use super::status::Facts;
 use super::validate::{Refusal, validate};
-use crate::api::{Backend, ConditionStatus, ConditionType, TLSFarm};
+use crate::api::{Backend, ConditionStatus, ConditionType, SessionCacheMode, TLSFarm};
 
 /// How long one pass may take: far more than any does unless the API server hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -145,7 +146,13 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let touched = farms.take_touched(&id.key);
 
     let stored = ring_secret::read(client, id).await?;
-    let verdict = judge(farm, id, &stored, context);
+    let has_sidecars = farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar;
+    let cache_secrets = if has_sidecars {
+        Some(cache_step::read(client, id).await?)
+    } else {
+        None
+    };
+    let verdict = judge(farm, id, &stored, cache_secrets.as_ref(), context);
     let prepared = if touched || memory.must_look(farm.metadata.generation, &verdict) {
         Some(prepare(farm, id, context).await?)
     } else {
@@ -175,6 +182,15 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         failure = Some(error);
         RingStep::default()
     });
+    let mut cache_step = CacheStep::default();
+    if let Some(secrets) = cache_secrets {
+        memory.cache_secrets_gone = false;
+        let now = Timestamp::now();
+        match cache_step::tend_certificates(id, secrets, accepted, context, now).await {
+            Ok(step) => cache_step = step,
+            Err(error) => _ = failure.get_or_insert(error),
+        }
+    }
     if let Some(prepared) = prepared {
         let objects = carry_out(farm, id, context, memory, prepared, verdict, &mut failure).await;
         memory.objects = Some(objects);
@@ -183,6 +199,13 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .objects
         .clone()
         .expect("the objects are looked at whenever none are remembered");
+
+    if !has_sidecars && !memory.cache_secrets_gone && objects.refusal.is_none() && failure.is_none() {
+        match cache_step::remove(context, id).await {
+            Ok(gone) => memory.cache_secrets_gone = gone,
+            Err(error) => _ = failure.get_or_insert(error),
+        }
+    }
 
     let now = Timestamp::now();
     let generation = memory.ring.as_ref().map(|ring| ring.generation);
@@ -218,6 +241,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
             .as_ref()
             .filter(|(at, _)| Some(*at) == generation)
             .map(|(_, why)| why.as_str()),
+        certificate_renewal: cache_step.renewal,
         now,
     };
     let status = super::status::status(&facts, memory.status(farm));
@@ -235,9 +259,10 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         loading_for: memory.loading(is_loading, target.ring, target.config, now),
         refused: objects.refusal.is_some(),
         ready,
-        overtaken: ring_step.overtaken,
+        overtaken: ring_step.overtaken || cache_step.overtaken,
         due: [
             ring_step.plan.as_ref().map(due),
+            cache_step.due,
             overdue.map(|since| since + policy.max_unacked_wait),
         ]
         .into_iter()
@@ -249,29 +274,36 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
 }
 
 /// What can be said against the farm before its objects are looked at.
-fn judge(farm: &TLSFarm, id: &FarmId, stored: &Stored, context: &Context) -> Result<(), Refusal> {
+fn judge(
+    farm: &TLSFarm,
+    id: &FarmId,
+    stored: &Stored,
+    cache_secrets: Option<&CacheSecrets>,
+    context: &Context,
+) -> Result<(), Refusal> {
     let farms = context.store.state();
     let neighbours = farms
         .iter()
         .filter(|other| other.meta().namespace.as_deref() == Some(id.namespace()))
         .filter_map(|other| other.0.as_ref().ok());
     validate(farm, neighbours)?;
-    match stored {
-        Stored::Foreign(ownership) => {
-            let name = format!("Secret {}", id.ring_name());
-            apply::conflict(&name, *ownership).map_or(Ok(()), Err)
-        }
-        _ => Ok(()),
-    }
+    let foreign = match stored {
+        Stored::Foreign(ownership) => Some((id.ring_name(), *ownership)),
+        _ => cache_secrets.and_then(|secrets| secrets.foreign(id)),
+    };
+    let conflict =
+        foreign.and_then(|(name, ownership)| apply::conflict(&format!("Secret {name}"), ownership));
+    conflict.map_or(Ok(()), Err)
 }
 
 async fn prepare(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Prepared, ReconcileError> {
     let ports = backends::resolve(&context.client, id, farm).await?;
     let missing = ports.iter().filter(|(_, name)| name.is_none());
+    let desired = build::build(farm, id, &ports, &context.image);
     Ok(Prepared {
         missing_backends: missing.map(|(backend, _)| backend.clone()).collect(),
-        desired: build::build(farm, id, &ports, &context.image),
-        inspection: apply::inspect(&context.client, id).await?,
+        inspection: apply::inspect(&context.client, id, &desired).await?,
+        desired,
     })
 }
 

@@ -10,8 +10,9 @@ use super::names::FarmId;
 use super::observe::acknowledgements;
 use super::pods::Proxy;
 use super::reconcile::Context;
-use super::ring_secret::{self, Stored, Written};
+use super::ring_secret::{self, Stored};
 use super::rotate::{self, Change, Decision, Known};
+use super::secret::Written;
 use crate::api::{Reason, TLSFarm};
 use crate::ring::{Plan, RotationPolicy};
 

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::ring_secret::{Stored, Version};
+use super::ring_secret::Stored;
+use super::secret::Version;
 use crate::api::{TLSFarm, Tickets};
 use crate::ring::{
     Acknowledgement, KeySecret, Plan, RandomnessError, Ring, RotationPolicy, RotationRequest, plan,

@@ -10,7 +10,10 @@ use super::apply::Live;
 use super::names::FarmId;
 use super::observe::Observed;
 use super::validate::Refusal;
-use crate::api::{Backend, KeyRole, KeyStatus, RingStatus, TLSFarm, TLSFarmStatus, merge_conditions};
+use crate::api::{
+    Backend, KeyRole, KeyStatus, RingStatus, SessionCacheMode, SessionCacheStatus, TLSFarm, TLSFarmStatus,
+    merge_conditions,
+};
 use crate::ring::{Plan, Ring, RotationPolicy, TicketKey};
 
 /// What one pass saw.
@@ -31,6 +34,8 @@ pub(super) struct Facts<'a> {
     pub(super) policy: &'a RotationPolicy,
     /// What was wrong with the ring that the current one replaces.
     pub(super) repaired: Option<&'a str>,
+    /// When the certificates of the caches are next renewed.
+    pub(super) certificate_renewal: Option<Timestamp>,
     pub(super) now: Timestamp,
 }
 
@@ -70,6 +75,7 @@ pub(super) fn status(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> TLSFa
         selector: facts.id.pod_selector(),
         addresses: addresses(facts.live),
         ring,
+        session_cache: session_cache(facts, before),
         conditions: merge_conditions(old_conditions, conditions::conditions(facts)),
     }
 }
@@ -101,6 +107,27 @@ fn ring_status(facts: &Facts<'_>, ring: &Ring) -> RingStatus {
         last_rotation: whole_second(ring.rotated_at),
         next_rotation: whole_second(ring.rotated_at + facts.policy.rotation_interval),
     }
+}
+
+fn session_cache(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> Option<SessionCacheStatus> {
+    let mode = facts.farm.spec.resumption.session_cache.mode;
+    if mode == SessionCacheMode::Disabled {
+        return None;
+    }
+    let reachable = facts.ready().filter(|one| {
+        let cache = one.cache();
+        cache.is_some_and(|cache| cache.reachable)
+    });
+    // Certificates that cannot be seen in this pass are still there.
+    let last = before.and_then(|status| status.session_cache.as_ref()?.certificate_renewal);
+    Some(SessionCacheStatus {
+        mode,
+        reachable: format!("{}/{}", count(reachable), facts.ready_count()),
+        certificate_renewal: match mode {
+            SessionCacheMode::Sidecar => facts.certificate_renewal.map(whole_second).or(last),
+            _ => None,
+        },
+    })
 }
 
 /// The load balancer's addresses and names, else the cluster's.

@@ -113,6 +113,7 @@ impl Shared {
                 .into_iter()
                 .map(|backend| self.backend_report(backend))
                 .collect(),
+            session_cache: None,
         }
     }
 

@@ -295,6 +295,37 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         let error = dry_run(&bad).expect_err(pointer);
         assert!(error.contains(expected), "{pointer}: {error}");
     }
+    for (expected, cache) in [
+        ("mode Redis needs redis", json!({"mode": "Redis"})),
+        (
+            "redis needs mode Redis",
+            json!({"mode": "Sidecar", "redis": {"address": "redis:6379"}}),
+        ),
+        (
+            "between 1ms and 50ms",
+            json!({"mode": "Sidecar", "lookupTimeout": "51ms"}),
+        ),
+        (
+            "between 1ms and 50ms",
+            json!({"mode": "Sidecar", "lookupTimeout": "0s"}),
+        ),
+        (
+            "should match",
+            json!({"mode": "Redis", "redis": {"address": "redis://redis:6379"}}),
+        ),
+    ] {
+        let mut bad = good.clone();
+        bad["spec"]["resumption"] = json!({"sessionCache": cache});
+        let error = dry_run(&bad).expect_err(expected);
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut single_use = good.clone();
+    single_use["spec"]["hosts"][0]["tls"]["tickets"] = json!({"kind": "SingleUse"});
+    let error = dry_run(&single_use).expect_err("it needs a cache");
+    assert!(error.contains("must be Sidecar or Redis"), "{error}");
+    single_use["spec"]["resumption"] = json!({"sessionCache": {"mode": "Sidecar"}});
+    dry_run(&single_use).unwrap_or_else(|error| panic!("{error}"));
+
     let mut long = good.clone();
     long["metadata"]["name"] = json!("x".repeat(49));
     assert!(dry_run(&long).expect_err("too long").contains("at most 48"));

@@ -3,7 +3,7 @@
 //! `make test` starts the cluster, loads the images and sets the environment. Without it every test here fails at once.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -260,14 +260,23 @@ impl Namespace {
     }
 
     /// The cluster address of a farm's Service.
+    /// The farm's cluster IP, once connections to it arrive.
+    ///
+    /// A farm is ready a moment before kube-proxy has heard of it. What is sent to the cluster IP then is lost for good:
+    /// conntrack remembers it as a connection that is not translated, and all its repeats go the same way to nowhere.
     pub fn service_address(&self, farm: &str) -> String {
         let service = self
             .get("service", &format!("{farm}-proxy"))
             .expect("the farm has a Service");
-        service["spec"]["clusterIP"]
+        let address = service["spec"]["clusterIP"]
             .as_str()
             .expect("the Service has an address")
-            .to_owned()
+            .to_owned();
+        let https = SocketAddr::new(address.parse().expect("an address"), 443);
+        wait_for("connections to the cluster IP", Duration::from_secs(60), || {
+            TcpStream::connect_timeout(&https, Duration::from_millis(500)).ok()
+        });
+        address
     }
 
     pub fn ring_generation(&self, farm: &str) -> u64 {
@@ -381,6 +390,8 @@ pub struct Handshake {
 #[derive(Clone, Copy, Debug)]
 pub enum Version {
     Tls12,
+    /// It resumes by session id only.
+    Tls12WithoutTickets,
     Tls13,
 }
 
@@ -402,9 +413,12 @@ pub fn s_client(
         "-ign_eof",
     ];
     args.push(match version {
-        Version::Tls12 => "-tls1_2",
+        Version::Tls12 | Version::Tls12WithoutTickets => "-tls1_2",
         Version::Tls13 => "-tls1_3",
     });
+    if matches!(version, Version::Tls12WithoutTickets) {
+        args.push("-no_ticket");
+    }
     if let Some(path) = save {
         args.extend(["-sess_out", path.to_str().expect("UTF-8")]);
     }
@@ -438,7 +452,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts `rate` requests a second to `hostname` at `address`, for at most `limit`: over connections that are kept, or
+    /// Starts `rate` requests a second to `hostname` at an address with a port, for at most `limit`: over connections that are kept, or
     /// each over a connection of its own.
     pub fn start(
         name: &str,
@@ -455,7 +469,7 @@ impl Load {
             .arg(format!("-keepalive={keep_alive}"))
             .arg(format!("-rate={rate}/s"))
             .arg(format!("-duration={}s", limit.as_secs()))
-            .arg(format!("-connect-to={hostname}:443:{address}:443"))
+            .arg(format!("-connect-to={hostname}:443:{address}"))
             .arg(format!("-output={}", results.display()))
             .stdin(Stdio::piped())
             .spawn()

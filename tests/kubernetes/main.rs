@@ -4,4 +4,5 @@ mod bad_input;
 mod harness;
 mod install;
 mod operator;
+mod session_cache;
 mod traffic;

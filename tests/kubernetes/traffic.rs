@@ -81,10 +81,7 @@ fn restarts_and_scaling_lose_no_session_and_no_request() {
     namespace.create_certificate("shop-tls", &[SHOP]);
     namespace.apply(&farm("shop", 3, &[("shop", SHOP)]));
     namespace.wait_ready("shop");
-    // Connections are kept here, and made anew whenever a proxy drains. Under a new connection for every request one in
-    // some four thousand timed out while pods come and go, also with another server behind the cluster IP and none of
-    // our code in between; the cause is not known yet. New connections to the proxies themselves are the probe's part.
-    let traffic = Traffic::start(&namespace, "restarts", &[KEPT]);
+    let traffic = Traffic::start(&namespace, "restarts", &[KEPT, NEW]);
 
     let (victim, _) = &namespace.proxies("shop")[0];
     namespace.kubectl(&["delete", "pod", victim, "--wait=true"]);
@@ -163,7 +160,7 @@ struct Traffic {
 
 impl Traffic {
     fn start(namespace: &Namespace, name: &str, streams: &[Stream]) -> Self {
-        let address = namespace.service_address("shop");
+        let address = format!("{}:443", namespace.service_address("shop"));
         let limit = Duration::from_secs(600);
         let loads = streams
             .iter()

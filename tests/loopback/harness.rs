@@ -277,17 +277,7 @@ pub struct Proxy {
 impl Proxy {
     /// Asks the admin port; 0 stands for no answer.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let answer = || {
-            let mut stream = TcpStream::connect(self.admin).ok()?;
-            stream.set_read_timeout(Some(PATIENCE)).ok()?;
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).ok()?;
-            let (head, body) = answer.split_once("\r\n\r\n")?;
-            let status = head.split(' ').nth(1)?.parse().ok()?;
-            Some((status, body.to_owned()))
-        };
-        answer().unwrap_or_default()
+        get_page(self.admin, path)
     }
 
     pub fn report(&self) -> ProxyReport {
@@ -298,18 +288,11 @@ impl Proxy {
 
     /// The value of a series, as it stands in `/metrics`; 0 when there is none.
     pub fn metric(&self, series: &str) -> u64 {
-        let (_, metrics) = self.get("/metrics");
-        let line = metrics
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0, |value| value.parse().expect("a whole number"))
+        value_of(series, &self.get("/metrics").1)
     }
 
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{signal}"), &self.child.id().to_string()])
-            .status();
-        assert!(sent.expect("kill runs").success());
+        send_signal(&self.child, signal);
     }
 
     pub fn wait(&mut self) -> ExitStatus {
@@ -340,7 +323,37 @@ impl Drop for Proxy {
     }
 }
 
-/// A port that stays ours as long as this lives: bound, never listened on, and shared with the process that is told to use it.
+/// Asks an admin port; 0 stands for no answer.
+pub fn get_page(admin: SocketAddr, path: &str) -> (u16, String) {
+    let answer = || {
+        let mut stream = TcpStream::connect(admin).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    };
+    answer().unwrap_or_default()
+}
+
+/// The value of a series in a page of metrics; 0 when there is none.
+pub fn value_of(series: &str, metrics: &str) -> u64 {
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().expect("a whole number"))
+}
+
+pub fn send_signal(child: &Child, signal: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{signal}"), &child.id().to_string()])
+        .status();
+    assert!(sent.expect("kill runs").success());
+}
+
+/// A port that stays ours as long as this lives: bound, never listened on, and shared with one server alone.
 pub struct Reserved {
     pub address: SocketAddr,
     _socket: Socket,

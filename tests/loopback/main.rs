@@ -1,6 +1,12 @@
-//! The proxy on the loopback interface: real processes, real TLS clients (OpenSSL and rustls), a real backend.
+//! Proxies and caches on the loopback interface: real processes, real clients (OpenSSL, rustls, Redis's tools), a real
+//! backend.
 
 mod apache;
+mod cache;
+mod cache_client;
+mod cache_hostile;
+mod cache_peers;
+mod cache_process;
 mod certificates;
 mod client;
 mod drain;
@@ -9,4 +15,5 @@ mod harness;
 mod hostile;
 mod limits;
 mod metrics;
+mod redis_server;
 mod resumption;

@@ -95,10 +95,11 @@ capabilities:
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
-# The ring of each farm, by name. No list and no watch: they would show every Secret of the namespace.
+# The ring of each farm and the certificates of its caches, by name. No list and no watch: they would show every Secret of
+# the namespace.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, update]
+  verbs: [get, create, update, delete]
 # patch: the annotation that makes the kubelet refresh a pod's mounts at once.
 - apiGroups: [""]
   resources: [pods]

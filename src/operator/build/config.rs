@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use super::ResolvedPorts;
+use serde::Serialize;
+
+use super::{ResolvedPorts, cache};
 use crate::api::{self, Duration, HttpMode, TLSFarm, Tls12Tickets, ports};
 use crate::config::{
     Backend, Certificate, Host, Listen, ProxyConfig, Route, ServicePort, Tickets, Timeouts, VERSION,
@@ -15,6 +17,9 @@ use crate::operator::names::FarmId;
 
 /// Key of the ConfigMap, and name of the file in the proxies.
 pub(in crate::operator) const CONFIG_KEY: &str = "config.json";
+
+/// Key of the ConfigMap, and name of the file in the sidecars.
+pub(super) const CACHE_CONFIG_KEY: &str = "cache.json";
 
 /// Key of the ring Secret, and name of the file in the proxies.
 pub(in crate::operator) const RING_KEY: &str = "ring.json";
@@ -40,14 +45,11 @@ pub(super) fn compile(farm: &TLSFarm, id: &FarmId, resolved: &ResolvedPorts) -> 
             lifetime: tickets.lifetime,
             max_age: tickets.max_age,
             tls12_lifetime: match tickets.tls12 {
-                Tls12Tickets::Enabled => {
-                    let two_intervals = Duration::from_secs(2 * tickets.rotation_interval.as_secs());
-                    Some(tickets.lifetime.min(two_intervals))
-                }
+                Tls12Tickets::Enabled => Some(tls12_lifetime(tickets)),
                 Tls12Tickets::Disabled => None,
             },
         },
-        session_cache: None,
+        session_cache: cache::of_proxies(farm),
         http: spec.http.mode,
         hosts: spec
             .hosts
@@ -60,15 +62,23 @@ pub(super) fn compile(farm: &TLSFarm, id: &FarmId, resolved: &ResolvedPorts) -> 
     }
 }
 
+/// How long sessions of TLS 1.2 may be resumed: their own keys are what is kept, so two rotation intervals at most.
+pub(super) fn tls12_lifetime(tickets: &api::Tickets) -> Duration {
+    let two_intervals = Duration::from_secs(2 * tickets.rotation_interval.as_secs());
+    tickets.lifetime.min(two_intervals)
+}
+
 /// The file's text, for people too.
-pub(super) fn file(config: &ProxyConfig) -> String {
+pub(super) fn file(config: &impl Serialize) -> String {
     serde_json::to_string_pretty(config).expect("the configuration has string keys only")
 }
 
-pub(super) fn config_map(id: &FarmId, file: String) -> ConfigMap {
+pub(super) fn config_map(id: &FarmId, file: String, cache_file: Option<String>) -> ConfigMap {
+    let mut files = BTreeMap::from([(CONFIG_KEY.to_owned(), file)]);
+    files.extend(cache_file.map(|file| (CACHE_CONFIG_KEY.to_owned(), file)));
     ConfigMap {
         metadata: id.metadata(id.proxy_name()),
-        data: Some(BTreeMap::from([(CONFIG_KEY.to_owned(), file)])),
+        data: Some(files),
         ..ConfigMap::default()
     }
 }

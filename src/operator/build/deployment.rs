@@ -12,8 +12,8 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::ProxyImage;
 use super::config::{CONFIG_DIR, CONFIG_KEY, RING_DIR, certificate_dir};
+use super::{ProxyImage, cache};
 use crate::api::{HttpMode, TLSFarm, ports};
 use crate::operator::names::FarmId;
 
@@ -32,7 +32,19 @@ const SETTLING_SECONDS: i32 = 2;
 /// What the kubelet gives a proxy beyond its drain period before it kills it.
 const GRACE_SECONDS: u64 = 5;
 
-pub(super) fn deployment(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> Deployment {
+/// Annotation on the pods: the file that their sidecars read at the start, and only then.
+const CACHE_CONFIG_ANNOTATION: &str = "tlsfarm.dev/cache-config";
+
+pub(super) fn deployment(
+    farm: &TLSFarm,
+    id: &FarmId,
+    image: &ProxyImage,
+    cache_file: Option<&str>,
+) -> Deployment {
+    let annotations = cache_file.map(|file| {
+        let fingerprint = crate::config::fingerprint(file.as_bytes());
+        [(CACHE_CONFIG_ANNOTATION.to_owned(), fingerprint)].into()
+    });
     Deployment {
         metadata: id.metadata(id.proxy_name()),
         spec: Some(DeploymentSpec {
@@ -50,6 +62,7 @@ pub(super) fn deployment(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> Dep
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(id.labels()),
+                    annotations,
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(farm, id, image)),
@@ -77,9 +90,14 @@ pub(super) fn disruption_budget(id: &FarmId) -> PodDisruptionBudget {
 fn pod(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> PodSpec {
     let proxy = &farm.spec.proxy;
     let scheduling = &proxy.scheduling;
-    let (volumes, mounts) = files(farm, id);
+    let (mut volumes, mut mounts) = files(farm, id);
+    let proxy_image = proxy.image.as_deref().unwrap_or(&image.image);
+    let cache = cache::pod_parts(farm, id, proxy_image, &image.pull_policy);
+    volumes.extend(cache.volumes);
+    mounts.extend(cache.mounts);
     PodSpec {
-        containers: vec![container(farm, image, mounts)],
+        init_containers: cache.sidecar.map(|sidecar| vec![sidecar]),
+        containers: vec![container(farm, proxy_image, &image.pull_policy, mounts)],
         volumes: Some(volumes),
         service_account_name: Some(id.proxy_name()),
         automount_service_account_token: Some(true),
@@ -112,54 +130,61 @@ fn pod(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> PodSpec {
     }
 }
 
-fn container(farm: &TLSFarm, image: &ProxyImage, mounts: Vec<VolumeMount>) -> Container {
+fn container(farm: &TLSFarm, image: &str, pull_policy: &str, mounts: Vec<VolumeMount>) -> Container {
     let proxy = &farm.spec.proxy;
-    let mut container_ports = vec![ports::HTTPS, ports::ADMIN];
+    let mut listened_on = vec![ports::HTTPS, ports::ADMIN];
     if farm.spec.http.mode != HttpMode::Disabled {
-        container_ports.push(ports::HTTP);
+        listened_on.push(ports::HTTP);
     }
     Container {
         name: CONTAINER.into(),
-        image: Some(proxy.image.clone().unwrap_or_else(|| image.image.clone())),
-        image_pull_policy: Some(image.pull_policy.clone()),
+        image: Some(image.into()),
+        image_pull_policy: Some(pull_policy.into()),
         args: Some(vec![
             "proxy".into(),
             "--config".into(),
             format!("{CONFIG_DIR}/{CONFIG_KEY}"),
         ]),
-        ports: Some(
-            container_ports
-                .into_iter()
-                .map(|(name, number)| ContainerPort {
-                    name: Some(name.into()),
-                    container_port: i32::from(number),
-                    protocol: Some("TCP".into()),
-                    ..ContainerPort::default()
-                })
-                .collect(),
-        ),
+        ports: Some(container_ports(&listened_on)),
         volume_mounts: Some(mounts),
         resources: Some(proxy.resources.clone()),
-        readiness_probe: Some(probe("/readyz", 1, 2)),
-        liveness_probe: Some(probe("/healthz", 10, 3)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".into()]),
-                ..Capabilities::default()
-            }),
-            read_only_root_filesystem: Some(true),
-            ..SecurityContext::default()
-        }),
+        readiness_probe: Some(probe(ports::ADMIN.0, "/readyz", 1, 2)),
+        liveness_probe: Some(probe(ports::ADMIN.0, "/healthz", 10, 3)),
+        security_context: Some(restricted()),
         ..Container::default()
     }
 }
 
-fn probe(path: &str, period: i32, failures: i32) -> Probe {
+/// What every container gives up: the Pod Security level `restricted` and a bit more.
+pub(super) fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".into()]),
+            ..Capabilities::default()
+        }),
+        read_only_root_filesystem: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
+pub(super) fn container_ports(ports: &[(&str, u16)]) -> Vec<ContainerPort> {
+    ports
+        .iter()
+        .map(|(name, number)| ContainerPort {
+            name: Some((*name).into()),
+            container_port: i32::from(*number),
+            protocol: Some("TCP".into()),
+            ..ContainerPort::default()
+        })
+        .collect()
+}
+
+pub(super) fn probe(port: &str, path: &str, period: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.into()),
-            port: IntOrString::String(ports::ADMIN.0.into()),
+            port: IntOrString::String(port.into()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(period),
@@ -209,7 +234,7 @@ fn files(farm: &TLSFarm, id: &FarmId) -> (Vec<Volume>, Vec<VolumeMount>) {
     (volumes, mounts)
 }
 
-fn secret_volume(name: String, secret: String, optional: bool) -> Volume {
+pub(super) fn secret_volume(name: String, secret: String, optional: bool) -> Volume {
     Volume {
         name,
         secret: Some(SecretVolumeSource {
@@ -222,7 +247,7 @@ fn secret_volume(name: String, secret: String, optional: bool) -> Volume {
     }
 }
 
-fn mount(volume: &str, path: String) -> VolumeMount {
+pub(super) fn mount(volume: &str, path: String) -> VolumeMount {
     VolumeMount {
         name: volume.into(),
         mount_path: path,

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::api::{HttpMode, TLSFarm, ports};
+use crate::api::{HttpMode, SessionCacheMode, TLSFarm, ports};
 use crate::operator::names::FarmId;
 
 pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
@@ -31,15 +31,23 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
     }
 }
 
-/// Every proxy's admin port, also of those that are not ready: monitoring wants them most.
-pub(super) fn metrics_service(id: &FarmId) -> Service {
+/// The admin ports of every pod, also of those that are not ready: monitoring wants them most.
+pub(super) fn metrics_service(farm: &TLSFarm, id: &FarmId) -> Service {
+    let mut service_ports = vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0, "http")];
+    if farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar {
+        service_ports.push(port(
+            i32::from(ports::CACHE_ADMIN.1),
+            ports::CACHE_ADMIN.0,
+            "http",
+        ));
+    }
     Service {
         metadata: id.metadata(id.metrics_name()),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".into()),
             publish_not_ready_addresses: Some(true),
             selector: Some(id.pod_labels()),
-            ports: Some(vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0, "http")]),
+            ports: Some(service_ports),
             ..ServiceSpec::default()
         }),
         ..Service::default()

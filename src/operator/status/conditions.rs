@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Facts, whole_second};
-use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
+use crate::api::{Condition, ConditionStatus, ConditionType, Reason, SessionCacheMode};
 use crate::operator::observe::Observed;
 use crate::report::Problem;
 use crate::ring::Plan;
@@ -56,6 +56,7 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
         (ConditionType::BackendsReady, backends_ready(facts)),
         (ConditionType::Available, available(facts)),
         (ConditionType::KeysSynced, keys_synced(facts)),
+        (ConditionType::SessionCacheReady, session_cache_ready(facts)),
     ];
     let ready = ready(facts, &findings);
     findings.push((ConditionType::Ready, ready));
@@ -251,6 +252,42 @@ fn told(pods: &[&Observed]) -> String {
         })
         .collect();
     some_of(pods.iter().map(String::as_str), ", ")
+}
+
+fn session_cache_ready(facts: &Facts<'_>) -> Finding {
+    if facts.farm.spec.resumption.session_cache.mode == SessionCacheMode::Disabled {
+        return Finding::is_true(Reason::CacheDisabled, "the farm has no session cache");
+    }
+    if facts.ready_count() == 0 {
+        return Finding::pending("no proxy is ready yet");
+    }
+    let (mut cut_off, mut silent) = (Vec::new(), Vec::new());
+    for one in facts.ready() {
+        let name = &one.proxy.name;
+        match one.cache() {
+            Some(cache) if cache.reachable => {}
+            Some(cache) => cut_off.push(match &cache.problem {
+                Some(problem) => format!("{name} ({problem})"),
+                None => name.clone(),
+            }),
+            None => silent.push(name.clone()),
+        }
+    }
+    if !cut_off.is_empty() {
+        let named = some_of(cut_off.iter().map(String::as_str), ", ");
+        return Finding::is_false(
+            Reason::CacheUnreachable,
+            format!("the session cache is not reached from {named}"),
+        );
+    }
+    if !silent.is_empty() {
+        let named = some_of(silent.iter().map(String::as_str), ", ");
+        return Finding::pending(format!("nothing is known yet of the session cache at {named}"));
+    }
+    Finding::is_true(
+        Reason::CacheReachable,
+        "every ready proxy reaches the session cache",
+    )
 }
 
 fn ready(facts: &Facts<'_>, findings: &[(ConditionType, Finding)]) -> Finding {

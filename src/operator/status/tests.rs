@@ -5,7 +5,7 @@ use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
 use crate::operator::names::id;
 use crate::operator::observe::ProxyMemory;
 use crate::operator::pods::Proxy;
-use crate::report::{CertificateReport, Problem, ProxyReport};
+use crate::report::{CertificateReport, Problem, ProxyReport, SessionCacheReport};
 use crate::ring::fixtures::{POLICY, at, ring};
 
 /// A farm of three proxies of which everything is well.
@@ -19,6 +19,7 @@ struct World {
     ring: Option<Ring>,
     plan: Option<Plan>,
     repaired: Option<String>,
+    certificate_renewal: Option<Timestamp>,
     now: Timestamp,
 }
 
@@ -49,6 +50,7 @@ impl World {
             ring: Some(ring()),
             plan: None,
             repaired: None,
+            certificate_renewal: None,
             now: at(60),
         }
     }
@@ -66,6 +68,7 @@ impl World {
             plan: self.plan.as_ref(),
             policy: &POLICY,
             repaired: self.repaired.as_deref(),
+            certificate_renewal: self.certificate_renewal,
             now: self.now,
         };
         status(&facts, before)
@@ -130,7 +133,9 @@ fn problem(reason: Reason, message: &str) -> CertificateReport {
 }
 
 use ConditionStatus::{False, True, Unknown};
-use ConditionType::{Accepted, Available, BackendsReady, CertificatesReady, KeysSynced, Ready};
+use ConditionType::{
+    Accepted, Available, BackendsReady, CertificatesReady, KeysSynced, Ready, SessionCacheReady,
+};
 
 #[test]
 fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
@@ -159,6 +164,7 @@ fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
             BackendsReady,
             Available,
             KeysSynced,
+            SessionCacheReady,
             Ready
         ]
     );
@@ -202,6 +208,7 @@ fn every_condition_is_there_from_the_start() {
         (BackendsReady, True),
         (Available, False),
         (KeysSynced, Unknown),
+        (SessionCacheReady, True),
         (Ready, False),
     ];
     assert_eq!(found, expected);
@@ -389,4 +396,69 @@ fn the_load_balancers_address_goes_before_the_clusters() {
         "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "lb.example.com"}]}},
     })));
     assert_eq!(world.status(None).addresses, ["192.0.2.1", "lb.example.com"]);
+}
+
+/// A farm with sidecars of which every proxy but those in `cut_off` reaches its cache.
+fn with_sidecars(world: &mut World, cut_off: &[&str]) {
+    world.farm.spec.resumption.session_cache.mode = SessionCacheMode::Sidecar;
+    for one in &mut world.proxies {
+        let away = cut_off.contains(&one.proxy.name.as_str());
+        one.memory.report.as_mut().expect("reported").session_cache = Some(SessionCacheReport {
+            reachable: !away,
+            problem: away.then(|| "no connection".into()),
+        });
+    }
+}
+
+#[test]
+fn the_session_cache_counts_who_reaches_it_and_names_who_does_not() {
+    let mut world = World::new();
+    assert_eq!(world.condition(SessionCacheReady).reason, Reason::CacheDisabled);
+    assert_eq!(world.status(None).session_cache, None);
+
+    with_sidecars(&mut world, &[]);
+    world.certificate_renewal = Some(at(90));
+    let status = world.status(None);
+    let cache = status.session_cache.as_ref().expect("there is one");
+    assert_eq!(
+        (cache.reachable.as_str(), cache.certificate_renewal),
+        ("3/3", Some(at(90)))
+    );
+    assert_eq!(world.condition(Ready).status, True);
+    world.certificate_renewal = None;
+    assert_eq!(
+        world.status(Some(&status)),
+        status,
+        "certificates that were not seen are not gone"
+    );
+
+    with_sidecars(&mut world, &["b"]);
+    let cache = world.status(None).session_cache.expect("there is one");
+    assert_eq!(cache.reachable, "2/3");
+    let condition = world.condition(SessionCacheReady);
+    assert_eq!(
+        (condition.status, condition.reason),
+        (False, Reason::CacheUnreachable)
+    );
+    assert!(
+        condition.message.contains("b (no connection)"),
+        "{}",
+        condition.message
+    );
+    assert_eq!(world.condition(Ready).reason, Reason::CacheUnreachable);
+}
+
+#[test]
+fn a_cache_of_which_a_proxy_has_not_told_is_neither_well_nor_ill() {
+    let (status, _, message) = World::after(SessionCacheReady, |world| {
+        with_sidecars(world, &[]);
+        world.proxies[1]
+            .memory
+            .report
+            .as_mut()
+            .expect("reported")
+            .session_cache = None;
+    });
+    assert_eq!(status, Unknown);
+    assert!(message.contains('b'), "{message}");
 }

@@ -1,0 +1,83 @@
+//! Commands on keys that belong to another cache.
+
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use zeroize::Zeroizing;
+
+use super::client::{CacheError, Client};
+use super::command::{OneKey, Set, Verb};
+use super::wire::Reply;
+
+/// What came of asking another cache. An error means that it did not answer.
+pub(super) type Forwarded = Result<Reply, CacheError>;
+
+/// Sends a command on one key to its owner.
+pub(super) fn command(owner: Client, command: &OneKey<'_>) -> impl Future<Output = Forwarded> + 'static {
+    let words = words(command);
+    async move { ask(&owner, &words).await }
+}
+
+/// Asks the owner of one of several keys, and counts what it found.
+pub(super) fn count(
+    owner: Client,
+    verb: Verb,
+    key: &[u8],
+) -> impl Future<Output = Result<i64, CacheError>> + 'static {
+    let name: &[u8] = match verb {
+        Verb::Delete => b"DEL",
+        _ => b"EXISTS",
+    };
+    let words = copy(&[name, key]);
+    async move {
+        match ask(&owner, &words).await? {
+            Reply::Integer(number) => Ok(number),
+            _ => Err(CacheError::Garbled),
+        }
+    }
+}
+
+/// All counts together. Without one of them there is none.
+pub(super) async fn sum(
+    own: i64,
+    elsewhere: Vec<impl Future<Output = Result<i64, CacheError>>>,
+) -> Forwarded {
+    let counts = try_join_all(elsewhere).await?;
+    Ok(Reply::Integer(own + counts.iter().sum::<i64>()))
+}
+
+type Words = Vec<Zeroizing<Vec<u8>>>;
+
+async fn ask(owner: &Client, words: &Words) -> Forwarded {
+    let borrowed: Vec<&[u8]> = words.iter().map(|word| word.as_slice()).collect();
+    owner.call(&borrowed).await
+}
+
+/// The command as its owner is to get it. Lifetimes are spelled out, since its defaults may be others.
+fn words(command: &OneKey<'_>) -> Words {
+    match *command {
+        OneKey::Get(key) => copy(&[b"GET", key]),
+        OneKey::Take(key) => copy(&[b"GETDEL", key]),
+        OneKey::Expire(key, lifetime) => copy(&[b"EXPIRE", key, lifetime.as_secs().to_string().as_bytes()]),
+        OneKey::TimeLeft(key) => copy(&[b"TTL", key]),
+        OneKey::Set(Set {
+            key,
+            value,
+            lifetime,
+            only_new,
+        }) => {
+            let millis = lifetime
+                .map_or(0, |lifetime: Duration| lifetime.as_millis())
+                .to_string();
+            let mut words = copy(&[b"SET", key, value, b"PX", millis.as_bytes()]);
+            if only_new {
+                words.extend(copy(&[b"NX"]));
+            }
+            words
+        }
+    }
+}
+
+fn copy(words: &[&[u8]]) -> Words {
+    words.iter().map(|word| Zeroizing::new(word.to_vec())).collect()
+}

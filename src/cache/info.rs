@@ -1,0 +1,120 @@
+//! What a cache says about itself in replies, where Redis's clients look for it.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::command::Keys;
+use super::node::Node;
+use super::wire::{Protocol, Reply};
+
+/// The release of Redis whose commands these are. Clients look at it to know which commands they may use.
+const REDIS_VERSION: &str = "7.2.0";
+
+/// The reply to `HELLO`.
+pub(super) fn hello(protocol: Protocol, connection: u64) -> Reply {
+    let version = match protocol {
+        Protocol::Resp2 => 2,
+        Protocol::Resp3 => 3,
+    };
+    let pairs = [
+        ("server", Reply::text("redis")),
+        ("version", Reply::text(REDIS_VERSION)),
+        ("proto", Reply::Integer(version)),
+        (
+            "id",
+            Reply::Integer(i64::try_from(connection).unwrap_or(i64::MAX)),
+        ),
+        ("mode", Reply::text("standalone")),
+        ("role", Reply::text("master")),
+        ("modules", Reply::Array(Vec::new())),
+    ];
+    Reply::Map(pairs.map(|(name, value)| (Reply::text(name), value)).into())
+}
+
+/// The reply to `CONFIG GET`: the parameters that benchmarks look at; others there are none.
+pub(super) fn parameters(wanted: Keys<'_>) -> Reply {
+    let known = [("save", ""), ("appendonly", "no")];
+    let named = |name: &str| {
+        wanted
+            .iter()
+            .any(|pattern| pattern.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    let pairs = known.into_iter().filter(|(name, _)| named(name));
+    Reply::Map(
+        pairs
+            .map(|(name, value)| (Reply::text(name), Reply::text(value)))
+            .collect(),
+    )
+}
+
+/// The reply to `INFO`.
+pub(super) fn text(node: &Node, wanted: Keys<'_>) -> Reply {
+    let is = |section: &[u8], name: &str| section.eq_ignore_ascii_case(name.as_bytes());
+    let everything = wanted.iter().next().is_none()
+        || wanted.iter().any(|section| {
+            ["all", "default", "everything"]
+                .iter()
+                .any(|name| is(section, name))
+        });
+    let mut text = String::new();
+    for (name, lines) in sections(node) {
+        if !everything && !wanted.iter().any(|section| is(section, name)) {
+            continue;
+        }
+        let gap = if text.is_empty() { "" } else { "\r\n" };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{gap}# {name}\r\n");
+        for (name, value) in lines {
+            let _ = write!(text, "{name}:{value}\r\n");
+        }
+    }
+    Reply::text(text)
+}
+
+type Line = (&'static str, Cow<'static, str>);
+
+fn sections(node: &Node) -> [(&'static str, Vec<Line>); 4] {
+    let figures = node.shard.figures();
+    let (hits, misses) = node.metrics.hits_and_misses();
+    let number = |number: u64| Cow::Owned(number.to_string());
+    let size = |number: usize| Cow::Owned(number.to_string());
+    [
+        (
+            "Server",
+            vec![
+                ("redis_version", REDIS_VERSION.into()),
+                ("redis_mode", "standalone".into()),
+                ("tlsfarm_version", env!("CARGO_PKG_VERSION").into()),
+                ("process_id", number(std::process::id().into())),
+                ("uptime_in_seconds", number(node.started.elapsed().as_secs())),
+            ],
+        ),
+        (
+            "Memory",
+            vec![
+                ("used_memory", size(figures.bytes)),
+                ("maxmemory", size(node.shard.limit())),
+            ],
+        ),
+        (
+            "Stats",
+            vec![
+                ("total_connections_received", number(node.connections.get())),
+                ("keyspace_hits", number(hits)),
+                ("keyspace_misses", number(misses)),
+                ("expired_keys", number(figures.expired)),
+                ("evicted_keys", number(figures.evicted)),
+            ],
+        ),
+        (
+            "Keyspace",
+            match figures.entries {
+                0 => Vec::new(),
+                entries => vec![(
+                    "db0",
+                    format!("keys={entries},expires={entries},avg_ttl=0").into(),
+                )],
+            },
+        ),
+    ]
+}

@@ -1,0 +1,311 @@
+//! What a command does: on the own shard, on the connection it came by, or at the cache that owns its key.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+
+use super::client::Client;
+use super::command::{Command, CommandError, Credentials, Keys, OneKey, Other, Set, Verb};
+use super::forward;
+use super::info;
+use super::metrics::{Metrics, Origin, Outcome};
+use super::password::Password;
+use super::router::{Route, Router};
+use super::shard::{Shard, Stored};
+use super::wire::{Protocol, Reply, Request};
+
+/// One cache at work.
+pub(crate) struct Node {
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) router: Router,
+    pub(crate) metrics: Metrics,
+    /// What clients must know, if anything.
+    pub(crate) password: Option<Password>,
+    /// Lifetime of what is stored without one.
+    pub(crate) default_lifetime: Duration,
+    pub(crate) started: Instant,
+    pub(crate) connections: Cell<u64>,
+}
+
+/// One connection, as far as commands are concerned.
+pub(crate) struct Session {
+    number: u64,
+    origin: Origin,
+    authenticated: bool,
+    protocol: Protocol,
+}
+
+/// What a request leads to.
+pub(crate) enum Answer {
+    /// A reply.
+    Now(Reply),
+    /// A reply, when another cache has given it.
+    Later(LocalBoxFuture<'static, Reply>),
+    /// The last reply on the connection.
+    Last(Reply),
+}
+
+/// The command on one key, and what became of it.
+type Done = (Reply, Outcome);
+
+impl Session {
+    /// How replies are to be written.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+}
+
+impl Node {
+    /// A new connection.
+    pub(crate) fn session(&self, origin: Origin) -> Session {
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
+        Session {
+            number,
+            origin,
+            // A peer has shown a certificate.
+            authenticated: origin == Origin::Peer || self.password.is_none(),
+            protocol: Protocol::default(),
+        }
+    }
+
+    /// Does what a request wants.
+    pub(crate) fn answer(
+        self: &Rc<Self>,
+        session: &mut Session,
+        request: Request<'_>,
+        now: Instant,
+    ) -> Answer {
+        let command = Command::parse(request);
+        if !session.authenticated
+            && !matches!(
+                command,
+                Ok(Command::Quit | Command::Other(Other::Auth(_) | Other::Hello(..)))
+            )
+        {
+            self.metrics.answered(Verb::Other, Outcome::Refused);
+            return Answer::Now(error(NO_AUTH));
+        }
+        let command = match command {
+            Ok(command) => command,
+            Err(refusal) => {
+                self.metrics.answered(Verb::Other, Outcome::Refused);
+                return Answer::Now(refused(refusal));
+            }
+        };
+        let verb = command.verb();
+        let (reply, outcome) = match command {
+            Command::One(command) => {
+                let command = self.with_lifetime(command);
+                match self.peer(session, command.key()) {
+                    None => self.on_key(command, now),
+                    Some(peer) => return self.later(verb, now, forward::command(peer, &command)),
+                }
+            }
+            Command::Delete(keys) | Command::Exists(keys) => {
+                return self.on_keys(session, verb, keys, now);
+            }
+            Command::Quit => {
+                self.metrics.answered(verb, Outcome::Done);
+                return Answer::Last(Reply::OK);
+            }
+            Command::Other(other) => self.on_connection(session, other),
+        };
+        self.metrics.answered(verb, outcome);
+        Answer::Now(reply)
+    }
+
+    /// What is stored without a lifetime gets that of the cache that the client asked.
+    fn with_lifetime<'a>(&self, command: OneKey<'a>) -> OneKey<'a> {
+        match command {
+            OneKey::Set(set) => OneKey::Set(Set {
+                lifetime: set.lifetime.or(Some(self.default_lifetime)),
+                ..set
+            }),
+            other => other,
+        }
+    }
+
+    /// A command on one key of our own.
+    fn on_key(&self, command: OneKey<'_>, now: Instant) -> Done {
+        let value = |value: Option<_>| match value {
+            Some(value) => (Reply::Bulk(value), Outcome::Hit),
+            None => (Reply::Null, Outcome::Miss),
+        };
+        match command {
+            OneKey::Get(key) => value(self.shard.get(key, now)),
+            OneKey::Take(key) => value(self.shard.take(key, now)),
+            OneKey::Set(set) => {
+                let lifetime = set.lifetime.unwrap_or(self.default_lifetime);
+                match self.shard.set(set.key, set.value, lifetime, set.only_new, now) {
+                    Stored::Yes => (Reply::OK, Outcome::Stored),
+                    Stored::Exists => (Reply::Null, Outcome::Exists),
+                    Stored::No => (error("ERR the value cannot be stored"), Outcome::Refused),
+                }
+            }
+            OneKey::Expire(key, lifetime) => {
+                let found = match lifetime.is_zero() {
+                    true => self.shard.delete(key, now),
+                    false => self.shard.expire(key, lifetime, now),
+                };
+                found_reply(found)
+            }
+            OneKey::TimeLeft(key) => match self.shard.time_left(key, now) {
+                Some(left) => {
+                    // To the nearest second, as Redis does.
+                    let seconds = (left + Duration::from_millis(500)).as_secs();
+                    (
+                        Reply::Integer(i64::try_from(seconds).unwrap_or(i64::MAX)),
+                        Outcome::Hit,
+                    )
+                }
+                None => (Reply::Integer(-2), Outcome::Miss),
+            },
+        }
+    }
+
+    /// A command on several keys, each of which may be ours or another's.
+    fn on_keys(self: &Rc<Self>, session: &Session, verb: Verb, keys: Keys<'_>, now: Instant) -> Answer {
+        let mut own = 0;
+        let mut elsewhere = Vec::new();
+        for key in keys.iter() {
+            match self.peer(session, key) {
+                Some(peer) => elsewhere.push(forward::count(peer, verb, key)),
+                None if verb == Verb::Delete => own += i64::from(self.shard.delete(key, now)),
+                None => own += i64::from(self.shard.time_left(key, now).is_some()),
+            }
+        }
+        if elsewhere.is_empty() {
+            let outcome = hit_or_miss(own > 0);
+            self.metrics.answered(verb, outcome);
+            return Answer::Now(Reply::Integer(own));
+        }
+        self.later(verb, now, forward::sum(own, elsewhere))
+    }
+
+    /// A command that concerns the connection or the process.
+    fn on_connection(&self, session: &mut Session, command: Other<'_>) -> Done {
+        let reply = match command {
+            Other::Ping(None) => Reply::Simple(Cow::Borrowed("PONG")),
+            Other::Ping(Some(text)) | Other::Echo(text) => Reply::text(text),
+            Other::Select | Other::ClientNote => Reply::OK,
+            Other::ClientId => Reply::Integer(i64::try_from(session.number).unwrap_or(i64::MAX)),
+            Other::Auth(credentials) => match self.authenticate(session, credentials) {
+                Ok(()) => Reply::OK,
+                Err(text) => error(text),
+            },
+            Other::Hello(protocol, credentials) => self.hello(session, protocol, credentials),
+            Other::Info(sections) => info::text(self, sections),
+            Other::CommandList => Reply::Array(Vec::new()),
+            Other::ConfigGet(parameters) => info::parameters(parameters),
+        };
+        let outcome = match reply {
+            Reply::Error(_) => Outcome::Refused,
+            _ => Outcome::Done,
+        };
+        (reply, outcome)
+    }
+
+    fn hello(
+        &self,
+        session: &mut Session,
+        protocol: Option<Protocol>,
+        credentials: Option<Credentials<'_>>,
+    ) -> Reply {
+        if let Some(credentials) = credentials
+            && let Err(text) = self.authenticate(session, credentials)
+        {
+            return error(text);
+        }
+        if !session.authenticated {
+            return error(NO_AUTH_HELLO);
+        }
+        session.protocol = protocol.unwrap_or(session.protocol);
+        info::hello(session.protocol, session.number)
+    }
+
+    fn authenticate(&self, session: &mut Session, given: Credentials<'_>) -> Result<(), &'static str> {
+        let Some(password) = &self.password else {
+            return Err(NO_PASSWORD);
+        };
+        let right = password.is(given.password);
+        if !right || given.user.is_some_and(|user| user != b"default") {
+            self.metrics.authentication_failed();
+            return Err(WRONG_PASSWORD);
+        }
+        session.authenticated = true;
+        Ok(())
+    }
+
+    /// The cache that a key belongs to, unless it is this one. What a peer asks for is ours: it is not passed on, so that
+    /// two caches that disagree about an owner do not ask each other forever.
+    fn peer(&self, session: &Session, key: &[u8]) -> Option<Client> {
+        if session.origin == Origin::Peer {
+            return None;
+        }
+        match self.router.route(key) {
+            Route::Own => None,
+            Route::Peer(client) => Some(client),
+        }
+    }
+
+    fn later(
+        self: &Rc<Self>,
+        verb: Verb,
+        begin: Instant,
+        reply: impl Future<Output = forward::Forwarded> + 'static,
+    ) -> Answer {
+        let node = Rc::clone(self);
+        let answer = async move {
+            let reply = reply.await;
+            let outcome = match (&reply, verb) {
+                (Err(_), _) => Outcome::Unavailable,
+                (Ok(Reply::Error(_)), _) => Outcome::Refused,
+                (Ok(Reply::Null), Verb::Set) => Outcome::Exists,
+                (Ok(_), Verb::Set) => Outcome::Stored,
+                (Ok(Reply::Null | Reply::Integer(..=0)), _) => Outcome::Miss,
+                (Ok(_), _) => Outcome::Hit,
+            };
+            node.metrics.answered(verb, outcome);
+            node.metrics.took(begin.elapsed());
+            reply.unwrap_or_else(|_| match verb {
+                // A miss is what every client is prepared for.
+                Verb::Get | Verb::Take => Reply::Null,
+                _ => error("ERR the cache that owns this key does not answer"),
+            })
+        };
+        Answer::Later(answer.boxed_local())
+    }
+}
+
+const NO_AUTH: &str = "NOAUTH Authentication required.";
+const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the \
+                             HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and \
+                             select the RESP protocol version at the same time";
+const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. Are you \
+                           sure your configuration is correct?";
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+fn error(text: &'static str) -> Reply {
+    Reply::Error(Cow::Borrowed(text))
+}
+
+fn refused(refusal: CommandError) -> Reply {
+    Reply::Error(Cow::Owned(refusal.to_string()))
+}
+
+fn found_reply(found: bool) -> Done {
+    (Reply::Integer(i64::from(found)), hit_or_miss(found))
+}
+
+fn hit_or_miss(hit: bool) -> Outcome {
+    match hit {
+        true => Outcome::Hit,
+        false => Outcome::Miss,
+    }
+}

@@ -1,0 +1,154 @@
+//! Which cache owns a key: rendezvous hashing, so that a cache that comes or goes moves its own keys only.
+//!
+//! All caches of a farm must agree, whatever their release, so the function is fixed:
+//!
+//! - hash of a key: the first 8 bytes, big endian, of its SHA-256;
+//! - hash of a member: the same of its address's 16 bytes (IPv4 as `::ffff:a.b.c.d`) and its port's 2, big endian;
+//! - score: both hashes, xored and put through the finalizer of SplitMix64;
+//! - owner: the member with the highest score, and among equals the one with the highest hash.
+//!
+//! Keys may be chosen by clients, members are not: whoever aims at one member with keys of his own finds them by trying,
+//! and gains no more than entries that he fills himself.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aws_lc_rs::digest;
+
+/// A cache as far as ownership goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct MemberHash(u64);
+
+/// A key as far as ownership goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct KeyHash(u64);
+
+impl MemberHash {
+    /// Of the cache that listens for peers on `address`.
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut bytes = [0; 18];
+        let (host, port) = bytes.split_at_mut(16);
+        host.copy_from_slice(&ip.octets());
+        port.copy_from_slice(&address.port().to_be_bytes());
+        Self(first_of_sha256(&bytes))
+    }
+}
+
+impl KeyHash {
+    /// Of a key.
+    pub(crate) fn of(key: &[u8]) -> Self {
+        Self(first_of_sha256(key))
+    }
+}
+
+/// The owner of a key among some members; None when there are none.
+pub(crate) fn owner<M>(
+    key: KeyHash,
+    members: impl IntoIterator<Item = M>,
+    hash: impl Fn(&M) -> MemberHash,
+) -> Option<M> {
+    members.into_iter().max_by_key(|member| {
+        let MemberHash(member) = hash(member);
+        (mix(key.0 ^ member), member)
+    })
+}
+
+/// The finalizer of SplitMix64.
+fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
+fn first_of_sha256(bytes: &[u8]) -> u64 {
+    let digest = digest::digest(&digest::SHA256, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .take(8)
+        .fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KEYS: u32 = 20_000;
+
+    fn address(number: u8) -> SocketAddr {
+        (Ipv4Addr::new(10, 0, 0, number), 7443).into()
+    }
+
+    fn owner_among(key: &[u8], members: &[SocketAddr]) -> SocketAddr {
+        let found = owner(KeyHash::of(key), members.iter().copied(), |member| {
+            MemberHash::of(*member)
+        });
+        found.expect("there are members")
+    }
+
+    fn share(members: &[SocketAddr], of: SocketAddr) -> f64 {
+        let owned = (0..KEYS).filter(|key| owner_among(&key.to_be_bytes(), members) == of);
+        owned.count() as f64 / f64::from(KEYS)
+    }
+
+    #[test]
+    fn the_function_is_what_other_releases_have() {
+        assert_eq!(KeyHash::of(b"abc"), KeyHash(0xba78_16bf_8f01_cfea));
+        assert_eq!(MemberHash::of(address(1)), MemberHash(0x2313_55b1_1551_9bfb));
+        let members: Vec<_> = (1..=5).map(address).collect();
+        let owners: Vec<u8> = ["a", "b", "c", "d", "e", "f", "g", "h"]
+            .iter()
+            .map(|key| match owner_among(key.as_bytes(), &members).ip() {
+                IpAddr::V4(ip) => ip.octets()[3],
+                IpAddr::V6(_) => 0,
+            })
+            .collect();
+        assert_eq!(owners, [1, 1, 5, 1, 3, 4, 3, 1]);
+    }
+
+    #[test]
+    fn an_address_is_the_same_member_in_both_forms() {
+        let mapped = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().into(), 7443);
+        assert_eq!(MemberHash::of(mapped), MemberHash::of(address(1)));
+    }
+
+    #[test]
+    fn there_is_no_owner_among_nobody() {
+        let nobody = owner(KeyHash::of(b"key"), Vec::<SocketAddr>::new(), |member| {
+            MemberHash::of(*member)
+        });
+        assert_eq!(nobody, None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+
+        #[test]
+        fn keys_are_balanced_and_only_a_newcomers_keys_move(
+            numbers in btree_set(any::<u8>(), 2..9),
+            shuffled in any::<prop::sample::Index>(),
+        ) {
+            let mut members: Vec<_> = numbers.into_iter().map(address).collect();
+            let fair = 1.0 / members.len() as f64;
+            for member in &members {
+                let share = share(&members, *member);
+                prop_assert!((share - fair).abs() < 0.02, "{member} has {share}, {fair} is fair");
+            }
+            let newcomer = members.remove(shuffled.index(members.len()));
+            let mut all = vec![newcomer];
+            all.extend(members.iter().rev());
+            for key in (0..KEYS).map(u32::to_be_bytes) {
+                let now = owner_among(&key, &all);
+                prop_assert!(now == newcomer || now == owner_among(&key, &members));
+            }
+        }
+    }
+}

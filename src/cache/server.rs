@@ -1,0 +1,180 @@
+//! The process: listeners, what they share, and the end in good order.
+
+use std::fs;
+use std::future::ready;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::connection::{Common, serve};
+use super::metrics::Origin;
+use super::peer_listener;
+use super::peer_metrics::PeerMetrics;
+use super::peer_tls::PeerTls;
+
+/// How long accepting pauses after an error such as too many open files.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Silence after which a client is asked whether it is still there. Silent clients are welcome; dead ones are not.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Who may use a Unix socket: the user and its group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// Everything that listeners need.
+#[derive(Clone)]
+pub(crate) struct Server {
+    pub(crate) common: Rc<Common>,
+    /// Room for clients.
+    pub(crate) room: Arc<Semaphore>,
+    /// Room for other caches, which clients cannot take away.
+    pub(crate) peer_room: Arc<Semaphore>,
+    /// Listeners and open connections.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Server {
+    /// Serves clients on a TCP address.
+    pub(crate) fn listen_tcp(&self, listener: TcpListener) {
+        let server = self.clone();
+        self.tasks.spawn_local(async move {
+            let accept = async || listener.accept().await.map(|(stream, _)| stream);
+            server
+                .accept(accept, |stream| prepare(&stream).map(|()| stream))
+                .await;
+        });
+    }
+
+    /// Serves clients on a Unix socket, which is removed at the end.
+    pub(crate) fn listen_unix(&self, socket: UnixSocket) {
+        let server = self.clone();
+        self.tasks.spawn_local(async move {
+            let accept = async || socket.listener.accept().await.map(|(stream, _)| stream);
+            server.accept(accept, Ok::<UnixStream, io::Error>).await;
+        });
+    }
+
+    /// Serves other caches.
+    pub(crate) fn listen_peers(&self, listener: TcpListener, tls: Arc<PeerTls>, metrics: PeerMetrics) {
+        let (server, stop) = (self.clone(), self.common.stop.clone());
+        let take = move |stream| {
+            server.take(stream, Origin::Peer);
+            ready(())
+        };
+        self.tasks.spawn_local(async move {
+            stop.run_until_cancelled(peer_listener::accept(listener, tls, metrics, take))
+                .await;
+        });
+    }
+
+    async fn accept<S>(&self, accept: impl AsyncFn() -> io::Result<S>, prepare: impl Fn(S) -> io::Result<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let metrics = &self.common.node.metrics;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.common.stop.cancelled() => return,
+                accepted = accept() => accepted,
+            };
+            match accepted.and_then(&prepare) {
+                Ok(stream) => self.take(stream, Origin::Client),
+                // The client went away while it waited in the queue.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    metrics.accept_failed();
+                    debug!(%error, "cannot accept");
+                    sleep(BACK_OFF).await;
+                }
+            }
+        }
+    }
+
+    /// Serves one connection, or closes it when too many are open.
+    fn take<S>(&self, stream: S, origin: Origin)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let metrics = &self.common.node.metrics;
+        let room = match origin {
+            Origin::Client => &self.room,
+            Origin::Peer => &self.peer_room,
+        };
+        let Ok(room) = Arc::clone(room).try_acquire_owned() else {
+            metrics.connection_refused(origin);
+            return;
+        };
+        let open = metrics.connection_opened(origin);
+        let common = Rc::clone(&self.common);
+        self.tasks.spawn_local(async move {
+            serve(stream, origin, common).await;
+            drop((room, open));
+        });
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+}
+
+/// A Unix socket that is listened on.
+pub(crate) struct UnixSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// By which it is known not to have been replaced.
+    inode: u64,
+}
+
+impl UnixSocket {
+    /// Listens at `path`, in the place of a socket that is there already: nobody can be listening on it, unless another
+    /// process was given the same path.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written to, or something that is no socket is in the way.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
+        if let Ok(there) = fs::symlink_metadata(path)
+            && !there.file_type().is_socket()
+        {
+            let in_the_way = "something that is no socket is in the way";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, in_the_way));
+        }
+        // Under another name first, so that whoever connects finds either the old or a working one.
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(".new");
+        let fresh = PathBuf::from(fresh);
+        match fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&fresh)?;
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(SOCKET_MODE))?;
+        fs::rename(&fresh, path)?;
+        Ok(Self {
+            listener,
+            inode: fs::symlink_metadata(path)?.ino(),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

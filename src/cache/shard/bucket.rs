@@ -1,0 +1,228 @@
+//! One part of a shard: entries in one block of memory, linked from the oldest to the newest.
+
+use zeroize::Zeroizing;
+
+use super::index::{Index, NOWHERE};
+use super::vault::Id;
+
+/// Fewest entries that there is room for once there is one.
+const FEWEST: usize = 32;
+
+/// What the allocator needs beside a value, and what it rounds up to.
+const ALLOCATION_HEAD: usize = 8;
+const ALLOCATION_STEP: usize = 16;
+
+struct Entry {
+    id: Id,
+    /// When it expires, in milliseconds of the shard's time.
+    expires: u64,
+    value: Zeroizing<Box<[u8]>>,
+    older: u32,
+    newer: u32,
+}
+
+/// Entries within a bound on their memory.
+pub(super) struct Bucket {
+    limit: usize,
+    index: Index,
+    /// Without holes: the last moves to where one is taken out.
+    entries: Vec<Entry>,
+    oldest: u32,
+    newest: u32,
+    value_bytes: usize,
+    /// Where to look next for what has expired.
+    swept: usize,
+    evicted: u64,
+    expired: u64,
+}
+
+/// What a bucket holds and has let go.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Figures {
+    /// Entries, those included that expired unnoticed.
+    pub(crate) entries: usize,
+    /// Memory that they take, with everything around them.
+    pub(crate) bytes: usize,
+    /// Entries that went because there was no room.
+    pub(crate) evicted: u64,
+    /// Entries that went because their time was over.
+    pub(crate) expired: u64,
+}
+
+impl Bucket {
+    /// An empty one that may take so many bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            index: Index::default(),
+            entries: Vec::new(),
+            oldest: NOWHERE,
+            newest: NOWHERE,
+            value_bytes: 0,
+            swept: 0,
+            evicted: 0,
+            expired: 0,
+        }
+    }
+
+    /// The value and when it expires.
+    pub(super) fn get(&mut self, id: &Id, now: u64) -> Option<(&[u8], u64)> {
+        let place = self.find_live(id, now)?;
+        let entry = self.entries.get(place as usize)?;
+        Some((&entry.value, entry.expires))
+    }
+
+    /// Takes an entry out.
+    pub(super) fn take(&mut self, id: &Id, now: u64) -> Option<Zeroizing<Box<[u8]>>> {
+        let place = self.find_live(id, now)?;
+        self.remove(place).map(|entry| entry.value)
+    }
+
+    /// Gives an entry another end.
+    pub(super) fn set_expiry(&mut self, id: &Id, expires: u64, now: u64) -> bool {
+        let place = self.find_live(id, now);
+        let entry = place.and_then(|place| self.entries.get_mut(place as usize));
+        entry.map(|entry| entry.expires = expires).is_some()
+    }
+
+    /// Stores a value as the newest, and lets the oldest go until there is room. False when there is no room even so.
+    pub(super) fn set(&mut self, id: Id, value: Zeroizing<Box<[u8]>>, expires: u64) -> bool {
+        if let Some(place) = self.find(&id) {
+            self.remove(place);
+        }
+        let bytes = allocation(value.len());
+        // Growing is put off in favour of the oldest's place when there is no memory for it.
+        while self.bytes() + bytes + self.growth() > self.limit {
+            if self.remove(self.oldest).is_none() {
+                return false;
+            }
+            self.evicted += 1;
+        }
+        if self.entries.len() == self.entries.capacity() {
+            self.entries.reserve_exact(self.step());
+        }
+        let place = self.entries.len() as u32;
+        self.index.insert(tag(&id), place);
+        self.entries.push(Entry {
+            id,
+            expires,
+            value,
+            older: self.newest,
+            newer: NOWHERE,
+        });
+        self.value_bytes += bytes;
+        self.join(self.newest, place);
+        self.join(place, NOWHERE);
+        true
+    }
+
+    /// Looks at the next `most` entries and removes those that have expired.
+    pub(super) fn sweep(&mut self, most: usize, now: u64) {
+        for _ in 0..most.min(self.entries.len()) {
+            if self.swept >= self.entries.len() {
+                self.swept = 0;
+            }
+            match self.entries.get(self.swept) {
+                // Another one is in this place then.
+                Some(entry) if entry.expires <= now => self.expire(self.swept as u32),
+                _ => self.swept += 1,
+            }
+        }
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        Figures {
+            entries: self.entries.len(),
+            bytes: self.bytes(),
+            evicted: self.evicted,
+            expired: self.expired,
+        }
+    }
+
+    fn find(&self, id: &Id) -> Option<u32> {
+        self.index.find(tag(id), |place| {
+            let entry = self.entries.get(place as usize);
+            entry.is_some_and(|entry| entry.id == *id)
+        })
+    }
+
+    fn find_live(&mut self, id: &Id, now: u64) -> Option<u32> {
+        let place = self.find(id)?;
+        if self.entries.get(place as usize)?.expires > now {
+            return Some(place);
+        }
+        self.expire(place);
+        None
+    }
+
+    fn expire(&mut self, place: u32) {
+        self.remove(place);
+        self.expired += 1;
+    }
+
+    /// Takes an entry out; the last one moves to its place.
+    fn remove(&mut self, place: u32) -> Option<Entry> {
+        let (id, older, newer) = self.links(place)?;
+        self.join(older, newer);
+        self.index.remove(tag(&id), place);
+        let last = self.entries.len().saturating_sub(1) as u32;
+        let entry = self.entries.swap_remove(place as usize);
+        if let Some((id, older, newer)) = self.links(place) {
+            self.index.relocate(tag(&id), last, place);
+            self.join(older, place);
+            self.join(place, newer);
+        }
+        self.value_bytes -= allocation(entry.value.len());
+        if self.entries.len() * 4 < self.entries.capacity() {
+            self.entries.shrink_to((self.entries.len() * 2).max(FEWEST));
+        }
+        Some(entry)
+    }
+
+    fn links(&self, place: u32) -> Option<(Id, u32, u32)> {
+        let entry = self.entries.get(place as usize)?;
+        Some((entry.id, entry.older, entry.newer))
+    }
+
+    /// Makes two places neighbours; the ends of the chain are where there is nothing on one side.
+    fn join(&mut self, older: u32, newer: u32) {
+        match self.entries.get_mut(older as usize) {
+            Some(entry) => entry.newer = newer,
+            None => self.oldest = newer,
+        }
+        match self.entries.get_mut(newer as usize) {
+            Some(entry) => entry.older = older,
+            None => self.newest = older,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.value_bytes + self.index.bytes() + self.entries.capacity() * size_of::<Entry>()
+    }
+
+    /// Memory that one more entry takes besides its value.
+    fn growth(&self) -> usize {
+        let block = match self.entries.len() == self.entries.capacity() {
+            true => self.step() * size_of::<Entry>(),
+            false => 0,
+        };
+        block + self.index.growth()
+    }
+
+    /// By how many entries the block grows: an eighth, which wastes little and copies seldom.
+    fn step(&self) -> usize {
+        (self.entries.capacity() / 8).max(FEWEST)
+    }
+}
+
+fn tag(id: &Id) -> u32 {
+    let [a, b, c, d, ..] = id.0;
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// What the allocator takes for a value.
+fn allocation(length: usize) -> usize {
+    (length + ALLOCATION_HEAD)
+        .next_multiple_of(ALLOCATION_STEP)
+        .max(2 * ALLOCATION_STEP)
+}

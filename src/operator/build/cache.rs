@@ -1,0 +1,390 @@
+//! What a farm's session cache adds to its objects: the sidecars, their files and the Service by which they find each
+//! other, or the files with which proxies log on to a Redis.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, ResourceRequirements,
+    Service, ServicePort, ServiceSpec, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::config::{CACHE_CONFIG_KEY, CONFIG_DIR, tls12_lifetime};
+use super::deployment::{container_ports, mount, probe, restricted, secret_volume};
+use crate::api::{self, Duration, SessionCacheMode, TLSFarm, ports};
+use crate::config::{
+    Backend, CacheConfig, CacheListen, CacheServer, Peers, RedisServer, RedisTls, ServicePort as Member,
+    SessionCache, VERSION,
+};
+use crate::operator::names::FarmId;
+
+const CONTAINER: &str = "cache";
+const CERTIFICATE_DIR: &str = "/etc/tlsfarm/cache";
+const RUN_DIR: &str = "/run/tlsfarm";
+const SOCKET: &str = "/run/tlsfarm/cache.sock";
+const REDIS_TLS_DIR: &str = "/etc/tlsfarm/redis/tls";
+const REDIS_CREDENTIALS_DIR: &str = "/etc/tlsfarm/redis/credentials";
+
+/// Entries that come without a lifetime are nobody's here: proxies always give one.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// What a pod gets for the session cache.
+#[derive(Default)]
+pub(super) struct PodParts {
+    pub(super) sidecar: Option<Container>,
+    pub(super) volumes: Vec<Volume>,
+    /// Of the proxy's container.
+    pub(super) mounts: Vec<VolumeMount>,
+}
+
+/// What the sidecars are told; none when there are none.
+pub(super) fn config(farm: &TLSFarm, id: &FarmId) -> Option<CacheConfig> {
+    let cache = sidecar(farm)?;
+    let any = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    Some(CacheConfig {
+        version: VERSION,
+        listen: CacheListen {
+            unix: Some(SOCKET.into()),
+            tcp: None,
+            admin: any(ports::CACHE_ADMIN.1),
+        },
+        size_mib: u32::try_from(cache.size_mib).unwrap_or(1),
+        default_lifetime: DEFAULT_LIFETIME,
+        // Proxies seal what they store.
+        encrypt_values: false,
+        password: None,
+        peers: Some(Peers {
+            listen: any(ports::CACHE_PEERS.1),
+            members: Backend::Service(Member {
+                name: id.cache_name(),
+                port: ports::CACHE_PEERS.1,
+                port_name: Some(ports::CACHE_PEERS.0.into()),
+            }),
+            server_name: id.cache_server_name(),
+            certificate: file(CERTIFICATE_DIR, "tls.crt"),
+            key: file(CERTIFICATE_DIR, "tls.key"),
+            authority: file(CERTIFICATE_DIR, "ca.crt"),
+            timeout: peer_timeout(cache.lookup_timeout),
+        }),
+    })
+}
+
+/// What the proxies are told of the session cache; none when there is none.
+pub(super) fn of_proxies(farm: &TLSFarm) -> Option<SessionCache> {
+    let cache = &farm.spec.resumption.session_cache;
+    let server = match (cache.mode, &cache.redis) {
+        (SessionCacheMode::Sidecar, _) => CacheServer::Unix(SOCKET.into()),
+        (SessionCacheMode::Redis, Some(redis)) => CacheServer::Redis(redis_server(redis)),
+        // The schema refuses Redis without a server.
+        (SessionCacheMode::Redis, None) | (SessionCacheMode::Disabled, _) => return None,
+    };
+    Some(SessionCache {
+        server,
+        session_id_lifetime: tls12_lifetime(&farm.spec.resumption.tickets),
+        lookup_timeout: cache.lookup_timeout,
+    })
+}
+
+/// The Service by which the sidecars find each other; none when there are none.
+///
+/// It names ready pods only: a proxy that drains takes its cache along.
+pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
+    sidecar(farm)?;
+    let (name, number) = ports::CACHE_PEERS;
+    Some(Service {
+        metadata: id.metadata(id.cache_name()),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            selector: Some(id.pod_labels()),
+            ports: Some(vec![ServicePort {
+                name: Some(name.into()),
+                port: i32::from(number),
+                target_port: Some(IntOrString::String(name.into())),
+                protocol: Some("TCP".into()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    })
+}
+
+/// What the pods get; `image` and `pull_policy` are the proxy's.
+pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &str) -> PodParts {
+    let cache = &farm.spec.resumption.session_cache;
+    match (cache.mode, &cache.redis) {
+        (SessionCacheMode::Sidecar, _) => PodParts {
+            sidecar: Some(container(cache, image, pull_policy)),
+            volumes: vec![
+                Volume {
+                    name: "run".into(),
+                    empty_dir: Some(EmptyDirVolumeSource {
+                        medium: Some("Memory".into()),
+                        size_limit: Some(Quantity("1Mi".into())),
+                    }),
+                    ..Volume::default()
+                },
+                secret_volume("cache-tls".into(), id.cache_tls_name(), false),
+            ],
+            mounts: vec![mount("run", RUN_DIR.into())],
+        },
+        (SessionCacheMode::Redis, Some(redis)) => {
+            // Optional: handshakes must not depend on them.
+            let secrets = [
+                (
+                    "redis-tls",
+                    REDIS_TLS_DIR,
+                    redis.tls.as_ref().map(|tls| &tls.secret_ref),
+                ),
+                (
+                    "redis-credentials",
+                    REDIS_CREDENTIALS_DIR,
+                    redis.credentials_secret_ref.as_ref(),
+                ),
+            ];
+            let mut parts = PodParts::default();
+            for (volume, dir, reference) in secrets {
+                if let Some(reference) = reference {
+                    parts
+                        .volumes
+                        .push(secret_volume(volume.into(), reference.name.clone(), true));
+                    parts.mounts.push(mount(volume, dir.into()));
+                }
+            }
+            parts
+        }
+        (SessionCacheMode::Redis, None) | (SessionCacheMode::Disabled, _) => PodParts::default(),
+    }
+}
+
+fn sidecar(farm: &TLSFarm) -> Option<&api::SessionCache> {
+    let cache = &farm.spec.resumption.session_cache;
+    (cache.mode == SessionCacheMode::Sidecar).then_some(cache)
+}
+
+fn redis_server(redis: &api::RedisServer) -> RedisServer {
+    let credential = |key| {
+        let set = redis.credentials_secret_ref.is_some();
+        set.then(|| file(REDIS_CREDENTIALS_DIR, key))
+    };
+    RedisServer {
+        address: redis.address.clone(),
+        tls: redis.tls.as_ref().map(|tls| RedisTls {
+            authority: file(REDIS_TLS_DIR, "ca.crt"),
+            server_name: tls.server_name.clone(),
+            certificate: Some(file(REDIS_TLS_DIR, "tls.crt")),
+            key: Some(file(REDIS_TLS_DIR, "tls.key")),
+        }),
+        username: credential("username"),
+        password: credential("password"),
+    }
+}
+
+/// A native sidecar: it is there before the proxy and ends after it.
+///
+/// It has no readiness probe: a sick cache costs full handshakes, and must not take the proxy out of service.
+fn container(cache: &api::SessionCache, image: &str, pull_policy: &str) -> Container {
+    Container {
+        name: CONTAINER.into(),
+        image: Some(image.into()),
+        image_pull_policy: Some(pull_policy.into()),
+        restart_policy: Some("Always".into()),
+        args: Some(vec![
+            "cache".into(),
+            "--config".into(),
+            format!("{CONFIG_DIR}/{CACHE_CONFIG_KEY}"),
+        ]),
+        env: Some(vec![EnvVar {
+            name: "POD_IP".into(),
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector {
+                    field_path: "status.podIP".into(),
+                    ..ObjectFieldSelector::default()
+                }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        }]),
+        ports: Some(container_ports(&[ports::CACHE_PEERS, ports::CACHE_ADMIN])),
+        volume_mounts: Some(vec![
+            mount("config", CONFIG_DIR.into()),
+            mount("cache-tls", CERTIFICATE_DIR.into()),
+            VolumeMount {
+                name: "run".into(),
+                mount_path: RUN_DIR.into(),
+                ..VolumeMount::default()
+            },
+        ]),
+        resources: Some(
+            cache
+                .resources
+                .clone()
+                .unwrap_or_else(|| resources(cache.size_mib)),
+        ),
+        liveness_probe: Some(probe(ports::CACHE_ADMIN.0, "/healthz", 10, 3)),
+        security_context: Some(restricted()),
+        ..Container::default()
+    }
+}
+
+/// What a sidecar needs whose user says nothing: the allocator may hold as much again as the entries.
+fn resources(size_mib: i32) -> ResourceRequirements {
+    let limit = format!("{}Mi", 2 * i64::from(size_mib) + 64);
+    ResourceRequirements {
+        requests: Some(BTreeMap::from([
+            ("cpu".into(), Quantity("50m".into())),
+            ("memory".into(), Quantity("32Mi".into())),
+        ])),
+        limits: Some(BTreeMap::from([("memory".into(), Quantity(limit))])),
+        ..ResourceRequirements::default()
+    }
+}
+
+/// A little less than the proxy waits, so that it hears of a slow owner rather than giving up on its own cache.
+fn peer_timeout(lookup: Duration) -> Duration {
+    let micros = lookup.as_std().as_micros() * 4 / 5;
+    Duration::from_millis(u64::try_from(micros / 1000).unwrap_or(u64::MAX).max(1))
+}
+
+fn file(dir: &str, name: &str) -> PathBuf {
+    Path::new(dir).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::tests::{built, spec};
+    use super::*;
+    use crate::config::ProxyConfig;
+
+    type Objects = BTreeMap<(String, String), Value>;
+
+    fn built_with(cache: Value) -> Objects {
+        let mut changed = spec();
+        changed["resumption"] = json!({"sessionCache": cache});
+        built(changed)
+    }
+
+    fn pod(objects: &Objects) -> &Value {
+        &objects[&("Deployment".into(), "shop-proxy".into())]["spec"]["template"]
+    }
+
+    fn text<'a>(objects: &'a Objects, key: &str) -> Option<&'a str> {
+        objects[&("ConfigMap".into(), "shop-proxy".into())]["data"][key].as_str()
+    }
+
+    fn volumes(objects: &Objects) -> Vec<String> {
+        let volumes = pod(objects)["spec"]["volumes"].as_array().expect("volumes");
+        let secrets = volumes
+            .iter()
+            .filter_map(|volume| volume["secret"]["secretName"].as_str());
+        secrets.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn sidecars_and_proxies_accept_what_they_are_told_and_meet_at_one_socket() {
+        let objects = built_with(json!({"mode": "Sidecar", "sizeMiB": 7, "lookupTimeout": "10ms"}));
+        let cache = CacheConfig::parse(text(&objects, "cache.json").expect("there")).expect("valid");
+        let proxy = ProxyConfig::parse(text(&objects, "config.json").expect("there")).expect("valid");
+        let used = proxy.session_cache.expect("used");
+        assert_eq!(
+            used.server,
+            CacheServer::Unix(cache.listen.unix.expect("listens"))
+        );
+        assert_eq!(used.session_id_lifetime, Duration::from_secs(7200));
+        assert_eq!(cache.size_mib, 7);
+        let peers = cache.peers.expect("it has peers");
+        assert_eq!(peers.timeout, Duration::from_millis(8));
+        assert_eq!(peers.server_name, "cache.shop.web.tlsfarm");
+        let Backend::Service(members) = peers.members else {
+            panic!("not found through a Service")
+        };
+        let service = &objects[&("Service".into(), members.name)]["spec"];
+        assert_eq!(service["clusterIP"], "None");
+        assert_eq!(service["ports"][0]["name"].as_str(), members.port_name.as_deref());
+        assert_eq!(service["publishNotReadyAddresses"], Value::Null);
+    }
+
+    #[test]
+    fn the_sidecar_is_restricted_alone_has_the_key_and_is_never_waited_for() {
+        let objects = built_with(json!({"mode": "Sidecar"}));
+        let spec = &pod(&objects)["spec"];
+        let sidecar = &spec["initContainers"][0];
+        assert_eq!(
+            (&sidecar["name"], &sidecar["restartPolicy"]),
+            (&json!("cache"), &json!("Always"))
+        );
+        assert_eq!(sidecar["image"], spec["containers"][0]["image"]);
+        assert_eq!(
+            sidecar["securityContext"],
+            spec["containers"][0]["securityContext"]
+        );
+        assert_eq!(sidecar["readinessProbe"], Value::Null);
+        assert_eq!(sidecar["resources"]["limits"]["memory"], "192Mi");
+        let mounted = |container: &Value, path: &str| {
+            let mounts = container["volumeMounts"].as_array().expect("mounts");
+            mounts.iter().any(|mount| mount["mountPath"] == path)
+        };
+        assert!(mounted(sidecar, CERTIFICATE_DIR) && mounted(sidecar, RUN_DIR));
+        let proxy = &spec["containers"][0];
+        assert!(!mounted(proxy, CERTIFICATE_DIR) && mounted(proxy, RUN_DIR));
+        assert!(!mounted(sidecar, super::super::config::RING_DIR));
+        assert!(!volumes(&objects).contains(&"shop-cache-ca".to_owned()));
+    }
+
+    #[test]
+    fn what_a_sidecar_reads_at_its_start_restarts_it_and_nothing_else_does() {
+        let template = |cache| pod(&built_with(cache)).clone();
+        let before = template(json!({"mode": "Sidecar"}));
+        assert_ne!(before, template(json!({"mode": "Sidecar", "sizeMiB": 65})));
+        assert_ne!(
+            before,
+            template(json!({"mode": "Sidecar", "lookupTimeout": "20ms"}))
+        );
+        let mut rotating = spec();
+        rotating["resumption"] =
+            json!({"sessionCache": {"mode": "Sidecar"}, "tickets": {"rotationInterval": "5m"}});
+        assert_eq!(before, *pod(&built(rotating)));
+    }
+
+    #[test]
+    fn a_redis_needs_no_sidecar_and_its_secrets_keep_no_pod_from_starting() {
+        let objects = built_with(json!({"mode": "Redis", "redis": {
+            "address": "redis.web.svc:6379",
+            "tls": {"secretRef": {"name": "redis-ca"}},
+            "credentialsSecretRef": {"name": "redis-login"},
+        }}));
+        assert_eq!(pod(&objects)["spec"]["initContainers"], Value::Null);
+        assert_eq!(text(&objects, "cache.json"), None);
+        assert!(!objects.contains_key(&("Service".into(), "shop-cache".into())));
+        let volumes = pod(&objects)["spec"]["volumes"]
+            .as_array()
+            .expect("volumes")
+            .clone();
+        for secret in ["redis-ca", "redis-login"] {
+            let volume = volumes
+                .iter()
+                .find(|volume| volume["secret"]["secretName"] == secret);
+            assert_eq!(volume.expect("mounted")["secret"]["optional"], true);
+        }
+        let proxy = ProxyConfig::parse(text(&objects, "config.json").expect("there")).expect("valid");
+        let CacheServer::Redis(redis) = proxy.session_cache.expect("used").server else {
+            panic!("not a Redis")
+        };
+        assert_eq!(redis.password, Some(file(REDIS_CREDENTIALS_DIR, "password")));
+        assert_eq!(redis.tls.expect("TLS").authority, file(REDIS_TLS_DIR, "ca.crt"));
+    }
+
+    #[test]
+    fn without_a_cache_nothing_of_it_is_there() {
+        let objects = built(spec());
+        assert_eq!(pod(&objects)["spec"]["initContainers"], Value::Null);
+        assert_eq!(pod(&objects)["metadata"]["annotations"], Value::Null);
+        assert_eq!(volumes(&objects), ["shop-ring", "shop-tls"]);
+        assert_eq!(objects.len(), 8);
+    }
+}

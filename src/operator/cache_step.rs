@@ -1,0 +1,204 @@
+//! The part of a pass that tends the certificates of the caches: the two Secrets, read and written one at a time.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::Client;
+use tracing::info;
+use zeroize::Zeroizing;
+
+use super::error::ReconcileError;
+use super::names::{FarmId, Ownership};
+use super::peer_certificates::{Authority, Leaf, Step, plan};
+use super::reconcile::Context;
+use super::secret::{self, Found, Version, Wanted, Written};
+use crate::api::CACHE_AUTHORITY_SECRET_TYPE;
+
+/// Annotation on the Secret that is mounted: since when it has named the newest authority.
+const TRUSTED_SINCE: &str = "tlsfarm.dev/trusted-since";
+
+const AUTHORITY: &str = "ca.crt";
+const AUTHORITY_KEY: &str = "ca.key";
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// A founding and an announcement or issue, and one more look at what they made.
+const MOST_STEPS: usize = 3;
+
+/// The two Secrets as they are.
+pub(super) struct CacheSecrets {
+    authority: Found,
+    leaf: Found,
+}
+
+/// What a pass did to the certificates.
+#[derive(Default)]
+pub(super) struct CacheStep {
+    /// Another writer was faster: the rest is left to the next pass.
+    pub(super) overtaken: bool,
+    /// When the leaf is replaced.
+    pub(super) renewal: Option<Timestamp>,
+    /// When there is something to do.
+    pub(super) due: Option<Timestamp>,
+}
+
+/// Reads both Secrets.
+pub(super) async fn read(client: &Client, id: &FarmId) -> Result<CacheSecrets, ReconcileError> {
+    Ok(CacheSecrets {
+        authority: secret::read(client, id, &id.cache_authority_name()).await?,
+        leaf: secret::read(client, id, &id.cache_tls_name()).await?,
+    })
+}
+
+impl CacheSecrets {
+    /// The first of the two that is not the farm's.
+    pub(super) fn foreign(&self, id: &FarmId) -> Option<(String, Ownership)> {
+        match (&self.authority, &self.leaf) {
+            (Found::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
+            (_, Found::Foreign(ownership)) => Some((id.cache_tls_name(), *ownership)),
+            _ => None,
+        }
+    }
+
+    fn exist(&self) -> bool {
+        matches!((&self.authority, &self.leaf), (Found::Ours(..), Found::Ours(..)))
+    }
+}
+
+/// Makes, announces and renews certificates. A farm that is not accepted keeps what it has, renewed.
+pub(super) async fn tend_certificates(
+    id: &FarmId,
+    secrets: CacheSecrets,
+    may_create: bool,
+    context: &Context,
+    now: Timestamp,
+) -> Result<CacheStep, ReconcileError> {
+    if secrets.foreign(id).is_some() || !(may_create || secrets.exist()) {
+        return Ok(CacheStep::default());
+    }
+    let server_name = id.cache_server_name();
+    let (mut authority, authority_version) = read_authority(secrets.authority);
+    let (mut leaf, leaf_version) = read_leaf(secrets.leaf);
+    for _ in 0..MOST_STEPS {
+        let step = plan(authority.as_ref(), leaf.as_ref(), &server_name, now);
+        let (wanted, version) = match (step, &authority) {
+            (Step::Keep { until }, _) => {
+                return Ok(CacheStep {
+                    overtaken: false,
+                    renewal: leaf.as_ref().map(Leaf::renewal),
+                    due: Some(until),
+                });
+            }
+            (Step::Issue | Step::Announce, Some(authority)) => {
+                let announced = match step {
+                    Step::Announce => leaf
+                        .as_ref()
+                        .map(|leaf| leaf.announcing(authority, &server_name, now)),
+                    _ => None,
+                };
+                let next = match announced {
+                    Some(leaf) => leaf,
+                    None => Leaf::issue(authority, leaf.as_ref(), &server_name, now)?,
+                };
+                let wanted = leaf_secret(id, &next);
+                leaf = Some(next);
+                (wanted, &leaf_version)
+            }
+            (Step::Found | Step::Issue | Step::Announce, _) => {
+                let next = Authority::create(now)?;
+                let wanted = authority_secret(id, &next);
+                authority = Some(next);
+                (wanted, &authority_version)
+            }
+        };
+        let name = wanted.name.clone();
+        if secret::write(&context.client, id, wanted, version.as_ref()).await? == Written::Overtaken {
+            break;
+        }
+        context.metrics.wrote("Secret");
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            secret = name,
+            ?step,
+            "wrote cache certificates"
+        );
+    }
+    // A pass writes each Secret once; what is left is for the next.
+    Ok(CacheStep {
+        overtaken: true,
+        ..CacheStep::default()
+    })
+}
+
+/// Removes both Secrets of a farm that has no sidecars. Returns whether they are gone.
+pub(super) async fn remove(context: &Context, id: &FarmId) -> Result<bool, ReconcileError> {
+    let mut gone = true;
+    for name in [id.cache_tls_name(), id.cache_authority_name()] {
+        if let Found::Ours(_, version) = secret::read(&context.client, id, &name).await? {
+            gone &= secret::delete(&context.client, id, &name, &version).await? == Written::Stored;
+            context.metrics.wrote("Secret");
+        }
+    }
+    Ok(gone)
+}
+
+fn read_authority(found: Found) -> (Option<Authority>, Option<Version>) {
+    let Found::Ours(content, version) = found else {
+        return (None, None);
+    };
+    let authority = content
+        .get(AUTHORITY)
+        .zip(content.get(AUTHORITY_KEY))
+        .and_then(|(certificate, key)| Authority::read(certificate, key));
+    (authority, Some(version))
+}
+
+fn read_leaf(found: Found) -> (Option<Leaf>, Option<Version>) {
+    let Found::Ours(content, version) = found else {
+        return (None, None);
+    };
+    let trusted_since = content.annotation(TRUSTED_SINCE);
+    let trusted_since = trusted_since.and_then(|since| since.parse().ok());
+    let leaf = content
+        .get(CERTIFICATE)
+        .zip(content.get(KEY))
+        .zip(content.get(AUTHORITY))
+        .and_then(|((certificate, key), authorities)| {
+            Leaf::read(certificate, key, authorities, trusted_since)
+        });
+    (leaf, Some(version))
+}
+
+fn authority_secret(id: &FarmId, authority: &Authority) -> Wanted {
+    Wanted {
+        name: id.cache_authority_name(),
+        type_: CACHE_AUTHORITY_SECRET_TYPE,
+        annotations: BTreeMap::new(),
+        data: vec![
+            (AUTHORITY, bytes(&authority.certificate())),
+            (AUTHORITY_KEY, bytes(authority.key())),
+        ],
+    }
+}
+
+fn leaf_secret(id: &FarmId, leaf: &Leaf) -> Wanted {
+    let since = leaf.trusted_since().map(|since| since.to_string());
+    Wanted {
+        name: id.cache_tls_name(),
+        type_: "kubernetes.io/tls",
+        annotations: since
+            .map(|since| (TRUSTED_SINCE.to_owned(), since))
+            .into_iter()
+            .collect(),
+        data: vec![
+            (CERTIFICATE, bytes(&leaf.certificate())),
+            (KEY, bytes(leaf.key())),
+            (AUTHORITY, bytes(&leaf.authorities())),
+        ],
+    }
+}
+
+fn bytes(text: &str) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(text.as_bytes().to_vec())
+}

@@ -1,0 +1,197 @@
+use super::*;
+
+const NAME: &str = "cache.shop.web.tlsfarm";
+
+fn day(day: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + day * 86_400).expect("in range")
+}
+
+/// What a cache has loaded, and what the operator keeps.
+struct World {
+    authority: Option<Authority>,
+    leaf: Option<Leaf>,
+}
+
+impl World {
+    /// Does everything that is to be done at `now`; returns the steps, of which the last is [`Step::Keep`].
+    fn tend(&mut self, now: Timestamp) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for _ in 0..4 {
+            let step = plan(self.authority.as_ref(), self.leaf.as_ref(), NAME, now);
+            steps.push(step);
+            match (step, &self.authority, &self.leaf) {
+                (Step::Keep { .. }, ..) => return steps,
+                (Step::Found, ..) => self.authority = Some(Authority::create(now).expect("made")),
+                (Step::Announce, Some(authority), Some(leaf)) => {
+                    self.leaf = Some(leaf.announcing(authority, NAME, now));
+                }
+                (Step::Issue, Some(authority), leaf) => {
+                    self.leaf = Some(Leaf::issue(authority, leaf.as_ref(), NAME, now).expect("made"));
+                }
+                _ => panic!("{step:?} of what is not there"),
+            }
+        }
+        panic!("it does not settle: {steps:?}");
+    }
+
+    fn new(now: Timestamp) -> Self {
+        let mut world = Self {
+            authority: None,
+            leaf: None,
+        };
+        world.tend(now);
+        world
+    }
+
+    fn leaf(&self) -> &Leaf {
+        self.leaf.as_ref().expect("there is a leaf")
+    }
+}
+
+fn again(leaf: &Leaf) -> Leaf {
+    Leaf::read(
+        leaf.certificate().as_bytes(),
+        leaf.key().as_bytes(),
+        leaf.authorities().as_bytes(),
+        leaf.trusted_since(),
+    )
+    .expect("what was written can be read")
+}
+
+/// Whether a cache that still has `one` and a cache that has `other` accept each other.
+fn accept_each_other(one: &Leaf, other: &Leaf, now: Timestamp) -> bool {
+    let trusts = |a: &Leaf, b: &Leaf| {
+        let mut authorities = a.authorities.iter();
+        authorities.any(|authority| b.is_signed_by(authority, NAME, now))
+    };
+    trusts(one, other) && trusts(other, one)
+}
+
+#[test]
+fn a_new_farm_gets_an_authority_and_a_leaf_that_last() {
+    let mut world = World {
+        authority: None,
+        leaf: None,
+    };
+    let steps = world.tend(day(0));
+    assert_eq!(steps[..2], [Step::Found, Step::Issue]);
+    let leaf = world.leaf();
+    assert!(leaf.is_usable(NAME, day(89)) && !leaf.is_usable(NAME, day(91)));
+    assert!(
+        leaf.is_usable(NAME, day(0) - SignedDuration::from_mins(4)),
+        "a clock may be late"
+    );
+    assert!(!leaf.is_usable("cache.other.web.tlsfarm", day(1)));
+    assert_eq!(leaf.authorities().matches("BEGIN").count(), 1);
+    assert_eq!(world.tend(day(1)).len(), 1, "nothing is left to do");
+}
+
+#[test]
+fn what_is_written_is_read_and_what_is_damaged_is_not() {
+    let world = World::new(day(0));
+    let authority = world.authority.as_ref().expect("there");
+    let read = Authority::read(authority.certificate().as_bytes(), authority.key().as_bytes());
+    let step = plan(read.as_ref(), Some(&again(world.leaf())), NAME, day(1));
+    assert!(matches!(step, Step::Keep { .. }), "{step:?}");
+
+    let other = Authority::create(day(0)).expect("made");
+    assert!(Authority::read(authority.certificate().as_bytes(), other.key().as_bytes()).is_none());
+    assert!(Authority::read(b"", authority.key().as_bytes()).is_none());
+    assert!(Authority::read(authority.certificate().as_bytes(), b"\xff").is_none());
+    let leaf = world.leaf();
+    let (certificate, key) = (leaf.certificate(), leaf.key());
+    assert!(Leaf::read(certificate.as_bytes(), other.key().as_bytes(), b"", None).is_none());
+    let trusting_nobody = Leaf::read(certificate.as_bytes(), key.as_bytes(), b"", Some(day(0)));
+    assert_eq!(
+        plan(Some(authority), trusting_nobody.as_ref(), NAME, day(1)),
+        Step::Issue
+    );
+}
+
+#[test]
+fn a_leaf_is_renewed_after_two_thirds_of_its_life() {
+    let mut world = World::new(day(0));
+    let first = again(world.leaf());
+    let [Step::Keep { until }] = world.tend(day(1))[..] else {
+        panic!("nothing is due")
+    };
+    assert_eq!(until, first.renewal());
+    assert!((day(59)..day(61)).contains(&until));
+    let steps = world.tend(until);
+    assert_eq!(steps[0], Step::Issue);
+    assert_ne!(world.leaf().certificate(), first.certificate());
+    assert!(accept_each_other(&first, world.leaf(), until));
+}
+
+#[test]
+fn a_new_authority_signs_only_once_every_cache_trusts_it() {
+    let mut world = World::new(day(0));
+    // The leaves of ten years, up to the day on which the authority is due.
+    let mut now = day(0);
+    while now < day(2400) {
+        let Some(Step::Keep { until }) = world.tend(now).pop() else {
+            panic!("it does not settle")
+        };
+        now = until;
+    }
+    let mut before = again(world.leaf());
+    let due = world.authority.as_ref().expect("there").certificate.renewal();
+    let mut steps = Vec::new();
+    let mut now = due;
+    for _ in 0..3 {
+        steps.extend(world.tend(now));
+        // A cache that missed this change, but none before it.
+        assert!(accept_each_other(&before, world.leaf(), now), "after {steps:?}");
+        before = again(world.leaf());
+        let Some(Step::Keep { until }) = steps.last() else {
+            panic!("it does not settle")
+        };
+        assert!(*until > now);
+        now = *until;
+    }
+    steps.retain(|step| !matches!(step, Step::Keep { .. }));
+    let expected = [Step::Found, Step::Announce, Step::Issue, Step::Announce];
+    assert_eq!(steps, expected);
+    assert_eq!(world.leaf().authorities().matches("BEGIN").count(), 1);
+}
+
+#[test]
+fn an_announcement_that_comes_late_makes_the_overlap_no_shorter() {
+    let mut world = World::new(day(0));
+    // The operator was gone between the two writes.
+    world.authority = Some(Authority::create(day(1)).expect("made"));
+    let steps = world.tend(day(30));
+    assert_eq!(
+        steps,
+        [
+            Step::Announce,
+            Step::Keep {
+                until: day(30) + OVERLAP
+            },
+        ]
+    );
+}
+
+#[test]
+fn a_lost_authority_is_replaced_without_a_gap_and_a_lost_leaf_at_once() {
+    let mut world = World::new(day(0));
+    let before = again(world.leaf());
+    world.authority = None;
+    assert_eq!(world.tend(day(1))[..2], [Step::Found, Step::Announce]);
+    assert!(accept_each_other(&before, world.leaf(), day(1)));
+    world.tend(day(3));
+    assert_ne!(world.leaf().certificate(), before.certificate());
+
+    world.leaf = None;
+    assert_eq!(world.tend(day(3))[0], Step::Issue);
+}
+
+#[test]
+fn a_meddled_time_of_trust_is_set_anew() {
+    let mut world = World::new(day(0));
+    for meddled in [None, Some(day(100))] {
+        world.leaf.as_mut().expect("there").trusted_since = meddled;
+        assert_eq!(world.tend(day(1))[0], Step::Announce);
+        assert!(world.leaf().trusted_since().is_some_and(|since| since <= day(1)));
+    }
+}

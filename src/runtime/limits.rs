@@ -1,0 +1,87 @@
+//! How many connections a process holds open at most.
+//!
+//! Every connection needs file descriptors and memory. The limits of the process on both are read once at the start;
+//! past the cap a new connection is closed at once, so that the ones that are open, health checks and the admin port go
+//! on.
+
+use std::fs;
+
+/// Descriptors for everything but connections: listeners, the API server, files, the admin port.
+const RESERVED_FILES: u64 = 128;
+
+/// Most connections, whatever the limits are.
+const MOST: u64 = 65_536;
+
+/// Fewest connections, whatever the limits are.
+const LEAST: u64 = 64;
+
+/// What connections need.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionCost {
+    /// File descriptors of one connection.
+    pub(crate) files: u64,
+    /// Memory of one connection.
+    pub(crate) bytes: u64,
+    /// Memory that is not there for connections.
+    pub(crate) reserved: u64,
+}
+
+/// Most connections that the limits of this process allow.
+pub(crate) fn most_connections(cost: ConnectionCost) -> usize {
+    let open_files = fs::read_to_string("/proc/self/limits")
+        .ok()
+        .and_then(|limits| soft_open_files(&limits));
+    let memory = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    .iter()
+    .find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok());
+    cap(cost, open_files, memory)
+}
+
+fn soft_open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+fn cap(cost: ConnectionCost, open_files: Option<u64>, memory: Option<u64>) -> usize {
+    let by_files = open_files.map_or(MOST, |files| files.saturating_sub(RESERVED_FILES) / cost.files);
+    // Three quarters; the rest is for the program itself and what it has loaded.
+    let by_memory = memory.map_or(MOST, |bytes| {
+        bytes.saturating_sub(cost.reserved) / 4 * 3 / cost.bytes
+    });
+    by_files.min(by_memory).clamp(LEAST, MOST) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COST: ConnectionCost = ConnectionCost {
+        files: 2,
+        bytes: 64 * 1024,
+        reserved: 0,
+    };
+
+    #[test]
+    fn the_tighter_limit_counts() {
+        assert_eq!(cap(COST, Some(1024), None), 448);
+        assert_eq!(cap(COST, Some(1_048_576), Some(256 << 20)), 3072);
+        assert_eq!(cap(COST, None, Some(i64::MAX as u64)), 65_536);
+        assert_eq!(cap(COST, Some(10), Some(0)), 64);
+        let beside_entries = ConnectionCost {
+            reserved: 64 << 20,
+            ..COST
+        };
+        assert_eq!(cap(beside_entries, Some(1_048_576), Some(320 << 20)), 3072);
+    }
+
+    #[test]
+    fn the_limits_of_this_process_are_understood() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max open files            1024                 4096                 files     \n";
+        assert_eq!(soft_open_files(limits), Some(1024));
+        assert!(most_connections(COST) >= 64);
+    }
+}

@@ -1,0 +1,427 @@
+//! The client of a cache against Debian's redis-server, and against servers that do their worst.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tlsfarm::cache::{BreakerState, CacheError, Client, ClientMetrics};
+use tlsfarm::config::{CacheServer, RedisServer, RedisTls};
+use tokio::runtime;
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+use crate::harness::{Farm, PATIENCE};
+use crate::redis_server::Redis;
+
+/// Generous, because it bounds nothing here that is expected to happen.
+const NEVER: Duration = Duration::from_secs(10);
+
+/// What a handshake waits at most.
+const LIMIT: Duration = Duration::from_millis(50);
+
+/// What a machine that is busy may add to a time limit.
+const SLACK: Duration = Duration::from_millis(250);
+
+#[test]
+fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &["--requirepass", "open sesame"]);
+    fs::write(farm.dir.join("password"), "open sesame\n").expect("written");
+    fs::write(farm.dir.join("username"), "default").expect("written");
+    let client_certificate = farm.certificate_files("shop");
+    let with = |address: SocketAddr, tls: Option<RedisTls>, username: Option<PathBuf>| {
+        CacheServer::Redis(RedisServer {
+            address: format!("localhost:{}", address.port()),
+            tls,
+            username,
+            password: Some(farm.dir.join("password")),
+        })
+    };
+    let [certificate, key] = client_certificate.map(Some);
+    let tls = RedisTls {
+        authority: farm.ca_file(),
+        server_name: Some("blog.test".into()),
+        certificate,
+        key,
+    };
+    for server in [
+        with(redis.tcp, None, None),
+        with(redis.tcp, None, Some(farm.dir.join("username"))),
+        with(redis.tcp, None, Some(farm.dir.join("there is no such file"))),
+        with(redis.tls, Some(tls), None),
+    ] {
+        local(async {
+            let client = Client::start(&server, NEVER, ClientMetrics::default());
+            let value = b"\r\n$-1\r\n binary".as_slice();
+            assert_eq!(client.get(b"key").await, Ok(None));
+            assert_eq!(client.put(b"key", value, NEVER).await, Ok(()));
+            assert!(client.reachable() && client.problem().is_none());
+            let found = client.get(b"key").await.expect("answered");
+            assert_eq!(found.as_deref().map(Vec::as_slice), Some(value));
+            let taken = client.take(b"key").await.expect("answered");
+            assert_eq!(taken.as_deref().map(Vec::as_slice), Some(value));
+            assert_eq!(client.take(b"key").await, Ok(None));
+
+            let brief = Duration::from_millis(30);
+            client.put(b"key", value, brief).await.expect("stored");
+            eventually("an end to its lifetime", async || {
+                client.get(b"key").await == Ok(None)
+            })
+            .await;
+        });
+    }
+}
+
+#[test]
+fn many_at_once_get_their_own_answers() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &[]);
+    local(async {
+        let client = Client::start(&redis.over_unix(), NEVER, ClientMetrics::default());
+        let tasks: Vec<_> = (0..500u32)
+            .map(|number| {
+                let client = client.clone();
+                tokio::task::spawn_local(async move {
+                    let bytes = number.to_be_bytes();
+                    client.put(&bytes, &bytes, NEVER).await.expect("stored");
+                    let found = client.take(&bytes).await.expect("answered");
+                    assert_eq!(found.as_deref().map(Vec::as_slice), Some(bytes.as_slice()));
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("its own answer");
+        }
+    });
+}
+
+#[test]
+fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &["--requirepass", "open sesame"]);
+    local(async {
+        let client = Client::start(&redis.over_unix(), LIMIT, ClientMetrics::default());
+        eventually("a problem", async || client.problem().is_some()).await;
+        let problem = client.problem().expect("a problem");
+        assert!(problem.contains("NOAUTH"), "{problem}");
+    });
+    let file = farm.dir.join("password");
+    fs::write(&file, "wrong").expect("written");
+    let server = CacheServer::Redis(RedisServer {
+        address: redis.tcp.to_string(),
+        tls: None,
+        username: None,
+        password: Some(file.clone()),
+    });
+    local(async {
+        let client = Client::start(&server, LIMIT, ClientMetrics::default());
+        eventually("a problem", async || client.problem().is_some()).await;
+        let problem = client.problem().expect("a problem");
+        assert!(
+            problem.contains("WRONGPASS") && !problem.contains("sesame"),
+            "{problem}"
+        );
+        assert_eq!(client.get(b"key").await, Err(CacheError::Unavailable));
+        fs::write(&file, "open sesame").expect("written");
+        eventually("an end of the problem", async || client.reachable()).await;
+        assert_eq!(client.problem(), None);
+        assert_eq!(client.get(b"key").await, Ok(None));
+    });
+}
+
+#[test]
+fn a_server_that_must_not_be_trusted_is_not_talked_to() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &[]);
+    let other = Farm::new("web/other");
+    let tls = |authority, name: &str| {
+        CacheServer::Redis(RedisServer {
+            address: redis.tls.to_string(),
+            tls: Some(RedisTls {
+                authority,
+                server_name: Some(name.into()),
+                certificate: None,
+                key: None,
+            }),
+            username: None,
+            password: None,
+        })
+    };
+    for server in [
+        tls(other.ca_file(), "blog.test"),
+        tls(farm.ca_file(), "shop.test"),
+        tls(farm.dir.join("missing"), "blog.test"),
+    ] {
+        local(async {
+            let client = Client::start(&server, LIMIT, ClientMetrics::default());
+            eventually("a problem", async || client.problem().is_some()).await;
+            assert!(!client.reachable());
+        });
+    }
+}
+
+#[test]
+fn a_server_that_dies_costs_nobody_time_and_is_used_again_within_two_seconds() {
+    let farm = Farm::new("web/shop");
+    let mut redis = Redis::start(&farm, &[]);
+    local(async {
+        let client = Client::start(&redis.over_unix(), LIMIT, ClientMetrics::default());
+        eventually("a connection", async || client.reachable()).await;
+        redis.kill();
+        eventually("an open breaker", async || {
+            let began = Instant::now();
+            assert!(client.get(b"key").await.is_err());
+            assert!(began.elapsed() < LIMIT + SLACK);
+            client.breaker() == BreakerState::Open
+        })
+        .await;
+        redis.start_again();
+        let began = Instant::now();
+        eventually("an answer", async || client.get(b"key").await.is_ok()).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(2) + SLACK,
+            "{:?}",
+            began.elapsed()
+        );
+    });
+}
+
+#[test]
+fn a_server_that_hangs_opens_the_breaker_and_is_used_again_when_it_goes_on() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &[]);
+    local(async {
+        let client = Client::start(&redis.over_unix(), LIMIT, ClientMetrics::default());
+        eventually("a connection", async || client.reachable()).await;
+        redis.signal("STOP");
+        let began = Instant::now();
+        assert_eq!(client.get(b"key").await, Err(CacheError::Timeout));
+        assert!(began.elapsed() >= LIMIT && began.elapsed() < LIMIT + SLACK);
+        eventually("an open breaker", async || {
+            let _ = client.get(b"key").await;
+            client.breaker() == BreakerState::Open
+        })
+        .await;
+        let began = Instant::now();
+        assert_eq!(client.get(b"key").await, Err(CacheError::Unavailable));
+        assert!(began.elapsed() < SLACK, "an open breaker answers at once");
+        assert!(client.problem().is_some());
+        redis.signal("CONT");
+        let began = Instant::now();
+        eventually("an answer", async || client.get(b"key").await.is_ok()).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(2) + SLACK,
+            "{:?}",
+            began.elapsed()
+        );
+        assert_eq!(client.problem(), None);
+    });
+}
+
+#[test]
+fn a_late_answer_is_nobody_elses() {
+    // Answers each request with its last word, and the first key late.
+    let server = Evil::start(|stream| {
+        let mut replies = stream.try_clone().expect("cloned");
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        while let Some(count) = lines.next() {
+            let words: usize = count[1..].parse().expect("an array");
+            let last = lines.by_ref().take(words * 2).last().expect("a word");
+            if last == "first" {
+                thread::sleep(LIMIT * 3);
+            }
+            let reply = match last.as_str() {
+                "PING" => "+PONG\r\n".into(),
+                key => format!("${}\r\n{key}\r\n", key.len()),
+            };
+            let _ = replies.write_all(reply.as_bytes());
+        }
+    });
+    local(async {
+        let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
+        eventually("a connection", async || client.reachable()).await;
+        assert_eq!(client.get(b"first").await, Err(CacheError::Timeout));
+        let mut number = 0;
+        eventually("an answer", async || {
+            number += 1;
+            let key = format!("key {number}").into_bytes();
+            match client.get(&key).await {
+                Ok(found) => {
+                    assert_eq!(found.as_deref(), Some(&key));
+                    true
+                }
+                // Asked before the late answer came, so that it has to wait for that one.
+                Err(error) => {
+                    assert_eq!(error, CacheError::Timeout);
+                    false
+                }
+            }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn whatever_a_server_does_is_an_error_in_time_and_closes_one_connection_only() {
+    type Misdeed = fn(&mut TcpStream);
+    let misdeeds: [(&str, Misdeed, &str); 8] = [
+        (
+            "garbage",
+            |stream| drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
+            "garbled",
+        ),
+        (
+            "a length of 1 GiB",
+            |stream| drop(stream.write_all(b"$1073741824\r\n")),
+            "garbled",
+        ),
+        (
+            "an array",
+            |stream| drop(stream.write_all(b"*1\r\n$1\r\na\r\n")),
+            "garbled",
+        ),
+        (
+            "the wrong kind",
+            |stream| drop(stream.write_all(b":1\r\n")),
+            "garbled",
+        ),
+        (
+            "an error",
+            |stream| drop(stream.write_all(b"-LOADING in a while\r\n")),
+            "refused",
+        ),
+        (
+            "a slow drip",
+            |stream| {
+                for byte in b"$60\r\n".iter().chain([b'a'; 60].iter()) {
+                    if stream.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                    thread::sleep(LIMIT / 5);
+                }
+            },
+            "timeout",
+        ),
+        ("silence", |stream| drop(stream.read(&mut [0; 64])), "timeout"),
+        (
+            "half a reply",
+            |stream| drop(stream.write_all(b"$50\r\nabc")),
+            "lost",
+        ),
+    ];
+    for (what, misdeed, kind) in misdeeds {
+        let server = Evil::start(move |mut stream| {
+            greet(&mut stream);
+            read_request(&mut stream);
+            misdeed(&mut stream);
+        });
+        local(async {
+            let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
+            eventually(what, async || client.reachable()).await;
+            let began = Instant::now();
+            let error = client.get(b"key").await.expect_err(what);
+            assert!(began.elapsed() < LIMIT + SLACK, "{what}: {:?}", began.elapsed());
+            assert_eq!(error.kind(), kind, "{what}");
+            eventually("an open breaker", async || {
+                let began = Instant::now();
+                assert!(client.get(b"key").await.is_err(), "{what}");
+                assert!(began.elapsed() < LIMIT + SLACK, "{what}: {:?}", began.elapsed());
+                client.breaker() != BreakerState::Closed
+            })
+            .await;
+        });
+    }
+}
+
+#[test]
+fn a_server_that_takes_connections_and_says_nothing_is_not_reachable() {
+    let server = Evil::start(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    local(async {
+        let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
+        let began = Instant::now();
+        assert_eq!(client.get(b"key").await, Err(CacheError::Timeout));
+        assert!(began.elapsed() < LIMIT + SLACK);
+        eventually("a problem", async || client.problem().is_some()).await;
+        assert_eq!(client.get(b"key").await, Err(CacheError::Unavailable));
+    });
+}
+
+#[test]
+fn the_connection_ends_with_the_last_clone() {
+    let (ended, told) = std::sync::mpsc::channel();
+    let server = Evil::start(move |mut stream| {
+        greet(&mut stream);
+        let _ = ended.send(stream.read(&mut [0; 64]).unwrap_or(0));
+    });
+    local(async {
+        let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
+        eventually("a connection", async || client.reachable()).await;
+        drop(client.clone());
+        assert!(told.try_recv().is_err());
+        drop(client);
+        let mut read = None;
+        eventually("the end", async || {
+            read = told.try_recv().ok();
+            read.is_some()
+        })
+        .await;
+        assert_eq!(read, Some(0));
+    });
+}
+
+/// Runs as a traffic thread of a proxy does.
+fn local(test: impl Future<Output = ()>) {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    LocalSet::new().block_on(&runtime, test);
+}
+
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A server that answers the first request as it should and then does what it is told to, on each connection.
+struct Evil(SocketAddr);
+
+impl Evil {
+    fn start(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, serve) = (stream.expect("accepted"), serve.clone());
+                stream.set_read_timeout(Some(PATIENCE)).expect("set");
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Self(address)
+    }
+
+    fn address(&self) -> CacheServer {
+        CacheServer::Redis(RedisServer {
+            address: self.0.to_string(),
+            tls: None,
+            username: None,
+            password: None,
+        })
+    }
+}
+
+fn greet(stream: &mut TcpStream) {
+    read_request(stream);
+    let _ = stream.write_all(b"+PONG\r\n");
+}
+
+/// Some bytes of a request, which is all that is asked of these servers.
+fn read_request(stream: &mut TcpStream) {
+    let _ = stream.read(&mut [0; 256]);
+}
