@@ -1,7 +1,7 @@
 //! Sessions in a shared cache: TLS 1.2 session ids and single-use tickets are resumed at every proxy, and a cache that
 //! is sick costs full handshakes and nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tlsfarm::api::TicketKind;
@@ -64,7 +64,7 @@ fn session(farm: &Farm, proxy: &Proxy, arguments: &[&str]) -> PathBuf {
     file
 }
 
-fn connect(farm: &Farm, proxy: &Proxy, name: &str, arguments: &[&str], way: &str, file: &PathBuf) -> Visit {
+fn connect(farm: &Farm, proxy: &Proxy, name: &str, arguments: &[&str], way: &str, file: &Path) -> Visit {
     let file = file.to_str().expect("a plain path");
     visit(farm, proxy.https, name, &[arguments, &[way, file]].concat())
 }
