@@ -21,6 +21,7 @@ mod linger;
 mod metrics;
 mod reload;
 mod ring_file;
+mod session_cache;
 mod snapshot;
 mod status;
 mod tickets;
@@ -49,6 +50,7 @@ use self::http::HttpMetrics;
 use self::metrics::Metrics;
 pub use self::reload::ConfigFileError;
 use self::reload::Reloader;
+use self::session_cache::SessionCacheMetrics;
 use self::status::{Shared, uses_services};
 use crate::discovery::{self, Endpoints};
 use crate::runtime::files::POLL_INTERVAL;
@@ -110,6 +112,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let mut registry = Registry::with_prefix("tlsfarm_proxy");
     let metrics = Metrics::register(&mut registry);
     let http_metrics = HttpMetrics::register(&mut registry);
+    let cache_metrics = SessionCacheMetrics::register(&mut registry);
     let (reloader, shared) = Reloader::start(
         config_file,
         Arc::new(default_provider()),
@@ -132,6 +135,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let traffic = Traffic {
         shared: Arc::clone(&shared),
         http_metrics,
+        cache_metrics: cache_metrics.clone(),
         room: Arc::new(Semaphore::new(limits::most_connections(CONNECTION_COST))),
         acceptors: TaskTracker::new(),
         connections: TaskTracker::new(),
@@ -151,6 +155,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     tokio::spawn(status::pages(&shared, registry).serve(admin, std::future::pending()));
     tokio::spawn(follow_files(reloader));
     tokio::spawn(follow_endpoints(Arc::clone(&shared)));
+    tokio::spawn(follow_session_cache(Arc::clone(&shared), cache_metrics));
 
     tokio::select! {
         () = terminated.recv() => {}
@@ -211,4 +216,19 @@ async fn follow_endpoints(shared: Arc<Shared>) {
     let farm = shared.snapshot.load().config.farm.clone();
     let namespace = farm.split_once('/').map(|(namespace, _)| namespace.to_owned());
     discovery::follow(shared.endpoints.clone(), namespace).await;
+}
+
+/// Keeps a connection of its own to the session cache, so that it is known whether the cache can be reached also while
+/// no client needs it.
+async fn follow_session_cache(shared: Arc<Shared>, metrics: SessionCacheMetrics) {
+    let mut current = None;
+    loop {
+        let wanted = shared.snapshot.load().config.session_cache.clone();
+        if wanted != current {
+            let client = wanted.as_ref().map(|cache| Arc::new(metrics.start(cache)));
+            shared.session_cache.store(client);
+            current = wanted;
+        }
+        sleep(POLL_INTERVAL).await;
+    }
 }

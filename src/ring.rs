@@ -8,6 +8,7 @@
 //! next joins, expired previous keys go. It is safe once every proxy has acknowledged the current generation, because
 //! each can then already open what the new primary will seal, however late it hears of the rotation.
 
+mod cache_key;
 mod document;
 mod key;
 mod plan;
@@ -16,11 +17,12 @@ mod ticket;
 
 use jiff::{SignedDuration, Timestamp};
 
+pub use cache_key::{CacheKey, CacheKind};
 pub use document::RingError;
 pub use key::{KeyId, KeySecret, KeyWeakness, RandomnessError, TicketKey};
 pub use plan::{Acknowledgement, Plan, RotationRequest, plan};
 pub use scope::Scope;
-pub use ticket::{OpenError, OpenedTicket, SealError, SessionAge, TicketKeys, TicketPolicy};
+pub use ticket::{OpenError, OpenedTicket, SealError, SealedAs, SessionAge, TicketKeys, TicketPolicy};
 
 /// Most keys that a ring may hold.
 pub const MAX_KEYS: usize = 32;

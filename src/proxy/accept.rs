@@ -21,6 +21,7 @@ use tracing::debug;
 use super::handshake;
 use super::http::{self, Client, ClientTls, Forwarder, HttpMetrics};
 use super::metrics::Port;
+use super::session_cache::{SessionCache, SessionCacheMetrics};
 use super::status::Shared;
 
 /// How long accepting pauses after an error such as too many open files.
@@ -41,6 +42,8 @@ pub(crate) struct Traffic {
     pub(crate) shared: Arc<Shared>,
     /// Metrics of the HTTP side.
     pub(crate) http_metrics: HttpMetrics,
+    /// Metrics of the session cache.
+    pub(crate) cache_metrics: SessionCacheMetrics,
     /// Room for connections.
     pub(crate) room: Arc<Semaphore>,
     /// Loops that accept.
@@ -115,7 +118,12 @@ async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
         traffic.http_metrics.clone(),
     );
     let (end, acceptors) = (traffic.end.clone(), traffic.acceptors.clone());
-    let worker = Rc::new(Worker { traffic, forwarder });
+    let session_cache = SessionCache::new(traffic.cache_metrics.clone());
+    let worker = Rc::new(Worker {
+        traffic,
+        forwarder,
+        session_cache,
+    });
     let https = TcpListener::from_std(listeners.https)?;
     acceptors.spawn_local(Rc::clone(&worker).accept(https, Port::Https));
     if let Some(http) = listeners.http {
@@ -129,6 +137,7 @@ async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
 struct Worker {
     traffic: Traffic,
     forwarder: Rc<Forwarder>,
+    session_cache: SessionCache,
 }
 
 impl Worker {
@@ -188,7 +197,13 @@ impl Worker {
             }
             Port::Https => {
                 // In a box, so that its memory is free again once the handshake is over.
-                let handshake = handshake::accept(stream, &snapshot, &shared.keys, &shared.metrics);
+                let handshake = handshake::accept(
+                    stream,
+                    &snapshot,
+                    &shared.keys,
+                    &self.session_cache,
+                    &shared.metrics,
+                );
                 let Some((stream, host)) = Box::pin(handshake).await else {
                     return;
                 };

@@ -11,6 +11,7 @@ use tracing::debug;
 use super::hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
 use super::linger::Lingering;
 use super::metrics::{HandshakeFailure, Metrics};
+use super::session_cache::SessionCache;
 use super::snapshot::{Host, Snapshot};
 use super::tickets::SharedKeys;
 use super::tls_stream::{HandshakeError, TlsStream};
@@ -21,10 +22,11 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
+    cache: &SessionCache,
     metrics: &Metrics,
 ) -> Option<(TlsStream<IO>, String)> {
     let deadline = Instant::now() + snapshot.config.timeouts.handshake.as_std();
-    match timeout_at(deadline, try_accept(io, snapshot, keys, metrics)).await {
+    match timeout_at(deadline, try_accept(io, snapshot, keys, cache, metrics)).await {
         Ok(Ok((stream, host))) => {
             let connection = stream.connection();
             metrics.handshake(connection.protocol_version(), connection.handshake_kind());
@@ -55,6 +57,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     mut io: IO,
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
+    cache: &SessionCache,
     metrics: &Metrics,
 ) -> Result<(TlsStream<IO>, String), Failed<IO>> {
     let (hello, wire) = match read_hello(&mut io).await {
@@ -68,7 +71,12 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         Ok(chosen) => chosen,
         Err((alert, failure)) => return Err(reject(io, &fatal_alert(alert), failure).await),
     };
-    let (config, tickets) = host.connect(hostname, &hello, Arc::clone(keys), metrics.clone());
+    let cache_config = snapshot.config.session_cache.as_ref();
+    let found = match host.lookup(&hello) {
+        Some(lookup) => cache.find(cache_config, lookup).await,
+        None => None,
+    };
+    let (config, tickets) = host.connect(hostname, &hello, found, Arc::clone(keys), metrics.clone());
     let Ok(connection) = ServerConnection::new(Arc::new(config)) else {
         return Err(Box::new((HandshakeFailure::Internal, None)));
     };
@@ -81,7 +89,10 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         Ok(()) if !same_name(stream.connection().server_name(), &hello) => {
             Err(Box::new((HandshakeFailure::Internal, None)))
         }
-        Ok(()) => Ok((stream, host.name.clone())),
+        Ok(()) => {
+            cache.store(cache_config, tickets.take_entries());
+            Ok((stream, host.name.clone()))
+        }
         Err(HandshakeError::Io(error)) => Err(Box::new((io_failure(&error), None))),
         Err(HandshakeError::Tls(error)) => {
             debug!(%error, "rustls refused a handshake");

@@ -26,6 +26,8 @@ const TLS13: u16 = 0x0304;
 mod extension {
     pub(super) const SERVER_NAME: u16 = 0;
     pub(super) const EXTENDED_MASTER_SECRET: u16 = 23;
+    pub(super) const SESSION_TICKET: u16 = 35;
+    pub(super) const PRE_SHARED_KEY: u16 = 41;
     pub(super) const SUPPORTED_VERSIONS: u16 = 43;
 }
 
@@ -38,6 +40,24 @@ pub(crate) struct Hello {
     pub(crate) offers_tls13: bool,
     /// Whether the client supports the extended master secret (RFC 7627).
     pub(crate) extended_master_secret: bool,
+    /// The session id, where it has the length of ours. TLS 1.3 clients send a random one.
+    pub(crate) session_id: Option<SessionName>,
+    /// What the client says of TLS 1.2 tickets (RFC 5077), if anything.
+    pub(crate) ticket: Option<TicketOffer>,
+    /// The first identity of the TLS 1.3 tickets, where it has the length of a single-use ticket.
+    pub(crate) first_identity: Option<SessionName>,
+}
+
+/// A session id, or a single-use ticket: a random name that says nothing.
+pub(crate) type SessionName = [u8; 32];
+
+/// What a TLS 1.2 client says of tickets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TicketOffer {
+    /// It would take one.
+    Empty,
+    /// It offers one.
+    Ticket,
 }
 
 /// How far the ClientHello has come in.
@@ -164,7 +184,7 @@ fn parse(body: &[u8]) -> Option<Hello> {
     let mut hello = Hello::default();
     let mut body = Cursor(body);
     body.take(2 + 32)?;
-    body.vector8()?; // session id
+    hello.session_id = body.vector8()?.0.try_into().ok();
     body.vector16()?; // cipher suites
     body.vector8()?; // compression methods
     if body.0.is_empty() {
@@ -177,6 +197,16 @@ fn parse(body: &[u8]) -> Option<Hello> {
         match kind {
             extension::SERVER_NAME => hello.server_name = server_name(content)?,
             extension::EXTENDED_MASTER_SECRET => hello.extended_master_secret = true,
+            extension::SESSION_TICKET => {
+                hello.ticket = Some(match content.0.is_empty() {
+                    true => TicketOffer::Empty,
+                    false => TicketOffer::Ticket,
+                });
+            }
+            extension::PRE_SHARED_KEY => {
+                let mut identities = content.vector16()?;
+                hello.first_identity = identities.vector16()?.0.try_into().ok();
+            }
             extension::SUPPORTED_VERSIONS => {
                 let mut versions = content.vector8()?;
                 while !versions.0.is_empty() {
@@ -289,9 +319,20 @@ mod tests {
             server_name: Some("shop.example.com".into()),
             offers_tls13: true,
             extended_master_secret: true,
+            session_id: None,
+            ticket: Some(TicketOffer::Empty),
+            first_identity: None,
         };
         let wire = hello_of("Shop.example.com", &[&TLS12, &TLS13]);
-        assert_eq!(read(&wire), Progress::Complete(expected.clone()));
+        let Progress::Complete(hello) = read(&wire) else {
+            panic!("unreadable");
+        };
+        assert!(hello.session_id.is_some(), "TLS 1.3 clients send a random one");
+        let nameless = Hello {
+            session_id: None,
+            ..hello
+        };
+        assert_eq!(nameless, expected);
         let wire = hello_of("shop.example.com", &[&TLS12]);
         let expected = Hello {
             offers_tls13: false,

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     handshake_failures: Family<ReasonLabel, Counter>,
     tickets_offered: Family<OutcomeLabel, Counter>,
     tickets_issued: Family<OutcomeLabel, Counter>,
+    session_ids_offered: Family<OutcomeLabel, Counter>,
     connections: Family<PortLabel, Gauge>,
     accepted: Family<PortLabel, Counter>,
     refused: Family<PortLabel, Counter>,
@@ -91,6 +92,8 @@ pub(crate) enum TicketOutcome {
     NotAllowed,
     /// There is no ring yet.
     NoRing,
+    /// It names a session that the cache does not have, or that could not be asked for.
+    NotFound,
 }
 
 /// What became of the wish to issue a ticket.
@@ -159,6 +162,11 @@ impl Metrics {
             "tickets_issued",
             "Session tickets that were to be issued, by what became of them",
             m.tickets_issued.clone(),
+        );
+        registry.register(
+            "session_ids_offered",
+            "TLS 1.2 session ids that clients offered and the session cache knew, by what became of them",
+            m.session_ids_offered.clone(),
         );
         registry.register(
             "connections",
@@ -241,6 +249,14 @@ impl Metrics {
             outcome: outcome.label(),
         };
         self.tickets_offered.get_or_create(&label).inc();
+    }
+
+    /// The fate of an offered session id is known.
+    pub(crate) fn session_id_offered(&self, outcome: TicketOutcome) {
+        let label = OutcomeLabel {
+            outcome: outcome.label(),
+        };
+        self.session_ids_offered.get_or_create(&label).inc();
     }
 
     /// A ticket was issued or was not.
@@ -414,6 +430,7 @@ impl TicketOutcome {
             Self::Declined => "declined",
             Self::NotAllowed => "not_allowed",
             Self::NoRing => "no_ring",
+            Self::NotFound => "not_found",
         }
     }
 }

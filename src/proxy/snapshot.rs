@@ -10,13 +10,15 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::certificates::{CertificateChoice, HostCertificates};
+use super::hello::{Hello, TicketOffer};
 use super::hosts::HostTable;
 use super::metrics::Metrics;
-use super::tickets::{ConnectionTickets, SharedKeys, TicketVersion};
-use crate::api::MinVersion;
+use super::session_cache::{Found, Lookup};
+use super::tickets::{ConnectionTickets, ResumptionRules, SharedKeys, TicketVersion};
+use crate::api::{Duration, MinVersion, TicketKind};
 use crate::config::{self, ProxyConfig};
 use crate::report::CertificateReport;
-use crate::ring::{Scope, TicketPolicy};
+use crate::ring::{CacheKind, Scope, TicketPolicy};
 
 /// Protocols that the HTTP side speaks, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -42,6 +44,8 @@ pub(crate) struct Host {
     scope: Scope,
     tls12_tickets: Option<TicketPolicy>,
     tls13_tickets: TicketPolicy,
+    ticket_kind: TicketKind,
+    session_ids: Option<TicketPolicy>,
     /// Everything but certificate and tickets, which each connection adds.
     base: ServerConfig,
 }
@@ -129,41 +133,85 @@ impl Host {
             lifetime: config.tickets.lifetime.as_signed(),
             max_age: config.tickets.max_age.as_signed(),
         };
-        // A TLS 1.2 ticket carries the keys of its session, and so do all tickets of a chain of resumptions: the bound
-        // must hold for the chain.
-        let tls12_tickets = config.tickets.tls12_lifetime.map(|longest| TicketPolicy {
+        // In TLS 1.2 the keys of a session are those of all that resume it: the bound must hold for the chain.
+        let bounded = |longest: Duration| TicketPolicy {
             lifetime: tls13_tickets.lifetime.min(longest.as_signed()),
             max_age: tls13_tickets.max_age.min(longest.as_signed()),
-        });
+        };
+        let single_use = host.ticket_kind == TicketKind::SingleUse;
+        // A TLS 1.2 ticket may be used again and again.
+        let tls12_tickets = config.tickets.tls12_lifetime.filter(|_| !single_use).map(bounded);
+        let scope = Scope::new(&config.farm, &host.name, host.min_version);
         Ok(Self {
             name: host.name.clone(),
             hostnames: host.hostnames.clone(),
             certificates,
-            scope: Scope::new(&config.farm, &host.name, host.min_version),
+            scope: if single_use { scope.single_use() } else { scope },
             tls12_tickets,
             tls13_tickets,
+            ticket_kind: host.ticket_kind,
+            session_ids: config
+                .session_cache
+                .as_ref()
+                .map(|cache| bounded(cache.session_id_lifetime)),
             base,
         })
     }
 
-    /// The TLS configuration of one connection, and its tickets.
+    /// What to ask the session cache before the handshake, if it can matter at all.
+    pub(crate) fn lookup(&self, hello: &Hello) -> Option<Lookup> {
+        let scope = self.scope;
+        if hello.offers_tls13 {
+            let kind = CacheKind::SingleUse;
+            let name = hello
+                .first_identity
+                .filter(|_| self.ticket_kind == TicketKind::SingleUse)?;
+            return Some(Lookup { kind, name, scope });
+        }
+        // Whoever offers a ticket resumes by it or not at all (RFC 5077 section 3.4).
+        let by_id = hello.ticket != Some(TicketOffer::Ticket) && self.session_ids(hello).is_some();
+        let kind = CacheKind::SessionId;
+        let name = hello.session_id.filter(|_| by_id)?;
+        Some(Lookup { kind, name, scope })
+    }
+
+    /// For how long the client may resume by session id, if it may.
+    fn session_ids(&self, hello: &Hello) -> Option<TicketPolicy> {
+        self.session_ids
+            .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
+    }
+
+    /// The TLS configuration of one connection, and its tickets. `found` is what the session cache had for it.
     pub(crate) fn connect(
         &self,
         hostname: usize,
-        hello: &super::hello::Hello,
+        hello: &Hello,
+        found: Option<Found>,
         keys: Arc<SharedKeys>,
         metrics: Metrics,
     ) -> (ServerConfig, Arc<ConnectionTickets>) {
-        let (version, policy) = if hello.offers_tls13 {
+        let (version, tickets) = if hello.offers_tls13 {
             (TicketVersion::Tls13, Some(self.tls13_tickets))
         } else {
             // Without the extended master secret a session can be moved between connections (RFC 7627 section 1).
             let allowed = hello.extended_master_secret;
             (TicketVersion::Tls12, self.tls12_tickets.filter(|_| allowed))
         };
-        let tickets = Arc::new(ConnectionTickets::new(keys, self.scope, policy, version, metrics));
+        // Clients that keep tickets fill no cache. A session that was found must be answered with its id.
+        let gets_ticket = tickets.is_some() && hello.ticket.is_some();
+        let rules = ResumptionRules {
+            scope: self.scope,
+            version,
+            tickets,
+            kind: self.ticket_kind,
+            session_ids: self
+                .session_ids(hello)
+                .filter(|_| !gets_ticket || found.is_some()),
+        };
+        let tickets = Arc::new(ConnectionTickets::new(keys, rules, found, metrics));
         let mut config = self.base.clone();
         config.ticketer = Arc::clone(&tickets) as _;
+        config.session_storage = Arc::clone(&tickets) as _;
         config.cert_resolver = Arc::new(CertificateChoice {
             certificates: Arc::clone(&self.certificates),
             hostname,

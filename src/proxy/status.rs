@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::StatusCode;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
@@ -14,9 +14,10 @@ use super::http::Routing;
 use super::metrics::Metrics;
 use super::snapshot::Snapshot;
 use super::tickets::SharedKeys;
+use crate::cache::Client;
 use crate::config::{Backend, ProxyConfig};
 use crate::discovery::Endpoints;
-use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport};
+use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, SessionCacheReport};
 use crate::runtime::admin::{AdminPages, json_page, text_page};
 
 /// State that traffic threads read and the control thread changes.
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Done once the process was told to stop.
     pub(crate) draining: CancellationToken,
+    /// The control thread's way to the session cache, while the configuration names one.
+    pub(crate) session_cache: ArcSwapOption<Client>,
     problems: Mutex<Problems>,
 }
 
@@ -54,6 +57,7 @@ impl Shared {
             endpoints,
             metrics,
             draining: CancellationToken::new(),
+            session_cache: ArcSwapOption::empty(),
             problems: Mutex::default(),
         }
     }
@@ -113,7 +117,14 @@ impl Shared {
                 .into_iter()
                 .map(|backend| self.backend_report(backend))
                 .collect(),
-            session_cache: None,
+            session_cache: self
+                .session_cache
+                .load()
+                .as_deref()
+                .map(|client| SessionCacheReport {
+                    reachable: client.reachable(),
+                    problem: client.problem(),
+                }),
         }
     }
 

@@ -5,15 +5,24 @@
 //! has decided.
 
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls::HandshakeKind;
-use rustls::server::ProducesTickets;
+use rustls::server::{ProducesTickets, StoresServerSessions};
 
+use zeroize::Zeroizing;
+
+use super::hello::SessionName;
 use super::metrics::{Metrics, TicketIssue, TicketOutcome};
-use crate::api::KeyRole;
-use crate::ring::{Ring, Scope, SessionAge, TicketKeys, TicketPolicy};
+use super::session_cache::{Entry, Found};
+use crate::api::{KeyRole, TicketKind};
+use crate::ring::{
+    CacheKey, CacheKind, OpenError, OpenedTicket, Ring, Scope, SealError, SealedAs, SessionAge, TicketKeys,
+    TicketPolicy,
+};
 
 /// Most tickets of one connection that are tried; each costs a decryption before the client has proven anything.
 const MOST_TRIED: usize = 4;
@@ -54,6 +63,9 @@ impl SharedKeys {
     }
 }
 
+/// A sealed session and for how many seconds it may be used.
+type Sealed = Result<(Vec<u8>, u32), SealError>;
+
 /// Version that a connection will speak, as far as tickets care.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TicketVersion {
@@ -63,13 +75,27 @@ pub(crate) enum TicketVersion {
     Tls13,
 }
 
-/// Seals and opens the tickets of one connection.
+/// How a connection may resume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResumptionRules {
+    /// What its sessions are bound to.
+    pub(crate) scope: Scope,
+    /// The version that it will speak.
+    pub(crate) version: TicketVersion,
+    /// How long its tickets may be used. None when it may not resume by ticket.
+    pub(crate) tickets: Option<TicketPolicy>,
+    /// What its tickets are.
+    pub(crate) kind: TicketKind,
+    /// How long its session may be resumed by session id. None when it gets no id.
+    pub(crate) session_ids: Option<TicketPolicy>,
+}
+
+/// Seals and opens the sessions of one connection: its tickets, and its entries of the session cache.
 pub(crate) struct ConnectionTickets {
     keys: Arc<SharedKeys>,
-    scope: Scope,
-    /// None when the connection may not resume by ticket.
-    policy: Option<TicketPolicy>,
-    version: TicketVersion,
+    rules: ResumptionRules,
+    /// What the session cache had for the name that the client gave.
+    found: Option<Found>,
     metrics: Metrics,
     state: Mutex<State>,
 }
@@ -77,35 +103,42 @@ pub(crate) struct ConnectionTickets {
 #[derive(Default)]
 struct State {
     tried: usize,
-    /// An opened ticket whose fate rustls has not told yet.
+    /// An opened session whose fate rustls has not told yet.
     opened: Option<Opened>,
     /// When the client last made a full handshake, once it is known that this is not one.
     authenticated_at: Option<Timestamp>,
     certificate_until: Option<Timestamp>,
     /// Lifetime of the ticket that was sealed last.
     lifetime: u32,
+    /// What the session cache is to keep.
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Copy)]
 struct Opened {
     authenticated_at: Timestamp,
     role: KeyRole,
+    by: OpenedBy,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum OpenedBy {
+    Ticket,
+    SessionId,
 }
 
 impl ConnectionTickets {
-    /// Tickets for one connection to the host of `scope`.
+    /// Tickets for one connection. `found` is what the session cache had for it.
     pub(crate) fn new(
         keys: Arc<SharedKeys>,
-        scope: Scope,
-        policy: Option<TicketPolicy>,
-        version: TicketVersion,
+        rules: ResumptionRules,
+        found: Option<Found>,
         metrics: Metrics,
     ) -> Self {
         Self {
             keys,
-            scope,
-            policy,
-            version,
+            rules,
+            found,
             metrics,
             state: Mutex::default(),
         }
@@ -116,8 +149,8 @@ impl ConnectionTickets {
         self.state().certificate_until = Some(until);
     }
 
-    /// Tells what rustls has decided so far. An opened ticket counts as used only when the session was resumed; in a
-    /// full handshake the client's identity is as old as the handshake.
+    /// Tells what rustls has decided so far. An opened session counts as used only when it was resumed; in a full
+    /// handshake the client's identity is as old as the handshake.
     pub(crate) fn settle(&self, kind: Option<HandshakeKind>) {
         let Some(kind) = kind else { return };
         let Some(opened) = self.state().opened.take() else {
@@ -125,15 +158,74 @@ impl ConnectionTickets {
         };
         if kind == HandshakeKind::Resumed {
             self.state().authenticated_at = Some(opened.authenticated_at);
-            self.metrics.ticket_offered(TicketOutcome::Resumed(opened.role));
+            self.count(opened.by, TicketOutcome::Resumed(opened.role));
         } else {
-            self.metrics.ticket_offered(TicketOutcome::Declined);
+            self.count(opened.by, TicketOutcome::Declined);
         }
     }
 
+    /// What the session cache is to keep of this connection, as far as it is known.
+    pub(crate) fn take_entries(&self) -> Vec<Entry> {
+        mem::take(&mut self.state().entries)
+    }
+
     fn seal(&self, session: &[u8], now: Timestamp) -> Option<Vec<u8>> {
-        let mut state = self.state();
-        let policy = self.policy?;
+        let policy = self.rules.tickets?;
+        let sealed = match self.rules.kind {
+            TicketKind::Stateless => self.seal_as(session, SealedAs::Ticket, &policy, now),
+            TicketKind::SingleUse => self.seal_single_use(session, &policy, now),
+        };
+        if let Some(Ok((_, lifetime))) = &sealed {
+            self.state().lifetime = *lifetime;
+        }
+        self.metrics.ticket_issued(match &sealed {
+            None => TicketIssue::NoRing,
+            Some(Ok(_)) => TicketIssue::Sealed,
+            Some(Err(error)) => TicketIssue::Refused(*error),
+        });
+        sealed?.ok().map(|(ticket, _)| ticket)
+    }
+
+    /// A ticket that is nothing but a name. The session itself goes to the cache.
+    fn seal_single_use(&self, session: &[u8], policy: &TicketPolicy, now: Timestamp) -> Option<Sealed> {
+        let mut name: SessionName = [0; 32];
+        if aws_lc_rs::rand::fill(&mut name).is_err() {
+            return Some(Err(SealError::Cipher));
+        }
+        let sealed = self.seal_entry(CacheKind::SingleUse, &name, session, policy, now)?;
+        Some(sealed.map(|lifetime| (name.to_vec(), lifetime)))
+    }
+
+    /// Seals a session for the cache and keeps it until the handshake asks for it.
+    fn seal_entry(
+        &self,
+        kind: CacheKind,
+        name: &[u8],
+        session: &[u8],
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Result<u32, SealError>> {
+        let key = CacheKey::new(kind, &self.rules.scope, name);
+        let sealed = self.seal_as(session, SealedAs::Entry(&key), policy, now)?;
+        Some(sealed.map(|(sealed, lifetime)| {
+            self.state().entries.push(Entry {
+                key,
+                sealed,
+                lifetime: Duration::from_secs(lifetime.into()),
+            });
+            lifetime
+        }))
+    }
+
+    /// None when there is no ring or no certificate.
+    fn seal_as(
+        &self,
+        session: &[u8],
+        sealed_as: SealedAs<'_>,
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Sealed> {
+        let state = self.state();
         let age = SessionAge {
             // In TLS 1.2 the new ticket is sealed before `settle` can be called, and only when resuming.
             authenticated_at: state
@@ -142,45 +234,92 @@ impl ConnectionTickets {
                 .unwrap_or(now),
             certificate_until: state.certificate_until?,
         };
+        let lifetime = policy.lifetime_of(&age, now);
         let sealed = self
             .keys
-            .read(|keys| keys.seal(session, &self.scope, &policy, &age, now));
-        state.lifetime = policy.lifetime_of(&age, now);
-        self.metrics.ticket_issued(match &sealed {
-            None => TicketIssue::NoRing,
-            Some(Ok(_)) => TicketIssue::Sealed,
-            Some(Err(error)) => TicketIssue::Refused(*error),
-        });
-        sealed?.ok()
+            .read(|keys| keys.seal(session, sealed_as, &self.rules.scope, policy, &age, now))?;
+        Some(sealed.map(|sealed| (sealed, lifetime)))
     }
 
     fn open(&self, ticket: &[u8], now: Timestamp) -> Option<Vec<u8>> {
-        let mut state = self.state();
         // rustls asks for another ticket only after it has turned down the one before.
-        if state.opened.take().is_some() {
-            self.metrics.ticket_offered(TicketOutcome::Declined);
+        let turned_down = self.state().opened.take();
+        if let Some(opened) = turned_down {
+            self.count(opened.by, TicketOutcome::Declined);
         }
-        state.tried += 1;
-        let (Some(policy), 1..=MOST_TRIED) = (self.policy, state.tried) else {
+        let tried = {
+            let mut state = self.state();
+            state.tried += 1;
+            state.tried
+        };
+        let (Some(policy), 1..=MOST_TRIED) = (self.rules.tickets, tried) else {
             self.metrics.ticket_offered(TicketOutcome::NotAllowed);
             return None;
         };
-        match self
-            .keys
-            .read(|keys| keys.open(ticket, &self.scope, &policy, now))
-        {
-            None => self.metrics.ticket_offered(TicketOutcome::NoRing),
-            Some(Err(error)) => self.metrics.ticket_offered(TicketOutcome::Refused(error)),
-            Some(Ok(ticket)) => {
-                state.opened = Some(Opened {
-                    authenticated_at: ticket.authenticated_at,
-                    role: ticket.opened_by,
+        let scope = &self.rules.scope;
+        let opened = match self.rules.kind {
+            TicketKind::Stateless => self
+                .keys
+                .read(|keys| keys.open(ticket, SealedAs::Ticket, scope, &policy, now)),
+            TicketKind::SingleUse => match self.open_found(ticket, &policy, now) {
+                Some(opened) => opened,
+                None => {
+                    self.metrics.ticket_offered(TicketOutcome::NotFound);
+                    return None;
+                }
+            },
+        };
+        self.opened(opened, OpenedBy::Ticket)
+    }
+
+    fn open_session_id(&self, id: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+        let policy = self.rules.session_ids?;
+        let opened = self.open_found(id, &policy, now)?;
+        self.opened(opened, OpenedBy::SessionId)
+    }
+
+    /// Opens what the cache had for this name; None when it had nothing.
+    fn open_found(
+        &self,
+        name: &[u8],
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Option<Result<OpenedTicket, OpenError>>> {
+        let found = self.found.as_ref().filter(|found| found.name == name)?;
+        let sealed_as = SealedAs::Entry(&found.key);
+        Some(
+            self.keys
+                .read(|keys| keys.open(&found.entry, sealed_as, &self.rules.scope, policy, now)),
+        )
+    }
+
+    /// Remembers an opened session until its fate is known, and hands it to rustls.
+    fn opened(&self, opened: Option<Result<OpenedTicket, OpenError>>, by: OpenedBy) -> Option<Vec<u8>> {
+        match opened {
+            None => self.count(by, TicketOutcome::NoRing),
+            Some(Err(error)) => self.count(by, TicketOutcome::Refused(error)),
+            Some(Ok(opened)) => {
+                self.state().opened = Some(Opened {
+                    authenticated_at: opened.authenticated_at,
+                    role: opened.opened_by,
+                    by,
                 });
                 // rustls takes it over and zeroes what it parses from it.
-                return Some(ticket.session.to_vec());
+                return Some(opened.session.to_vec());
             }
         }
         None
+    }
+
+    fn count(&self, by: OpenedBy, outcome: TicketOutcome) {
+        match by {
+            OpenedBy::Ticket => self.metrics.ticket_offered(outcome),
+            OpenedBy::SessionId => self.metrics.session_id_offered(outcome),
+        }
+    }
+
+    fn can_seal(&self) -> bool {
+        self.keys.read(|keys| keys.can_seal(Timestamp::now())) == Some(true)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -188,13 +327,36 @@ impl ConnectionTickets {
     }
 }
 
+/// TLS 1.2 sessions by id. All that rustls can find here was looked up before the handshake.
+impl StoresServerSessions for ConnectionTickets {
+    fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
+        let session = Zeroizing::new(session);
+        let stored = self.rules.session_ids.and_then(|policy| {
+            self.seal_entry(CacheKind::SessionId, &id, &session, &policy, Timestamp::now())
+        });
+        matches!(stored, Some(Ok(_)))
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.open_session_id(id, Timestamp::now())
+    }
+
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        // Only TLS 1.3 without a ticketer takes.
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        self.rules.session_ids.is_some() && self.can_seal()
+    }
+}
+
 impl ProducesTickets for ConnectionTickets {
     fn enabled(&self) -> bool {
-        let can_seal = || self.keys.read(|keys| keys.can_seal(Timestamp::now()));
-        self.policy.is_some()
-            && match self.version {
+        self.rules.tickets.is_some()
+            && match self.rules.version {
                 // Offered tickets are opened in any case, and a ticket that was promised must be sent.
-                TicketVersion::Tls12 => can_seal() == Some(true),
+                TicketVersion::Tls12 => self.can_seal(),
                 // Tickets are opened only when this holds.
                 TicketVersion::Tls13 => true,
             }
@@ -217,8 +379,8 @@ impl Drop for ConnectionTickets {
     fn drop(&mut self) {
         // The handshake ended before rustls had decided, as it does on a wrong binder.
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if state.opened.is_some() {
-            self.metrics.ticket_offered(TicketOutcome::Declined);
+        if let Some(opened) = state.opened.take() {
+            self.count(opened.by, TicketOutcome::Declined);
         }
     }
 }
@@ -226,177 +388,10 @@ impl Drop for ConnectionTickets {
 impl fmt::Debug for ConnectionTickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionTickets")
-            .field("scope", &self.scope)
-            .field("version", &self.version)
+            .field("rules", &self.rules)
             .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::SignedDuration;
-
-    use super::*;
-    use crate::api::MinVersion;
-    use crate::ring::OpenError;
-    use crate::ring::fixtures::{POLICY, at, ring, secret};
-
-    const TICKETS: TicketPolicy = TicketPolicy {
-        lifetime: SignedDuration::from_hours(4),
-        max_age: SignedDuration::from_hours(24),
-    };
-
-    struct Farm {
-        keys: Arc<SharedKeys>,
-        metrics: Metrics,
-    }
-
-    impl Farm {
-        fn with_ring() -> (Self, Ring) {
-            let farm = Self {
-                keys: Arc::default(),
-                metrics: Metrics::default(),
-            };
-            let ring = ring();
-            farm.keys.replace(&ring);
-            (farm, ring)
-        }
-
-        fn connection(&self, version: TicketVersion) -> ConnectionTickets {
-            let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
-            let (keys, metrics) = (Arc::clone(&self.keys), self.metrics.clone());
-            let tickets = ConnectionTickets::new(keys, scope, Some(TICKETS), version, metrics);
-            tickets.set_certificate_until(at(90 * 86_400));
-            tickets
-        }
-    }
-
-    const RESUMED: Option<HandshakeKind> = Some(HandshakeKind::Resumed);
-    const FULL: Option<HandshakeKind> = Some(HandshakeKind::Full);
-
-    /// Resumes with `ticket` and returns the next one.
-    fn resume(farm: &Farm, ticket: &[u8], version: TicketVersion, second: i64) -> Option<Vec<u8>> {
-        let connection = farm.connection(version);
-        connection.open(ticket, at(second)).expect("opened");
-        if version == TicketVersion::Tls13 {
-            connection.settle(RESUMED);
-        }
-        let next = connection.seal(b"next", at(second));
-        connection.settle(RESUMED);
-        next
-    }
-
-    #[test]
-    fn a_chain_of_resumptions_ends_a_day_after_the_full_handshake() {
-        for version in [TicketVersion::Tls12, TicketVersion::Tls13] {
-            let (farm, mut ring) = Farm::with_ring();
-            let mut ticket = farm.connection(version).seal(b"first", at(0)).expect("sealed");
-            for hour in (3..24).step_by(3) {
-                ring = ring.rotated(secret(), None, &POLICY, at(hour * 3600));
-                farm.keys.replace(&ring);
-                ticket = resume(&farm, &ticket, version, hour * 3600).expect("sealed");
-            }
-            let late = farm.connection(version);
-            assert!(late.open(&ticket, at(86_400)).is_none(), "{version:?}");
-            let expired = TicketOutcome::Refused(OpenError::Expired);
-            assert_eq!(farm.metrics.offered(expired), 1);
-        }
-    }
-
-    #[test]
-    fn a_declined_ticket_makes_the_next_one_as_young_as_the_full_handshake() {
-        let (farm, _) = Farm::with_ring();
-        let ticket = farm
-            .connection(TicketVersion::Tls13)
-            .seal(b"s", at(0))
-            .expect("sealed");
-        let connection = farm.connection(TicketVersion::Tls13);
-        connection.open(&ticket, at(3600)).expect("opened");
-        connection.settle(FULL);
-        let ticket = connection.seal(b"s", at(3600)).expect("sealed");
-        let opened = farm.keys.read(|keys| {
-            let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
-            keys.open(&ticket, &scope, &TICKETS, at(3601)).expect("opened")
-        });
-        assert_eq!(opened.expect("a ring").authenticated_at, at(3600));
-        assert_eq!(farm.metrics.offered(TicketOutcome::Declined), 1);
-    }
-
-    #[test]
-    fn every_offered_ticket_has_one_outcome() {
-        let (farm, ring) = Farm::with_ring();
-        let ticket = farm
-            .connection(TicketVersion::Tls13)
-            .seal(b"s", at(0))
-            .expect("sealed");
-        resume(&farm, &ticket, TicketVersion::Tls13, 1);
-        farm.keys.replace(&ring.rotated(secret(), None, &POLICY, at(2)));
-        resume(&farm, &ticket, TicketVersion::Tls13, 3);
-
-        let connection = farm.connection(TicketVersion::Tls13);
-        connection.open(&ticket, at(4)).expect("opened");
-        for _ in 1..MOST_TRIED {
-            connection.open(b"junk", at(4));
-        }
-        assert!(connection.open(&ticket, at(4)).is_none(), "one too many");
-        let abandoned = farm.connection(TicketVersion::Tls13);
-        abandoned.open(&ticket, at(5)).expect("opened");
-        drop(abandoned);
-
-        for (outcome, count) in [
-            (TicketOutcome::Resumed(KeyRole::Primary), 1),
-            (TicketOutcome::Resumed(KeyRole::Previous), 1),
-            (TicketOutcome::Refused(OpenError::Malformed), 3),
-            (TicketOutcome::NotAllowed, 1),
-            (TicketOutcome::Declined, 2),
-        ] {
-            assert_eq!(farm.metrics.offered(outcome), count, "{outcome:?}");
-        }
-    }
-
-    #[test]
-    fn without_ring_certificate_or_permission_there_are_no_tickets() {
-        let (farm, _) = Farm::with_ring();
-        let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
-        let make = |keys: &Arc<SharedKeys>, policy| {
-            ConnectionTickets::new(
-                Arc::clone(keys),
-                scope,
-                policy,
-                TicketVersion::Tls12,
-                farm.metrics.clone(),
-            )
-        };
-        assert!(
-            make(&farm.keys, Some(TICKETS)).seal(b"s", at(0)).is_none(),
-            "no certificate"
-        );
-
-        let ticket = farm
-            .connection(TicketVersion::Tls12)
-            .seal(b"s", at(0))
-            .expect("sealed");
-        let forbidden = make(&farm.keys, None);
-        forbidden.set_certificate_until(at(86_400));
-        assert!(!forbidden.enabled());
-        assert!(forbidden.seal(b"s", at(0)).is_none());
-        assert!(forbidden.open(&ticket, at(1)).is_none());
-
-        let ringless = make(&Arc::default(), Some(TICKETS));
-        ringless.set_certificate_until(at(86_400));
-        assert!(!ringless.enabled());
-        assert!(ringless.seal(b"s", at(0)).is_none());
-        assert!(ringless.open(&ticket, at(1)).is_none());
-        assert_eq!(farm.metrics.offered(TicketOutcome::NoRing), 1);
-    }
-
-    #[test]
-    fn expired_keys_are_forgotten_by_the_clock() {
-        let (farm, _) = Farm::with_ring();
-        assert!(!farm.keys.forget_expired(at(0)));
-        let primary_ends = at(24 * 3600) + POLICY.lifetime;
-        assert!(farm.keys.forget_expired(primary_ends));
-        assert!(!farm.keys.forget_expired(primary_ends));
-        assert_eq!(farm.keys.read(|keys| keys.can_seal(primary_ends)), Some(false));
-    }
-}
+mod tests;

@@ -31,6 +31,18 @@ impl Scope {
         Self(digest)
     }
 
+    /// The scope of the same host when its TLS 1.3 tickets may be used once only: what was issued before it became so
+    /// must not be used again and again.
+    #[must_use]
+    pub fn single_use(self) -> Self {
+        let mut context = Context::new(&SHA256);
+        context.update(b"tlsfarm scope single-use v1");
+        context.update(&self.0);
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref());
+        Self(digest)
+    }
+
     pub(super) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -56,8 +68,9 @@ mod tests {
             Scope::new("web/shop", "b", MinVersion::TLS12),
             Scope::new("web/shopa", "", MinVersion::TLS12),
             Scope::new("web2/shop", "a", MinVersion::TLS12),
+            Scope::new("web/shop", "a", MinVersion::TLS12).single_use(),
         ]
         .into();
-        assert_eq!(scopes.len(), 5);
+        assert_eq!(scopes.len(), 6);
     }
 }

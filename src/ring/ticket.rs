@@ -1,4 +1,4 @@
-//! Tickets: sealing a session under the primary key and opening it again on any proxy.
+//! Tickets and entries of the session cache: sealing a session under the primary key and opening it again on any proxy.
 //!
 //! ```text
 //! ticket = version (1) | key id (16) | nonce (12) | AES-256-GCM-SIV( state ) | tag (16)
@@ -16,7 +16,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
 use jiff::{SignedDuration, Timestamp};
 use zeroize::Zeroizing;
 
-use super::{KeyId, Ring, Scope, TicketKey};
+use super::{CacheKey, KeyId, Ring, Scope, TicketKey};
 use crate::api::KeyRole;
 
 /// Sizes of tickets. Only these occur, so that a ticket's size hides the length of what it carries.
@@ -30,6 +30,9 @@ const FORMAT: &[u8] = b"rustls 0.23";
 
 /// Purpose under which ticket keys are derived from a ring secret (RFC 5869 info).
 const TICKET_PURPOSE: &[u8] = b"tlsfarm session ticket v1";
+
+/// Purpose under which the keys for entries of the session cache are derived.
+const CACHE_PURPOSE: &[u8] = b"tlsfarm session cache v1";
 
 const HEADER: usize = 1 + 16 + NONCE_LEN;
 const TAG_LEN: usize = 16;
@@ -49,10 +52,20 @@ pub struct TicketKeys {
 }
 
 struct ReadyKey {
-    cipher: LessSafeKey,
+    tickets: LessSafeKey,
+    entries: LessSafeKey,
     role: KeyRole,
     seal_until: Timestamp,
     open_until: Timestamp,
+}
+
+/// What a session is sealed as. Neither kind opens as the other: each has keys of its own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SealedAs<'a> {
+    /// A ticket, which the client keeps.
+    Ticket,
+    /// The entry of the session cache under this key, and under no other.
+    Entry(&'a CacheKey),
 }
 
 /// How long tickets may be used.
@@ -135,7 +148,8 @@ impl TicketKeys {
     pub fn new(ring: &Ring) -> Self {
         let ready = |key: &TicketKey, role| {
             let ready = ReadyKey {
-                cipher: ticket_cipher(key),
+                tickets: cipher(key, TICKET_PURPOSE),
+                entries: cipher(key, CACHE_PURPOSE),
                 role,
                 seal_until: key.seal_until,
                 open_until: key.open_until,
@@ -195,6 +209,7 @@ impl TicketKeys {
     pub fn seal(
         &self,
         session: &[u8],
+        sealed_as: SealedAs<'_>,
         scope: &Scope,
         policy: &TicketPolicy,
         age: &SessionAge,
@@ -224,8 +239,8 @@ impl TicketKeys {
         state.resize(size - HEADER - TAG_LEN, 0);
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SealError::Cipher)?;
-        let aad = associated_data(&self.primary, scope);
-        key.cipher
+        let aad = associated_data(&self.primary, sealed_as, scope);
+        key.cipher(sealed_as)
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut *state)
             .map_err(|_| SealError::Cipher)?;
 
@@ -237,10 +252,11 @@ impl TicketKeys {
         Ok(ticket)
     }
 
-    /// Opens a ticket that a client offers for `scope`. `ticket` is wholly under the client's control.
+    /// Opens what was sealed for `scope`. `ticket` is wholly under the control of the client, or of the cache.
     pub fn open(
         &self,
         ticket: &[u8],
+        sealed_as: SealedAs<'_>,
         scope: &Scope,
         policy: &TicketPolicy,
         now: Timestamp,
@@ -251,10 +267,10 @@ impl TicketKeys {
             return Err(OpenError::Expired);
         }
         let mut state = Zeroizing::new(sealed.to_vec());
-        let aad = associated_data(&id, scope);
+        let aad = associated_data(&id, sealed_as, scope);
         let nonce = Nonce::assume_unique_for_key(nonce);
         let state = key
-            .cipher
+            .cipher(sealed_as)
             .open_in_place(nonce, Aad::from(aad), &mut state)
             .map_err(|_| OpenError::NotAuthentic)?;
         let state = State::read(state).ok_or(OpenError::NotAuthentic)?;
@@ -332,7 +348,16 @@ impl std::fmt::Debug for TicketKeys {
     }
 }
 
-fn ticket_cipher(key: &TicketKey) -> LessSafeKey {
+impl ReadyKey {
+    fn cipher(&self, sealed_as: SealedAs<'_>) -> &LessSafeKey {
+        match sealed_as {
+            SealedAs::Ticket => &self.tickets,
+            SealedAs::Entry(_) => &self.entries,
+        }
+    }
+}
+
+fn cipher(key: &TicketKey, purpose: &[u8]) -> LessSafeKey {
     struct Length32;
     impl KeyType for Length32 {
         fn len(&self) -> usize {
@@ -341,201 +366,19 @@ fn ticket_cipher(key: &TicketKey) -> LessSafeKey {
     }
     let prk = Prk::new_less_safe(HKDF_SHA256, key.secret.expose());
     let mut derived = Zeroizing::new([0; 32]);
-    prk.expand(&[TICKET_PURPOSE], Length32)
+    prk.expand(&[purpose], Length32)
         .and_then(|okm| okm.fill(&mut *derived))
         .expect("32 bytes are within what HKDF-SHA256 can expand to");
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM_SIV, &*derived).expect("the cipher takes 32-byte keys"))
 }
 
-fn associated_data(id: &KeyId, scope: &Scope) -> Vec<u8> {
-    [&[VERSION], id.0.as_slice(), FORMAT, scope.as_bytes()].concat()
+fn associated_data(id: &KeyId, sealed_as: SealedAs<'_>, scope: &Scope) -> Vec<u8> {
+    let place: &[u8] = match sealed_as {
+        SealedAs::Ticket => &[],
+        SealedAs::Entry(key) => key.as_bytes(),
+    };
+    [&[VERSION], id.0.as_slice(), FORMAT, scope.as_bytes(), place].concat()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::api::MinVersion;
-    use crate::ring::fixtures::{POLICY, at, ring, secret};
-
-    const TICKETS: TicketPolicy = TicketPolicy {
-        lifetime: SignedDuration::from_hours(4),
-        max_age: SignedDuration::from_hours(24),
-    };
-
-    const KEY_ID: std::ops::Range<usize> = 1..17;
-    const NONCE: std::ops::Range<usize> = 17..HEADER;
-
-    fn age(second: i64) -> SessionAge {
-        SessionAge {
-            authenticated_at: at(second),
-            certificate_until: at(90 * 86_400),
-        }
-    }
-
-    fn scope() -> Scope {
-        Scope::new("web/shop", "shop", MinVersion::TLS12)
-    }
-
-    fn sealed(keys: &TicketKeys, session: &[u8]) -> Vec<u8> {
-        keys.seal(session, &scope(), &TICKETS, &age(0), at(0))
-            .expect("sealed")
-    }
-
-    #[test]
-    fn a_proxy_that_never_issued_a_ticket_opens_those_of_another() {
-        let document = ring().to_document();
-        let load = || TicketKeys::new(&Ring::from_document(&document).expect("valid"));
-        let ticket = sealed(&load(), b"session");
-        let opened = load().open(&ticket, &scope(), &TICKETS, at(60)).expect("opened");
-        assert_eq!(*opened.session, b"session");
-        assert_eq!(opened.opened_by, KeyRole::Primary);
-    }
-
-    #[test]
-    fn every_altered_byte_is_refused() {
-        let keys = TicketKeys::new(&ring());
-        let ticket = sealed(&keys, b"session");
-        for at_byte in 0..ticket.len() {
-            let mut altered = ticket.clone();
-            altered[at_byte] ^= 0x40;
-            assert!(
-                keys.open(&altered, &scope(), &TICKETS, at(1)).is_err(),
-                "byte {at_byte} is not protected"
-            );
-        }
-    }
-
-    #[test]
-    fn another_scope_is_refused() {
-        let keys = TicketKeys::new(&ring());
-        let ticket = sealed(&keys, b"session");
-        for other in [
-            Scope::new("web/shop", "shop", MinVersion::TLS13),
-            Scope::new("web/shop", "blog", MinVersion::TLS12),
-            Scope::new("other/shop", "shop", MinVersion::TLS12),
-        ] {
-            let refused = keys.open(&ticket, &other, &TICKETS, at(1)).err();
-            assert_eq!(refused, Some(OpenError::NotAuthentic));
-        }
-    }
-
-    #[test]
-    fn tickets_expire_with_their_lifetime_their_session_and_the_certificate() {
-        let keys = TicketKeys::new(&ring());
-        let ticket = sealed(&keys, b"session");
-        assert!(keys.open(&ticket, &scope(), &TICKETS, at(4 * 3600 - 1)).is_ok());
-        assert_eq!(
-            keys.open(&ticket, &scope(), &TICKETS, at(4 * 3600)).err(),
-            Some(OpenError::Expired)
-        );
-
-        let nearly_old = age(-23 * 3600);
-        assert_eq!(TICKETS.lifetime_of(&nearly_old, at(0)), 3600);
-        let too_old = keys.seal(b"session", &scope(), &TICKETS, &age(-24 * 3600), at(0));
-        assert_eq!(too_old.err(), Some(SealError::SessionExpired));
-
-        let certificate = SessionAge {
-            certificate_until: at(60),
-            ..age(0)
-        };
-        assert_eq!(TICKETS.lifetime_of(&certificate, at(0)), 60);
-    }
-
-    #[test]
-    fn a_shortened_lifetime_holds_for_tickets_issued_before() {
-        let keys = TicketKeys::new(&ring());
-        let ticket = sealed(&keys, b"session");
-        let shorter = |lifetime, max_age| TicketPolicy {
-            lifetime: SignedDuration::from_mins(lifetime),
-            max_age: SignedDuration::from_mins(max_age),
-        };
-        for policy in [shorter(10, 60), shorter(60, 10)] {
-            assert!(keys.open(&ticket, &scope(), &policy, at(599)).is_ok());
-            let refused = keys.open(&ticket, &scope(), &policy, at(600)).err();
-            assert_eq!(refused, Some(OpenError::Expired), "{policy:?}");
-        }
-    }
-
-    #[test]
-    fn an_isolated_proxy_stops_sealing_and_then_forgets() {
-        let mut keys = TicketKeys::new(&ring());
-        let (stop, forget) = (at(24 * 3600), at(24 * 3600) + POLICY.lifetime);
-        let seal = |keys: &TicketKeys, now: Timestamp| {
-            let age = SessionAge {
-                authenticated_at: now,
-                certificate_until: at(90 * 86_400),
-            };
-            keys.seal(b"session", &scope(), &TICKETS, &age, now)
-        };
-        let last = seal(&keys, stop - SignedDuration::from_secs(1)).expect("may still seal");
-        assert_eq!(seal(&keys, stop).err(), Some(SealError::KeyExpired));
-        assert_eq!(
-            keys.open(&last, &scope(), &TICKETS, forget).err(),
-            Some(OpenError::Expired)
-        );
-        assert_eq!(keys.next_expiry(stop), Some(forget));
-        assert!(keys.without_expired(forget));
-        assert!(!keys.can_seal(forget));
-    }
-
-    #[test]
-    fn tickets_of_the_key_before_open_and_those_of_a_dropped_key_do_not() {
-        let first = ring();
-        let ticket = sealed(&TicketKeys::new(&first), b"session");
-        let second = first.rotated(secret(), None, &POLICY, at(3600));
-        let opened = TicketKeys::new(&second)
-            .open(&ticket, &scope(), &TICKETS, at(3601))
-            .expect("opened");
-        assert_eq!(opened.opened_by, KeyRole::Previous);
-        let third = second.without_expired(at(30 * 3600));
-        let refused = TicketKeys::new(&third)
-            .open(&ticket, &scope(), &TICKETS, at(3601))
-            .err();
-        assert_eq!(refused, Some(OpenError::UnknownKey));
-    }
-
-    #[test]
-    fn sizes_come_from_few_buckets_and_large_sessions_get_no_ticket() {
-        let keys = TicketKeys::new(&ring());
-        for length in [0, 100, 180, 181, 200, 900, 1900] {
-            assert!(BUCKETS.contains(&sealed(&keys, &vec![7; length]).len()));
-        }
-        let refused = keys.seal(&[7; 2000], &scope(), &TICKETS, &age(0), at(0)).err();
-        assert_eq!(refused, Some(SealError::TooLarge));
-    }
-
-    #[test]
-    fn nonces_never_repeat() {
-        let keys = TicketKeys::new(&ring());
-        let nonces: std::collections::HashSet<_> =
-            (0..10_000).map(|_| sealed(&keys, b"s")[NONCE].to_vec()).collect();
-        assert_eq!(nonces.len(), 10_000);
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_tickets_never_panic(
-            mut ticket in proptest::collection::vec(any::<u8>(), 0..2100),
-            bucket in 0usize..4,
-            known_key: bool,
-        ) {
-            let keys = TicketKeys::new(&ring());
-            prop_assert!(keys.open(&ticket, &scope(), &TICKETS, at(1)).is_err());
-            ticket.resize(BUCKETS[bucket], 0);
-            ticket[0] = VERSION;
-            if known_key {
-                ticket[KEY_ID].copy_from_slice(&keys.primary.0);
-            }
-            prop_assert!(keys.open(&ticket, &scope(), &TICKETS, at(1)).is_err());
-        }
-
-        #[test]
-        fn sessions_round_trip(session in proptest::collection::vec(any::<u8>(), 0..1900)) {
-            let keys = TicketKeys::new(&ring());
-            let opened = keys.open(&sealed(&keys, &session), &scope(), &TICKETS, at(1)).expect("opened");
-            prop_assert_eq!(&*opened.session, &session);
-        }
-    }
-}
+mod tests;

@@ -307,7 +307,7 @@ fn answers_ping(farm: &Farm, address: SocketAddr, pair: Option<&[String; 2]>) ->
 
 /// Caches that know each other, by a list of all of them.
 pub struct Caches {
-    farm: Farm,
+    pub farm: Farm,
     pub all: Vec<Cache>,
     ports: Vec<Reserved>,
 }
@@ -340,7 +340,7 @@ impl Caches {
     }
 
     /// Each can ask each other one.
-    fn wait_until_linked(&self) {
+    pub fn wait_until_linked(&self) {
         let others = (self.all.len() - 1) as u64;
         for cache in &self.all {
             wait_for("connections to the others", || {

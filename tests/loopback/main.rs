@@ -1,6 +1,7 @@
 //! Proxies and caches on the loopback interface: real processes, real clients (OpenSSL, rustls, Redis's tools), a real
 //! backend.
 
+mod apache;
 mod cache;
 mod cache_client;
 mod cache_hostile;
@@ -16,3 +17,4 @@ mod limits;
 mod metrics;
 mod redis_server;
 mod resumption;
+mod session_cache;

@@ -135,7 +135,10 @@ mod tests {
 
     use super::*;
 
-    fn decode(input: &[u8]) -> Result<Option<(Vec<Vec<u8>>, usize)>, ProtocolError> {
+    /// The arguments of the first request, and how long it is.
+    type Decoded = Option<(Vec<Vec<u8>>, usize)>;
+
+    fn decode(input: &[u8]) -> Result<Decoded, ProtocolError> {
         let mut decoder = RequestDecoder::default();
         let decoded = decoder.decode(input)?;
         Ok(decoded.map(|(request, length)| {

@@ -1,0 +1,177 @@
+//! Apache httpd servers, each with a cache beside it that they take for a Redis.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cache_peers::Caches;
+use crate::harness::{Farm, Reserved, Visit, send_signal, visit, wait_for};
+
+const HTTPD: &str = "/usr/sbin/apache2";
+const MODULES: &str = "/usr/lib/apache2/modules";
+
+const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
+
+/// Longer than a full handshake takes on a busy machine and a cache waits for another, shorter than what people call a
+/// stall.
+const PROMPT: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_session_made_at_one_httpd_resumes_at_the_others() {
+    let servers = Servers::start();
+    for version in VERSIONS {
+        for issuer in &servers.httpds {
+            let session = servers.take_session(issuer, version);
+            for resumer in &servers.httpds {
+                let visit = servers.offer(resumer, version, &session);
+                assert!(visit.reused && visit.served(), "{version}: {}", visit.output);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
+    let mut servers = Servers::start();
+    // So many that each cache owns some, but for one run in 10^5.
+    let sessions: Vec<PathBuf> = (0..30)
+        .map(|_| servers.take_session(&servers.httpds[0], "-tls1_2"))
+        .collect();
+    let resumed = |servers: &Servers, at: usize| servers.resumed_promptly(&servers.httpds[at], &sessions);
+    assert_eq!(resumed(&servers, 0), sessions.len());
+
+    servers.caches.all[2].signal("STOP");
+    let while_it_hangs = resumed(&servers, 0);
+    assert!(
+        (1..sessions.len()).contains(&while_it_hangs),
+        "{while_it_hangs} resumed"
+    );
+
+    servers.caches.all[2].signal("CONT");
+    wait_for("all of them to resume", || {
+        (resumed(&servers, 0) == sessions.len()).then_some(())
+    });
+
+    servers.caches.all[2].kill();
+    let without_it = resumed(&servers, 0);
+    assert!((1..sessions.len()).contains(&without_it), "{without_it} resumed");
+    // The httpd whose own cache it was asks nobody else, and serves all the same.
+    assert_eq!(resumed(&servers, 2), 0);
+}
+
+/// Three httpds and their caches.
+struct Servers {
+    httpds: [Httpd; 3],
+    caches: Caches,
+}
+
+/// A running httpd.
+struct Httpd {
+    https: Reserved,
+    process: Child,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let caches = Caches::start(3);
+        caches.wait_until_linked();
+        let httpds = [0, 1, 2].map(|number| {
+            let dir = caches.farm.dir.join(format!("httpd-{number}"));
+            Httpd::start(&caches.farm, &dir, caches.all[number].tcp)
+        });
+        Self { httpds, caches }
+    }
+
+    /// Makes a session at an httpd; gives the file that it is in.
+    fn take_session(&self, issuer: &Httpd, version: &str) -> PathBuf {
+        let file = self
+            .caches
+            .farm
+            .dir
+            .join(format!("session-{}", rand::random::<u64>()));
+        let visit = self.visit(issuer, &[version, "-sess_out"], &file);
+        assert!(visit.served() && !visit.reused, "{}", visit.output);
+        file
+    }
+
+    fn offer(&self, resumer: &Httpd, version: &str, session: &Path) -> Visit {
+        self.visit(resumer, &[version, "-sess_in"], session)
+    }
+
+    /// How many of these sessions resume at an httpd, which has to serve every page without a stall.
+    fn resumed_promptly(&self, resumer: &Httpd, sessions: &[PathBuf]) -> usize {
+        let resumes = |session: &&PathBuf| {
+            let begun = Instant::now();
+            let visit = self.offer(resumer, "-tls1_2", session);
+            let took = begun.elapsed();
+            assert!(visit.served() && took < PROMPT, "{took:?}: {}", visit.output);
+            visit.reused
+        };
+        sessions.iter().filter(resumes).count()
+    }
+
+    fn visit(&self, httpd: &Httpd, arguments: &[&str], session: &Path) -> Visit {
+        let session = session.to_str().expect("UTF-8");
+        let arguments = [arguments, &[session]].concat();
+        visit(&self.caches.farm, httpd.https.address, "shop.test", &arguments)
+    }
+}
+
+impl Httpd {
+    /// Starts one whose files are in `dir` and whose sessions are in the Redis at `redis`.
+    fn start(farm: &Farm, dir: &Path, redis: SocketAddr) -> Self {
+        assert!(
+            Path::new(HTTPD).exists(),
+            "{HTTPD} is missing: tests/packages installs Debian's apache2-bin"
+        );
+        let https = Reserved::new();
+        fs::create_dir_all(dir.join("pages")).expect("created");
+        fs::write(dir.join("pages/index.html"), "page of /").expect("written");
+        let modules = ["mpm_event", "authz_core", "dir", "socache_redis", "ssl"]
+            .map(|name| format!("LoadModule {name}_module {MODULES}/mod_{name}.so\n"))
+            .concat();
+        let [certificate, key] = farm.certificate_files("shop");
+        let config = dir.join("httpd.conf");
+        let text = format!(
+            "{modules}
+             ServerName shop.test
+             Listen {address}
+             DefaultRuntimeDir {dir}
+             PidFile {dir}/pid
+             ErrorLog {dir}/error.log
+             DocumentRoot {dir}/pages
+             StartServers 1
+             SSLEngine on
+             SSLCertificateFile {certificate}
+             SSLCertificateKeyFile {key}
+             SSLSessionTickets off
+             SSLSessionCache redis:{redis}",
+            address = https.address,
+            dir = dir.display(),
+            certificate = certificate.display(),
+            key = key.display(),
+        );
+        fs::write(&config, text).expect("written");
+        let process = Command::new(HTTPD)
+            .args(["-D", "FOREGROUND", "-f"])
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("started");
+        let httpd = Self { https, process };
+        wait_for("an httpd that listens", || {
+            TcpStream::connect(httpd.https.address).ok()
+        });
+        httpd
+    }
+}
+
+impl Drop for Httpd {
+    fn drop(&mut self) {
+        // Asked to end, it takes its children along.
+        send_signal(&self.process, "TERM");
+        let _ = self.process.wait();
+    }
+}
