@@ -2,6 +2,7 @@
 //! is sick costs full handshakes and nothing else.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tlsfarm::api::TicketKind;
@@ -185,4 +186,42 @@ fn resumes_again(offer: impl Fn() -> bool) {
             "the cache is back and not used"
         );
     }
+}
+
+#[test]
+fn the_probe_sees_every_proxy_resume_and_single_use_tickets_once() {
+    let farm = Farm::new("web/shop");
+    let shared = Redis::start(&farm, &[]);
+    let proxies = [(); 3].map(|()| start(&farm, shared.over_unix()));
+    let (code, printed) = probe(&proxies);
+    assert_eq!(code, Some(0), "{printed}");
+    assert!(
+        printed.contains("TLS 1.2 session id") && printed.contains("single-use"),
+        "{printed}"
+    );
+
+    let other_farm = Farm::new("web/shop");
+    let other = Redis::start(&other_farm, &[]);
+    let (code, printed) = probe(&[start(&farm, shared.over_unix()), start(&farm, other.over_unix())]);
+    assert_eq!(code, Some(1), "two caches that do not share: {printed}");
+}
+
+fn probe(proxies: &[Proxy]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tlsfarm"));
+    command.args(["probe", "--server-name", "shop.test"]);
+    command.args([
+        "--mechanism",
+        "tls12-session-id",
+        "--mechanism",
+        "tls13-single-use",
+    ]);
+    for proxy in proxies {
+        command.args(["--address", &proxy.https.to_string()]);
+    }
+    let output = command.output().expect("the probe runs");
+    let printed = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&printed).into_owned(),
+    )
 }
