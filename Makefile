@@ -4,6 +4,7 @@
 #   make demo-down   take it away again
 #   make test        every test, the ones on a real Kubernetes included
 #   make fuzz        each decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
+#   make bench-cache the session cache beside redis-server, as the table in docs/performance.md
 #   make lint        formatting, lints, generated files
 #   make image       the container image, as dist/tlsfarm.tar
 
@@ -20,7 +21,7 @@ TARGET := $(ARCH)-unknown-linux-gnu
 BINARY := target/$(TARGET)/release/tlsfarm
 CLUSTER := tests/cluster/cluster
 
-.PHONY: help demo demo-down test test-unit test-kubernetes fuzz lint image cluster cluster-down crds
+.PHONY: help demo demo-down test test-unit test-kubernetes bench-cache fuzz lint image cluster cluster-down crds
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +65,11 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	tests/cluster/lint
+
+bench-cache:
+	tests/packages
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+	benches/cache.py $(BINARY)
 
 # The last stage of the Dockerfile around a binary that cargo built here: no registry is asked for anything.
 image:

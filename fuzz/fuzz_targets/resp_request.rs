@@ -10,7 +10,9 @@ fuzz_target!(|input: &[u8]| {
     let mut rest = input;
     while let Ok(Some((request, length))) = decoder.decode(rest) {
         assert!((1..=rest.len()).contains(&length));
-        let arguments: Vec<&[u8]> = (0..request.len()).filter_map(|index| request.get(index)).collect();
+        let arguments: Vec<&[u8]> = (0..request.len())
+            .filter_map(|index| request.get(index))
+            .collect();
         assert_eq!(arguments.len(), request.len());
         if !arguments.is_empty() {
             same_again(&arguments);

@@ -2,6 +2,7 @@
 //! is sick costs full handshakes and nothing else.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tlsfarm::api::TicketKind;
@@ -185,4 +186,51 @@ fn resumes_again(offer: impl Fn() -> bool) {
             "the cache is back and not used"
         );
     }
+}
+
+#[test]
+fn the_probe_sees_every_proxy_resume_and_single_use_tickets_once() {
+    let farm = Farm::new("web/shop");
+    let shared = Redis::start(&farm, &[]);
+    let proxies = [(); 3].map(|()| start(&farm, shared.over_unix()));
+    let (code, printed) = probe(&proxies);
+    assert_eq!(code, Some(0), "{printed}");
+    for row in ["TLS 1.2 session id  9/9  100 %", "TLS 1.3 single-use  9/9  100 %"] {
+        assert!(printed.contains(row), "{printed}");
+    }
+    let all = |outcome| -> u64 {
+        let taken = proxies.iter().map(|proxy| requests(proxy, "take", outcome));
+        taken.sum()
+    };
+    assert_eq!((all("hit"), all("miss")), (9, 9), "each ticket was offered twice");
+    let hung_up = "tlsfarm_proxy_handshake_failures_total{reason=\"client_closed\"}";
+    wait_for("the ends of what was offered again", || {
+        let count: u64 = proxies.iter().map(|proxy| proxy.metric(hung_up)).sum();
+        (count == 9).then_some(())
+    });
+
+    let other_farm = Farm::new("web/shop");
+    let other = Redis::start(&other_farm, &[]);
+    let (code, printed) = probe(&[start(&farm, shared.over_unix()), start(&farm, other.over_unix())]);
+    assert_eq!(code, Some(1), "two caches that do not share: {printed}");
+}
+
+fn probe(proxies: &[Proxy]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tlsfarm"));
+    command.args(["probe", "--server-name", "shop.test"]);
+    command.args([
+        "--mechanism",
+        "tls12-session-id",
+        "--mechanism",
+        "tls13-single-use",
+    ]);
+    for proxy in proxies {
+        command.args(["--address", &proxy.https.to_string()]);
+    }
+    let output = command.output().expect("the probe runs");
+    let printed = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&printed).into_owned(),
+    )
 }

@@ -160,7 +160,9 @@ fn text(cursor: &mut Cursor<'_>) -> Result<Option<Cow<'static, str>>, ProtocolEr
     let Some(line) = cursor.line(LONGEST_LINE, false)? else {
         return Ok(None);
     };
-    let text = std::str::from_utf8(line).map_err(|_| ProtocolError::ReplyContent)?;
+    // Nothing that could be taken for the end of a line once it is passed on.
+    let text = std::str::from_utf8(line).ok().filter(|text| !text.contains('\r'));
+    let text = text.ok_or(ProtocolError::ReplyContent)?;
     Ok(Some(Cow::Owned(text.to_owned())))
 }
 
@@ -280,6 +282,7 @@ mod tests {
         assert_eq!(refused(b"*1\r\n"), ProtocolError::ReplyType(b'*'));
         assert_eq!(refused(&[b'+'; LONGEST_LINE + 3]), ProtocolError::LongLine);
         assert_eq!(refused(b"+\xff\r\n"), ProtocolError::ReplyContent);
+        assert_eq!(refused(b"-ERR \r+OK\r\n"), ProtocolError::ReplyContent);
         assert_eq!(refused(b":1 \r\n"), ProtocolError::ReplyContent);
     }
 }
