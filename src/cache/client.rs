@@ -132,6 +132,11 @@ impl Client {
         self.0.health.breaker()
     }
 
+    /// Whether a request made now would be sent, rather than fail at once. The first requests wait for the connection.
+    pub fn admits(&self) -> bool {
+        self.0.health.admits()
+    }
+
     /// Whether requests would be made now: there is a connection and the breaker is closed. A connection without
     /// requests is looked after once a second, so this is true of a server that nobody asks anything, too.
     pub fn reachable(&self) -> bool {
@@ -169,7 +174,7 @@ impl Client {
         expects: Expects,
         asked: Instant,
     ) -> Result<Reply, CacheError> {
-        if !self.0.health.admits() {
+        if !self.admits() {
             return Err(CacheError::Unavailable);
         }
         let (answer, answered) = oneshot::channel();

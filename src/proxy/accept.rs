@@ -196,6 +196,7 @@ impl Worker {
                 http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
             }
             Port::Https => {
+                self.session_cache.follow(snapshot.config.session_cache.as_ref());
                 // In a box, so that its memory is free again once the handshake is over.
                 let handshake = handshake::accept(
                     stream,

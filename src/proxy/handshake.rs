@@ -11,7 +11,7 @@ use tracing::debug;
 use super::hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
 use super::linger::Lingering;
 use super::metrics::{HandshakeFailure, Metrics};
-use super::session_cache::SessionCache;
+use super::session_cache::{Cached, SessionCache};
 use super::snapshot::{Host, Snapshot};
 use super::tickets::SharedKeys;
 use super::tls_stream::{HandshakeError, TlsStream};
@@ -71,12 +71,15 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         Ok(chosen) => chosen,
         Err((alert, failure)) => return Err(reject(io, &fatal_alert(alert), failure).await),
     };
-    let cache_config = snapshot.config.session_cache.as_ref();
     let found = match host.lookup(&hello) {
-        Some(lookup) => cache.find(cache_config, lookup).await,
+        Some(lookup) => cache.find(lookup).await,
         None => None,
     };
-    let (config, tickets) = host.connect(hostname, &hello, found, Arc::clone(keys), metrics.clone());
+    let cached = Cached {
+        found,
+        takes_entries: cache.takes_entries(),
+    };
+    let (config, tickets) = host.connect(hostname, &hello, cached, Arc::clone(keys), metrics.clone());
     let Ok(connection) = ServerConnection::new(Arc::new(config)) else {
         return Err(Box::new((HandshakeFailure::Internal, None)));
     };
@@ -90,7 +93,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
             Err(Box::new((HandshakeFailure::Internal, None)))
         }
         Ok(()) => {
-            cache.store(cache_config, tickets.take_entries());
+            cache.store(tickets.take_entries());
             Ok((stream, host.name.clone()))
         }
         Err(HandshakeError::Io(error)) => Err(Box::new((io_failure(&error), None))),

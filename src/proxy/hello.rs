@@ -14,6 +14,9 @@ const MAX_WIRE: usize = 64 * 1024;
 /// Longest ClientHello. Real ones, with post-quantum key shares and several tickets, stay below 8 KiB.
 const MAX_MESSAGE: usize = 16 * 1024;
 
+/// Most TLS 1.3 tickets that are looked at: clients offer one, and some a second.
+const MOST_IDENTITIES: usize = 2;
+
 /// Longest record that carries plaintext (RFC 9846 section 5.1).
 const MAX_RECORD: usize = 16 * 1024;
 
@@ -44,8 +47,8 @@ pub(crate) struct Hello {
     pub(crate) session_id: Option<SessionName>,
     /// What the client says of TLS 1.2 tickets (RFC 5077), if anything.
     pub(crate) ticket: Option<TicketOffer>,
-    /// The first identity of the TLS 1.3 tickets, where it has the length of a single-use ticket.
-    pub(crate) first_identity: Option<SessionName>,
+    /// The first of the TLS 1.3 tickets looked at that has the length of a single-use ticket.
+    pub(crate) single_use: Option<SessionName>,
 }
 
 /// A session id, or a single-use ticket: a random name that says nothing.
@@ -205,7 +208,13 @@ fn parse(body: &[u8]) -> Option<Hello> {
             }
             extension::PRE_SHARED_KEY => {
                 let mut identities = content.vector16()?;
-                hello.first_identity = identities.vector16()?.0.try_into().ok();
+                for _ in 0..MOST_IDENTITIES {
+                    if identities.0.is_empty() || hello.single_use.is_some() {
+                        break;
+                    }
+                    hello.single_use = identities.vector16()?.0.try_into().ok();
+                    identities.take(4)?; // age
+                }
             }
             extension::SUPPORTED_VERSIONS => {
                 let mut versions = content.vector8()?;
@@ -321,7 +330,7 @@ mod tests {
             extended_master_secret: true,
             session_id: None,
             ticket: Some(TicketOffer::Empty),
-            first_identity: None,
+            single_use: None,
         };
         let wire = hello_of("Shop.example.com", &[&TLS12, &TLS13]);
         let Progress::Complete(hello) = read(&wire) else {
@@ -343,6 +352,73 @@ mod tests {
             panic!("unreadable");
         };
         assert_eq!(nameless.server_name, None);
+    }
+
+    /// The body of a hello with this session id and these extensions.
+    fn body(session_id: &[u8], extensions: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut listed = Vec::new();
+        for (kind, content) in extensions {
+            listed.extend(kind.to_be_bytes());
+            listed.extend((content.len() as u16).to_be_bytes());
+            listed.extend_from_slice(content);
+        }
+        let length = (listed.len() as u16).to_be_bytes();
+        let id_length = [session_id.len() as u8];
+        [
+            &[3; 34],
+            &id_length[..],
+            session_id,
+            &[0, 2, 0x13, 1, 1, 0],
+            &length,
+            &listed,
+        ]
+        .concat()
+    }
+
+    fn identities(names: &[&[u8]]) -> Vec<u8> {
+        let mut listed = Vec::new();
+        for name in names {
+            listed.extend((name.len() as u16).to_be_bytes());
+            listed.extend_from_slice(name);
+            listed.extend([0; 4]);
+        }
+        // No binders: they are none of our business.
+        [&(listed.len() as u16).to_be_bytes()[..], &listed].concat()
+    }
+
+    #[test]
+    fn names_of_sessions_are_those_of_32_bytes() {
+        for (length, expected) in [(0, None), (31, None), (32, Some([7; 32]))] {
+            let hello = parse(&body(&vec![7; length], &[])).expect("readable");
+            assert_eq!(hello.session_id, expected);
+        }
+        let single_use = |names: &[&[u8]]| {
+            let content = identities(names);
+            let hello = parse(&body(&[], &[(extension::PRE_SHARED_KEY, &content)]));
+            hello.expect("readable").single_use
+        };
+        let stateless = [9; 256];
+        assert_eq!(single_use(&[]), None);
+        assert_eq!(single_use(&[&[1; 32], &[2; 32]]), Some([1; 32]));
+        assert_eq!(single_use(&[&stateless, &[2; 32]]), Some([2; 32]));
+        assert_eq!(single_use(&[&stateless, &stateless, &[3; 32]]), None);
+        let cut = identities(&[&[1; 32]]);
+        let cut = parse(&body(&[], &[(extension::PRE_SHARED_KEY, &cut[..20])]));
+        assert_eq!(cut, None);
+    }
+
+    #[test]
+    fn a_ticket_is_told_from_the_wish_for_one() {
+        let ticket = |extensions: &[(u16, &[u8])]| parse(&body(&[], extensions)).expect("readable").ticket;
+        assert_eq!(ticket(&[]), None);
+        assert_eq!(
+            ticket(&[(extension::SESSION_TICKET, b"")]),
+            Some(TicketOffer::Empty)
+        );
+        assert_eq!(
+            ticket(&[(extension::SESSION_TICKET, b"t")]),
+            Some(TicketOffer::Ticket)
+        );
     }
 
     #[test]

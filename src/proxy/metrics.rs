@@ -105,6 +105,8 @@ pub(crate) enum TicketIssue {
     Refused(SealError),
     /// There is no ring yet.
     NoRing,
+    /// It can be used once only, and the cache takes no session now.
+    NoCache,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -444,6 +446,7 @@ impl TicketIssue {
             Self::Refused(SealError::TooLarge) => "too_large",
             Self::Refused(SealError::Cipher) => "cipher",
             Self::NoRing => "no_ring",
+            Self::NoCache => "no_cache",
         }
     }
 }

@@ -42,6 +42,16 @@ pub(crate) struct Found {
     pub(crate) entry: Zeroizing<Vec<u8>>,
 }
 
+/// What the cache does for one connection.
+#[derive(Default)]
+pub(crate) struct Cached {
+    /// What it had.
+    pub(crate) found: Option<Found>,
+    /// Whether it takes what the connection makes, as far as is known. Where it does not, clients get no names of
+    /// sessions that would be nowhere.
+    pub(crate) takes_entries: bool,
+}
+
 /// A session to be stored, sealed.
 pub(crate) struct Entry {
     /// Key of the entry.
@@ -127,9 +137,23 @@ impl SessionCache {
         }
     }
 
+    /// Uses the cache of this configuration from now on. It is told the newest one before each handshake; handshakes
+    /// that began under an older one go on with the cache of the newer.
+    pub(crate) fn follow(&self, config: Option<&config::SessionCache>) {
+        let mut current = self.client.borrow_mut();
+        if current.as_ref().map(|(of, _)| of) != config {
+            *current = config.map(|config| (config.clone(), self.metrics.start(config)));
+        }
+    }
+
+    /// Whether it makes sense to store anything.
+    pub(crate) fn takes_entries(&self) -> bool {
+        self.client().is_some_and(|client| client.admits())
+    }
+
     /// Looks a session up. A single-use session is taken out of the cache by that.
-    pub(crate) async fn find(&self, config: Option<&config::SessionCache>, lookup: Lookup) -> Option<Found> {
-        let client = self.client(config)?;
+    pub(crate) async fn find(&self, lookup: Lookup) -> Option<Found> {
+        let client = self.client()?;
         let key = CacheKey::new(lookup.kind, &lookup.scope, &lookup.name);
         let (operation, answer) = match lookup.kind {
             CacheKind::SessionId => ("get", client.get(key.as_bytes()).await),
@@ -157,11 +181,11 @@ impl SessionCache {
     }
 
     /// Stores sessions, later.
-    pub(crate) fn store(&self, config: Option<&config::SessionCache>, entries: Vec<Entry>) {
+    pub(crate) fn store(&self, entries: Vec<Entry>) {
         if entries.is_empty() {
             return;
         }
-        let Some(client) = self.client(config) else { return };
+        let Some(client) = self.client() else { return };
         let metrics = self.metrics.clone();
         if self.storing.get() >= MOST_STORING {
             entries.iter().for_each(|_| metrics.count("put", "skipped"));
@@ -184,12 +208,7 @@ impl SessionCache {
         });
     }
 
-    /// The client for the configuration of this moment.
-    fn client(&self, config: Option<&config::SessionCache>) -> Option<Client> {
-        let mut current = self.client.borrow_mut();
-        if current.as_ref().map(|(of, _)| of) != config {
-            *current = config.map(|config| (config.clone(), self.metrics.start(config)));
-        }
-        current.as_ref().map(|(_, client)| client.clone())
+    fn client(&self) -> Option<Client> {
+        self.client.borrow().as_ref().map(|(_, client)| client.clone())
     }
 }

@@ -13,7 +13,7 @@ use super::certificates::{CertificateChoice, HostCertificates};
 use super::hello::{Hello, TicketOffer};
 use super::hosts::HostTable;
 use super::metrics::Metrics;
-use super::session_cache::{Found, Lookup};
+use super::session_cache::{Cached, Lookup};
 use super::tickets::{ConnectionTickets, ResumptionRules, SharedKeys, TicketVersion};
 use crate::api::{Duration, MinVersion, TicketKind};
 use crate::config::{self, ProxyConfig};
@@ -164,7 +164,7 @@ impl Host {
         if hello.offers_tls13 {
             let kind = CacheKind::SingleUse;
             let name = hello
-                .first_identity
+                .single_use
                 .filter(|_| self.ticket_kind == TicketKind::SingleUse)?;
             return Some(Lookup { kind, name, scope });
         }
@@ -181,12 +181,12 @@ impl Host {
             .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
     }
 
-    /// The TLS configuration of one connection, and its tickets. `found` is what the session cache had for it.
+    /// The TLS configuration of one connection, and its tickets. `cached` is what the session cache does for it.
     pub(crate) fn connect(
         &self,
         hostname: usize,
         hello: &Hello,
-        found: Option<Found>,
+        cached: Cached,
         keys: Arc<SharedKeys>,
         metrics: Metrics,
     ) -> (ServerConfig, Arc<ConnectionTickets>) {
@@ -197,18 +197,17 @@ impl Host {
             let allowed = hello.extended_master_secret;
             (TicketVersion::Tls12, self.tls12_tickets.filter(|_| allowed))
         };
-        // Clients that keep tickets fill no cache. A session that was found must be answered with its id.
+        // Clients that keep tickets fill no cache.
         let gets_ticket = tickets.is_some() && hello.ticket.is_some();
         let rules = ResumptionRules {
             scope: self.scope,
             version,
             tickets,
             kind: self.ticket_kind,
-            session_ids: self
-                .session_ids(hello)
-                .filter(|_| !gets_ticket || found.is_some()),
+            session_ids: self.session_ids(hello),
+            gets_session_id: !gets_ticket,
         };
-        let tickets = Arc::new(ConnectionTickets::new(keys, rules, found, metrics));
+        let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));
         let mut config = self.base.clone();
         config.ticketer = Arc::clone(&tickets) as _;
         config.session_storage = Arc::clone(&tickets) as _;

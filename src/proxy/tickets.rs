@@ -12,12 +12,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::HandshakeKind;
 use rustls::server::{ProducesTickets, StoresServerSessions};
-
 use zeroize::Zeroizing;
 
 use super::hello::SessionName;
 use super::metrics::{Metrics, TicketIssue, TicketOutcome};
-use super::session_cache::{Entry, Found};
+use super::session_cache::{Cached, Entry};
 use crate::api::{KeyRole, TicketKind};
 use crate::ring::{
     CacheKey, CacheKind, OpenError, OpenedTicket, Ring, Scope, SealError, SealedAs, SessionAge, TicketKeys,
@@ -86,16 +85,17 @@ pub(crate) struct ResumptionRules {
     pub(crate) tickets: Option<TicketPolicy>,
     /// What its tickets are.
     pub(crate) kind: TicketKind,
-    /// How long its session may be resumed by session id. None when it gets no id.
+    /// How long a session may be resumed by session id. None when it may not resume by one.
     pub(crate) session_ids: Option<TicketPolicy>,
+    /// Whether a new session gets an id, where one may be resumed by it.
+    pub(crate) gets_session_id: bool,
 }
 
 /// Seals and opens the sessions of one connection: its tickets, and its entries of the session cache.
 pub(crate) struct ConnectionTickets {
     keys: Arc<SharedKeys>,
     rules: ResumptionRules,
-    /// What the session cache had for the name that the client gave.
-    found: Option<Found>,
+    cached: Cached,
     metrics: Metrics,
     state: Mutex<State>,
 }
@@ -128,17 +128,17 @@ enum OpenedBy {
 }
 
 impl ConnectionTickets {
-    /// Tickets for one connection. `found` is what the session cache had for it.
+    /// Tickets for one connection. `cached` is what the session cache does for it.
     pub(crate) fn new(
         keys: Arc<SharedKeys>,
         rules: ResumptionRules,
-        found: Option<Found>,
+        cached: Cached,
         metrics: Metrics,
     ) -> Self {
         Self {
             keys,
             rules,
-            found,
+            cached,
             metrics,
             state: Mutex::default(),
         }
@@ -171,6 +171,11 @@ impl ConnectionTickets {
 
     fn seal(&self, session: &[u8], now: Timestamp) -> Option<Vec<u8>> {
         let policy = self.rules.tickets?;
+        if self.rules.kind == TicketKind::SingleUse && !self.cached.takes_entries {
+            // It would name a session that is nowhere.
+            self.metrics.ticket_issued(TicketIssue::NoCache);
+            return None;
+        }
         let sealed = match self.rules.kind {
             TicketKind::Stateless => self.seal_as(session, SealedAs::Ticket, &policy, now),
             TicketKind::SingleUse => self.seal_single_use(session, &policy, now),
@@ -241,6 +246,12 @@ impl ConnectionTickets {
         Some(sealed.map(|sealed| (sealed, lifetime)))
     }
 
+    /// Keeps a session that has an id.
+    fn keep(&self, id: &[u8], session: &[u8], now: Timestamp) -> Option<Result<u32, SealError>> {
+        let policy = self.rules.session_ids?;
+        self.seal_entry(CacheKind::SessionId, id, session, &policy, now)
+    }
+
     fn open(&self, ticket: &[u8], now: Timestamp) -> Option<Vec<u8>> {
         // rustls asks for another ticket only after it has turned down the one before.
         let turned_down = self.state().opened.take();
@@ -285,7 +296,7 @@ impl ConnectionTickets {
         policy: &TicketPolicy,
         now: Timestamp,
     ) -> Option<Option<Result<OpenedTicket, OpenError>>> {
-        let found = self.found.as_ref().filter(|found| found.name == name)?;
+        let found = self.cached.found.as_ref().filter(|found| found.name == name)?;
         let sealed_as = SealedAs::Entry(&found.key);
         Some(
             self.keys
@@ -331,10 +342,7 @@ impl ConnectionTickets {
 impl StoresServerSessions for ConnectionTickets {
     fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
         let session = Zeroizing::new(session);
-        let stored = self.rules.session_ids.and_then(|policy| {
-            self.seal_entry(CacheKind::SessionId, &id, &session, &policy, Timestamp::now())
-        });
-        matches!(stored, Some(Ok(_)))
+        matches!(self.keep(&id, &session, Timestamp::now()), Some(Ok(_)))
     }
 
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
@@ -347,7 +355,8 @@ impl StoresServerSessions for ConnectionTickets {
     }
 
     fn can_cache(&self) -> bool {
-        self.rules.session_ids.is_some() && self.can_seal()
+        let rules = &self.rules;
+        rules.session_ids.is_some() && rules.gets_session_id && self.cached.takes_entries && self.can_seal()
     }
 }
 

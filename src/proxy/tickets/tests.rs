@@ -2,6 +2,7 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::api::MinVersion;
+use crate::proxy::session_cache::Found;
 use crate::ring::OpenError;
 use crate::ring::fixtures::{POLICY, at, ring, secret};
 
@@ -17,7 +18,12 @@ fn rules(scope: Scope, tickets: Option<TicketPolicy>, version: TicketVersion) ->
         tickets,
         kind: TicketKind::Stateless,
         session_ids: None,
+        gets_session_id: true,
     }
+}
+
+fn scope() -> Scope {
+    Scope::new("web/shop", "shop", MinVersion::TLS12)
 }
 
 struct Farm {
@@ -37,9 +43,28 @@ impl Farm {
     }
 
     fn connection(&self, version: TicketVersion) -> ConnectionTickets {
-        let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
+        self.connection_with(rules(scope(), Some(TICKETS), version), Cached::default())
+    }
+
+    /// One that may use the cache both ways, which had an entry under this name.
+    fn cached(&self, version: TicketVersion, found: Option<(&[u8], CacheKind, &Entry)>) -> ConnectionTickets {
+        let rules = ResumptionRules {
+            kind: TicketKind::SingleUse,
+            session_ids: Some(TICKETS),
+            ..rules(scope().single_use(), Some(TICKETS), version)
+        };
+        let found = found.map(|(name, kind, entry)| Found {
+            name: name.try_into().expect("a name"),
+            key: CacheKey::new(kind, &rules.scope, name),
+            entry: entry.sealed.clone().into(),
+        });
+        let takes_entries = true;
+        self.connection_with(rules, Cached { found, takes_entries })
+    }
+
+    fn connection_with(&self, rules: ResumptionRules, cached: Cached) -> ConnectionTickets {
         let (keys, metrics) = (Arc::clone(&self.keys), self.metrics.clone());
-        let tickets = ConnectionTickets::new(keys, rules(scope, Some(TICKETS), version), None, metrics);
+        let tickets = ConnectionTickets::new(keys, rules, cached, metrics);
         tickets.set_certificate_until(at(90 * 86_400));
         tickets
     }
@@ -89,8 +114,7 @@ fn a_declined_ticket_makes_the_next_one_as_young_as_the_full_handshake() {
     connection.settle(FULL);
     let ticket = connection.seal(b"s", at(3600)).expect("sealed");
     let opened = farm.keys.read(|keys| {
-        let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
-        keys.open(&ticket, SealedAs::Ticket, &scope, &TICKETS, at(3601))
+        keys.open(&ticket, SealedAs::Ticket, &scope(), &TICKETS, at(3601))
             .expect("opened")
     });
     assert_eq!(opened.expect("a ring").authenticated_at, at(3600));
@@ -132,10 +156,9 @@ fn every_offered_ticket_has_one_outcome() {
 #[test]
 fn without_ring_certificate_or_permission_there_are_no_tickets() {
     let (farm, _) = Farm::with_ring();
-    let scope = Scope::new("web/shop", "shop", MinVersion::TLS12);
     let make = |keys: &Arc<SharedKeys>, policy| {
-        let rules = rules(scope, policy, TicketVersion::Tls12);
-        ConnectionTickets::new(Arc::clone(keys), rules, None, farm.metrics.clone())
+        let rules = rules(scope(), policy, TicketVersion::Tls12);
+        ConnectionTickets::new(Arc::clone(keys), rules, Cached::default(), farm.metrics.clone())
     };
     assert!(
         make(&farm.keys, Some(TICKETS)).seal(b"s", at(0)).is_none(),
@@ -168,4 +191,122 @@ fn expired_keys_are_forgotten_by_the_clock() {
     assert!(farm.keys.forget_expired(primary_ends));
     assert!(!farm.keys.forget_expired(primary_ends));
     assert_eq!(farm.keys.read(|keys| keys.can_seal(primary_ends)), Some(false));
+}
+
+/// A single-use ticket of this connection, and the entry that it names.
+fn single_use(connection: &ConnectionTickets, second: i64) -> Option<(Vec<u8>, Entry)> {
+    let name = connection.seal(b"session", at(second))?;
+    let mut entries = connection.take_entries();
+    assert_eq!((name.len(), entries.len()), (32, 1));
+    entries.pop().map(|entry| (name, entry))
+}
+
+#[test]
+fn a_chain_of_single_use_tickets_ends_a_day_after_the_full_handshake() {
+    let (farm, mut ring) = Farm::with_ring();
+    let first = farm.cached(TicketVersion::Tls13, None);
+    let (mut name, mut entry) = single_use(&first, 0).expect("sealed");
+    assert_eq!(entry.lifetime, Duration::from_secs(4 * 3600));
+    for hour in (3..24).step_by(3) {
+        ring = ring.rotated(secret(), None, &POLICY, at(hour * 3600));
+        farm.keys.replace(&ring);
+        let next = farm.cached(TicketVersion::Tls13, Some((&name, CacheKind::SingleUse, &entry)));
+        let session = next.open(&name, at(hour * 3600));
+        assert_eq!(session.as_deref(), Some(b"session".as_slice()));
+        next.settle(RESUMED);
+        (name, entry) = single_use(&next, hour * 3600).expect("sealed");
+    }
+    assert_eq!(
+        entry.lifetime,
+        Duration::from_secs(3 * 3600),
+        "no more than is left"
+    );
+    let late = farm.cached(TicketVersion::Tls13, Some((&name, CacheKind::SingleUse, &entry)));
+    assert!(late.open(&name, at(86_400)).is_none());
+    assert_eq!(
+        farm.metrics.offered(TicketOutcome::Refused(OpenError::Expired)),
+        1
+    );
+}
+
+#[test]
+fn single_use_and_stateless_tickets_never_stand_in_for_each_other() {
+    let (farm, _) = Farm::with_ring();
+    let stateless = farm
+        .connection(TicketVersion::Tls13)
+        .seal(b"s", at(0))
+        .expect("sealed");
+    let once = farm.cached(TicketVersion::Tls13, None);
+    assert!(once.open(&stateless, at(1)).is_none(), "it could be used again");
+    assert_eq!(farm.metrics.offered(TicketOutcome::NotFound), 1);
+
+    let (name, entry) = single_use(&once, 1).expect("sealed");
+    let again = farm.connection(TicketVersion::Tls13);
+    assert!(again.open(&name, at(2)).is_none());
+    assert!(
+        again.open(&entry.sealed, at(2)).is_none(),
+        "an entry is no ticket"
+    );
+}
+
+#[test]
+fn the_entry_of_another_client_of_another_kind_or_with_another_bit_is_refused() {
+    let (farm, _) = Farm::with_ring();
+    let issuer = farm.cached(TicketVersion::Tls13, None);
+    let (name, entry) = single_use(&issuer, 0).expect("sealed");
+    let (_, others) = single_use(&issuer, 0).expect("sealed");
+    let of_an_id = {
+        let connection = farm.cached(TicketVersion::Tls12, None);
+        connection
+            .keep(&name, b"session", at(0))
+            .expect("kept")
+            .expect("sealed");
+        connection.take_entries().remove(0)
+    };
+    let mut altered = entry.sealed.clone();
+    altered[100] ^= 1;
+    let altered = Entry {
+        sealed: altered,
+        ..entry
+    };
+    for wrong in [&others, &of_an_id, &altered] {
+        let connection = farm.cached(TicketVersion::Tls13, Some((&name, CacheKind::SingleUse, wrong)));
+        assert!(connection.open(&name, at(1)).is_none());
+    }
+    let refused = TicketOutcome::Refused(OpenError::NotAuthentic);
+    assert_eq!(farm.metrics.offered(refused), 3);
+}
+
+#[test]
+fn a_session_id_is_good_for_its_lifetime_and_for_no_other_session() {
+    let (farm, _) = Farm::with_ring();
+    let issuer = farm.cached(TicketVersion::Tls12, None);
+    let id = [7; 32];
+    issuer
+        .keep(&id, b"session", at(0))
+        .expect("kept")
+        .expect("sealed");
+    let entry = issuer.take_entries().remove(0);
+    let connection = || farm.cached(TicketVersion::Tls12, Some((&id, CacheKind::SessionId, &entry)));
+    for _ in 0..2 {
+        let again = connection();
+        let session = again.open_session_id(&id, at(4 * 3600 - 1));
+        assert_eq!(session.as_deref(), Some(b"session".as_slice()));
+    }
+    assert!(connection().open_session_id(&[8; 32], at(1)).is_none());
+    assert!(connection().open_session_id(&id, at(4 * 3600)).is_none());
+}
+
+#[test]
+fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
+    let (farm, _) = Farm::with_ring();
+    let rules = ResumptionRules {
+        kind: TicketKind::SingleUse,
+        session_ids: Some(TICKETS),
+        ..rules(scope().single_use(), Some(TICKETS), TicketVersion::Tls13)
+    };
+    let connection = farm.connection_with(rules, Cached::default());
+    assert!(connection.seal(b"session", at(0)).is_none());
+    assert!(!connection.can_cache());
+    assert!(connection.take_entries().is_empty());
 }
