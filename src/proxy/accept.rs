@@ -119,6 +119,8 @@ async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
     );
     let (end, acceptors) = (traffic.end.clone(), traffic.acceptors.clone());
     let session_cache = SessionCache::new(traffic.cache_metrics.clone());
+    // Connected before the first client comes.
+    session_cache.follow(shared.snapshot.load().config.session_cache.as_ref());
     let worker = Rc::new(Worker {
         traffic,
         forwarder,

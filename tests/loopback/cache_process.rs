@@ -10,7 +10,7 @@ use std::thread;
 
 use tlsfarm::config::{self, CacheConfig, CacheListen};
 
-use crate::harness::{Reserved, get_page, put, send_signal, value_of, wait_for};
+use crate::harness::{Reserved, get_page, put, resident, send_signal, value_of, wait_for};
 
 /// A running `tlsfarm cache` with a directory of its own.
 pub struct Cache {
@@ -120,10 +120,7 @@ impl Cache {
 
     /// Memory that it takes, in bytes.
     pub fn resident(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
-        kib.expect("a number") * 1024
+        resident(&self.child)
     }
 
     /// Everything that it can write to.

@@ -301,6 +301,11 @@ impl Proxy {
         })
     }
 
+    /// Memory that it takes, in bytes.
+    pub fn resident(&self) -> usize {
+        resident(&self.child)
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("our child").is_some()
     }
@@ -344,6 +349,14 @@ pub fn value_of(series: &str, metrics: &str) -> u64 {
         .lines()
         .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.map_or(0, |value| value.parse().expect("a whole number"))
+}
+
+/// Memory that a process takes, in bytes.
+pub fn resident(child: &Child) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    kib.expect("a number") * 1024
 }
 
 pub fn send_signal(child: &Child, signal: &str) {
