@@ -153,6 +153,8 @@ impl Host {
             session_ids: config
                 .session_cache
                 .as_ref()
+                // TLS 1.3 has no sessions by id.
+                .filter(|_| host.min_version == MinVersion::TLS12)
                 .map(|cache| bounded(cache.session_id_lifetime)),
             base,
         })
