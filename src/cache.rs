@@ -12,6 +12,7 @@
 
 mod breaker;
 mod client;
+mod client_socket;
 mod command;
 mod connection;
 mod forward;

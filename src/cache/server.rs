@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::client_socket::ClientSocket;
 use super::connection::{Common, serve};
 use super::metrics::Origin;
 use super::peer_listener;
@@ -50,9 +51,7 @@ impl Server {
         let server = self.clone();
         self.tasks.spawn_local(async move {
             let accept = async || listener.accept().await.map(|(stream, _)| stream);
-            server
-                .accept(accept, |stream| prepare(&stream).map(|()| stream))
-                .await;
+            server.accept(accept, tcp_client).await;
         });
     }
 
@@ -61,7 +60,7 @@ impl Server {
         let server = self.clone();
         self.tasks.spawn_local(async move {
             let accept = async || socket.listener.accept().await.map(|(stream, _)| stream);
-            server.accept(accept, Ok::<UnixStream, io::Error>).await;
+            server.accept(accept, unix_client).await;
         });
     }
 
@@ -78,10 +77,11 @@ impl Server {
         });
     }
 
-    async fn accept<S>(&self, accept: impl AsyncFn() -> io::Result<S>, prepare: impl Fn(S) -> io::Result<S>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
-    {
+    async fn accept<S>(
+        &self,
+        accept: impl AsyncFn() -> io::Result<S>,
+        prepare: impl Fn(S) -> io::Result<ClientSocket>,
+    ) {
         let metrics = &self.common.node.metrics;
         loop {
             let accepted = tokio::select! {
@@ -125,9 +125,14 @@ impl Server {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn tcp_client(stream: TcpStream) -> io::Result<ClientSocket> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    ClientSocket::new(stream.into_std()?)
+}
+
+fn unix_client(stream: UnixStream) -> io::Result<ClientSocket> {
+    ClientSocket::new(stream.into_std()?)
 }
 
 /// A Unix socket that is listened on.
