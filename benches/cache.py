@@ -5,7 +5,7 @@
 
 prints Markdown: operations, CPU time, memory, and what it costs that the owner of a key is another cache. The load is
 redis-benchmark, for handshakes `tlsfarm probe`; CPU time and memory are the kernel's figures for the process. Needs
-redis-server, redis-benchmark, redis-cli and openssl; takes about five minutes."""
+redis-server, redis-benchmark, redis-cli and openssl; takes about eight minutes."""
 
 import atexit
 import base64
