@@ -35,8 +35,10 @@ demo-down:
 
 test: test-unit test-kubernetes
 
+# One test holds ten thousand connections open.
 test-unit:
 	tests/packages
+	ulimit -Sn hard; \
 	cargo test --locked --lib --bin tlsfarm --test architecture --test crd --test loopback
 	cargo test --locked --doc
 

@@ -92,7 +92,7 @@ fn a_slow_client_gets_its_answer() {
 
 #[test]
 fn ten_thousand_idle_connections_take_little_and_stay() {
-    const IDLE: usize = 9_000;
+    const IDLE: usize = 10_000;
     let cache = Cache::start();
     let before = cache.resident();
     let mut crowd: Vec<TcpStream> = Vec::new();
