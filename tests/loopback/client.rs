@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +11,14 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::client::{
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls12Resumption, Tls13ClientSessionValue,
+};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::version::TLS12;
+use rustls::{ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -60,14 +64,18 @@ pub enum Answer {
 
 impl Client {
     pub fn new(farm: &Farm, http: Http) -> Self {
-        let mut roots = RootCertStore::empty();
-        let authority = CertificateDer::from_pem_file(farm.ca_file()).expect("a certificate");
-        roots.add(authority).expect("an authority");
-        let mut tls = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("supported")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        Self::with(tls_config(farm, rustls::DEFAULT_VERSIONS), http)
+    }
+
+    /// One that resumes by session id only, and offers the newest that it was given again and again.
+    pub fn by_session_id(farm: &Farm) -> Self {
+        let mut tls = tls_config(farm, &[&TLS12]);
+        let newest = Arc::new(NewestSession::default());
+        tls.resumption = Resumption::store(newest).tls12_resumption(Tls12Resumption::SessionIdOnly);
+        Self::with(tls, Http::One)
+    }
+
+    fn with(mut tls: ClientConfig, http: Http) -> Self {
         tls.alpn_protocols = match http {
             Http::One => vec![b"http/1.1".to_vec()],
             Http::Two => vec![b"h2".to_vec()],
@@ -101,6 +109,46 @@ impl Client {
                 Connection::Two(sender)
             }
         })
+    }
+}
+
+/// The TLS side of a client that trusts the farm's authority.
+pub fn tls_config(farm: &Farm, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_file(farm.ca_file()).expect("a certificate");
+    roots.add(authority).expect("an authority");
+    ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(versions)
+        .expect("supported")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// The session that was given last, however often it was refused since.
+#[derive(Debug, Default)]
+struct NewestSession(Mutex<Option<Tls12ClientSessionValue>>);
+
+impl ClientSessionStore for NewestSession {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, session: Tls12ClientSessionValue) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, _: Tls13ClientSessionValue) {}
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        None
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Conduct {
     Altered,
     /// It gives some bytes of its own.
     Invented,
+    /// It keeps what was taken.
+    KeepsTaken,
 }
 
 /// A running one.
@@ -108,7 +110,10 @@ fn serve(mut stream: UnixStream, state: &Mutex<State>) -> Option<()> {
                 answer(&mut stream, state, conduct, key, value)?;
             }
             [b"GETDEL", key] => {
-                let value = lock(state).entries.remove(*key);
+                let value = match conduct {
+                    Conduct::KeepsTaken => lock(state).entries.get(*key).cloned(),
+                    _ => lock(state).entries.remove(*key),
+                };
                 answer(&mut stream, state, conduct, key, value)?;
             }
             [b"SET", key, value, ..] => {
@@ -156,7 +161,7 @@ fn answer(
             value
         }),
         Conduct::Invented => Some(vec![7; 256]),
-        Conduct::Honest | Conduct::Slow(_) | Conduct::Silent => value,
+        Conduct::Honest | Conduct::Slow(_) | Conduct::Silent | Conduct::KeepsTaken => value,
     };
     let reply = match value {
         None => b"$-1\r\n".to_vec(),

@@ -19,4 +19,5 @@ mod metrics;
 mod redis_server;
 mod resumption;
 mod session_cache;
+mod session_cache_faults;
 mod session_cache_hostile;

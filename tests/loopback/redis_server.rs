@@ -74,6 +74,13 @@ impl Redis {
         self.wait();
     }
 
+    /// Has it carry out a command that has no arguments.
+    pub fn command(&self, command: &str) {
+        let client = redis::Client::open(format!("redis://{}", self.tcp)).expect("an address");
+        let mut connection = client.get_connection().expect("it runs");
+        redis::cmd(command).exec(&mut connection).expect("done");
+    }
+
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill")
             .args([&format!("-{signal}"), &self.child.id().to_string()])

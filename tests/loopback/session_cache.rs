@@ -37,7 +37,7 @@ pub fn config(farm: &Farm, server: CacheServer) -> ProxyConfig {
     config
 }
 
-fn start(farm: &Farm, server: CacheServer) -> Proxy {
+pub fn start(farm: &Farm, server: CacheServer) -> Proxy {
     let proxy = farm.start_with(config(farm, server));
     wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));
     wait_until_reachable(&proxy);

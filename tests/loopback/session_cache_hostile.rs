@@ -135,6 +135,20 @@ fn a_lie_is_a_miss_and_a_counter() {
     }
 }
 
+/// The owner of an entry decides who used it, and nobody else knows. Each use has a key exchange of its own, so that a
+/// second one is no replay of data.
+#[test]
+fn single_use_is_as_good_as_the_server_that_keeps_the_entries() {
+    let scene = Scene::new();
+    let file = scene.session(&BY_TICKET);
+    scene.cache.set(Conduct::KeepsTaken);
+    assert!(scene.offer(&BY_TICKET, &file));
+    assert!(scene.offer(&BY_TICKET, &file), "it was given a second time");
+    scene.cache.set(Conduct::Honest);
+    assert!(scene.offer(&BY_TICKET, &file));
+    assert!(!scene.offer(&BY_TICKET, &file), "it was taken");
+}
+
 #[test]
 fn no_handshake_waits_for_a_slow_cache_beyond_the_limit() {
     let scene = Scene::new();
