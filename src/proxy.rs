@@ -19,6 +19,7 @@ mod hosts;
 pub mod http;
 mod linger;
 mod metrics;
+mod put_budget;
 mod reload;
 mod ring_file;
 mod session_cache;

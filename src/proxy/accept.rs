@@ -202,6 +202,7 @@ impl Worker {
                 // In a box, so that its memory is free again once the handshake is over.
                 let handshake = handshake::accept(
                     stream,
+                    peer.ip(),
                     &snapshot,
                     &shared.keys,
                     &self.session_cache,

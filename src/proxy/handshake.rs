@@ -1,6 +1,7 @@
 //! One TLS handshake: read the hello, choose the host, let rustls do the rest, all within one time limit.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::{Error as TlsError, ServerConnection};
@@ -20,13 +21,15 @@ use super::tls_stream::{HandshakeError, TlsStream};
 /// is counted. The result holds the name of the host that the client chose.
 pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
+    client: IpAddr,
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
     metrics: &Metrics,
 ) -> Option<(TlsStream<IO>, String)> {
     let deadline = Instant::now() + snapshot.config.timeouts.handshake.as_std();
-    match timeout_at(deadline, try_accept(io, snapshot, keys, cache, metrics)).await {
+    let accepting = try_accept(io, client, snapshot, keys, cache, metrics);
+    match timeout_at(deadline, accepting).await {
         Ok(Ok((stream, host))) => {
             let connection = stream.connection();
             metrics.handshake(connection.protocol_version(), connection.handshake_kind());
@@ -55,6 +58,7 @@ type Failed<IO> = Box<(HandshakeFailure, Option<IO>)>;
 
 async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     mut io: IO,
+    client: IpAddr,
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
@@ -77,7 +81,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     };
     let cached = Cached {
         found,
-        takes_entries: cache.takes_entries(),
+        room: cache.room(client),
     };
     let (config, tickets) = host.connect(hostname, &hello, cached, Arc::clone(keys), metrics.clone());
     let Ok(connection) = ServerConnection::new(Arc::new(config)) else {
@@ -93,8 +97,13 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
             Err(Box::new((HandshakeFailure::Internal, None)))
         }
         Ok(()) => {
-            cache.store(tickets.take_entries());
-            Ok((stream, host.name.clone()))
+            cache.count_over_budget(tickets.take_over_budget());
+            // Before the client knows their names, because it may use them elsewhere at once.
+            cache.store(client, tickets.take_entries()).await;
+            match stream.flush().await {
+                Ok(()) => Ok((stream, host.name.clone())),
+                Err(error) => Err(Box::new((io_failure(&error), None))),
+            }
         }
         Err(HandshakeError::Io(error)) => Err(Box::new((io_failure(&error), None))),
         Err(HandshakeError::Tls(error)) => {

@@ -107,6 +107,8 @@ pub(crate) enum TicketIssue {
     NoRing,
     /// It can be used once only, and the cache takes no session now.
     NoCache,
+    /// It can be used once only, and the client has had too many sessions stored.
+    OverBudget,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -447,6 +449,7 @@ impl TicketIssue {
             Self::Refused(SealError::Cipher) => "cipher",
             Self::NoRing => "no_ring",
             Self::NoCache => "no_cache",
+            Self::OverBudget => "over_budget",
         }
     }
 }

@@ -4,16 +4,21 @@
 //! handshake and a counter. Nobody waits for what is stored (E6 of the requirements).
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
+use tokio::task::yield_now;
 use zeroize::Zeroizing;
 
 use super::hello::SessionName;
+use super::put_budget::PutBudget;
 use crate::cache::{CacheError, Client, ClientMetrics};
 use crate::config;
 use crate::ring::{CacheKey, CacheKind, Scope};
@@ -47,9 +52,21 @@ pub(crate) struct Found {
 pub(crate) struct Cached {
     /// What it had.
     pub(crate) found: Option<Found>,
-    /// Whether it takes what the connection makes, as far as is known. Where it does not, clients get no names of
-    /// sessions that would be nowhere.
-    pub(crate) takes_entries: bool,
+    /// Whether it takes what the connection makes.
+    pub(crate) room: Room,
+}
+
+/// Whether the cache takes the sessions of a connection, as far as is known. Where it does not, the client gets no names
+/// of sessions that would be nowhere.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Room {
+    /// It does.
+    Free,
+    /// There is none, or it cannot be reached.
+    #[default]
+    NoCache,
+    /// The client has had too many stored.
+    OverBudget,
 }
 
 /// A session to be stored, sealed.
@@ -66,6 +83,7 @@ pub(crate) struct Entry {
 pub(crate) struct SessionCache {
     client: RefCell<Option<(config::SessionCache, Client)>>,
     storing: Rc<Cell<usize>>,
+    budget: RefCell<PutBudget>,
     metrics: SessionCacheMetrics,
 }
 
@@ -96,9 +114,9 @@ impl SessionCacheMetrics {
             metrics.requests.clone(),
         );
         for (operation, outcomes) in [
-            ("get", ["hit", "miss"]),
-            ("take", ["hit", "miss"]),
-            ("put", ["stored", "skipped"]),
+            ("get", &["hit", "miss"][..]),
+            ("take", &["hit", "miss"]),
+            ("put", &["stored", "skipped", "over_budget"]),
         ] {
             for outcome in outcomes {
                 drop(
@@ -133,6 +151,7 @@ impl SessionCache {
         Self {
             client: RefCell::default(),
             storing: Rc::default(),
+            budget: RefCell::new(PutBudget::new(Instant::now())),
             metrics,
         }
     }
@@ -146,9 +165,20 @@ impl SessionCache {
         }
     }
 
-    /// Whether it makes sense to store anything.
-    pub(crate) fn takes_entries(&self) -> bool {
-        self.client().is_some_and(|client| client.admits())
+    /// Whether it makes sense to store anything for this client.
+    pub(crate) fn room(&self, client: IpAddr) -> Room {
+        if !self.client().is_some_and(|client| client.admits()) {
+            Room::NoCache
+        } else if self.budget.borrow().has_room(client, Instant::now()) {
+            Room::Free
+        } else {
+            Room::OverBudget
+        }
+    }
+
+    /// Counts sessions that were not made because there was no [`Room`] for them.
+    pub(crate) fn count_over_budget(&self, sessions: usize) {
+        (0..sessions).for_each(|_| self.metrics.count("put", "over_budget"));
     }
 
     /// Looks a session up. A single-use session is taken out of the cache by that.
@@ -180,8 +210,8 @@ impl SessionCache {
         })
     }
 
-    /// Stores sessions, later.
-    pub(crate) fn store(&self, entries: Vec<Entry>) {
+    /// Stores the sessions of a client. It returns when they are on their way, and waits for no answer.
+    pub(crate) async fn store(&self, of: IpAddr, entries: Vec<Entry>) {
         if entries.is_empty() {
             return;
         }
@@ -191,9 +221,10 @@ impl SessionCache {
             entries.iter().for_each(|_| metrics.count("put", "skipped"));
             return;
         }
+        self.budget.borrow_mut().spend(of, entries.len(), Instant::now());
         let storing = Rc::clone(&self.storing);
         storing.set(storing.get() + 1);
-        tokio::task::spawn_local(async move {
+        let mut puts = Box::pin(async move {
             let puts = entries.iter().map(|entry| async {
                 let stored = client
                     .put(entry.key.as_bytes(), &entry.sealed, entry.lifetime)
@@ -206,6 +237,11 @@ impl SessionCache {
             futures::future::join_all(puts).await;
             storing.set(storing.get() - 1);
         });
+        // Handed to the connection now, which writes them at its next turn.
+        if puts.as_mut().now_or_never().is_none() {
+            tokio::task::spawn_local(puts);
+            yield_now().await;
+        }
     }
 
     fn client(&self) -> Option<Client> {

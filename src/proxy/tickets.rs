@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::hello::SessionName;
 use super::metrics::{Metrics, TicketIssue, TicketOutcome};
-use super::session_cache::{Cached, Entry};
+use super::session_cache::{Cached, Entry, Room};
 use crate::api::{KeyRole, TicketKind};
 use crate::ring::{
     CacheKey, CacheKind, OpenError, OpenedTicket, Ring, Scope, SealError, SealedAs, SessionAge, TicketKeys,
@@ -112,6 +112,8 @@ struct State {
     lifetime: u32,
     /// What the session cache is to keep.
     entries: Vec<Entry>,
+    /// Sessions that it would have kept of a client within its budget.
+    over_budget: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -169,11 +171,18 @@ impl ConnectionTickets {
         mem::take(&mut self.state().entries)
     }
 
+    /// How many sessions were not made because the client is over its budget, as far as it is known.
+    pub(crate) fn take_over_budget(&self) -> usize {
+        mem::take(&mut self.state().over_budget)
+    }
+
     fn seal(&self, session: &[u8], now: Timestamp) -> Option<Vec<u8>> {
         let policy = self.rules.tickets?;
-        if self.rules.kind == TicketKind::SingleUse && !self.cached.takes_entries {
-            // It would name a session that is nowhere.
-            self.metrics.ticket_issued(TicketIssue::NoCache);
+        if self.rules.kind == TicketKind::SingleUse && !self.finds_room() {
+            self.metrics.ticket_issued(match self.cached.room {
+                Room::OverBudget => TicketIssue::OverBudget,
+                Room::Free | Room::NoCache => TicketIssue::NoCache,
+            });
             return None;
         }
         let sealed = match self.rules.kind {
@@ -329,6 +338,14 @@ impl ConnectionTickets {
         }
     }
 
+    /// Whether the session cache takes one more session. Without, its name would be that of a session that is nowhere.
+    fn finds_room(&self) -> bool {
+        if self.cached.room == Room::OverBudget {
+            self.state().over_budget += 1;
+        }
+        self.cached.room == Room::Free
+    }
+
     fn can_seal(&self) -> bool {
         self.keys.read(|keys| keys.can_seal(Timestamp::now())) == Some(true)
     }
@@ -356,7 +373,8 @@ impl StoresServerSessions for ConnectionTickets {
 
     fn can_cache(&self) -> bool {
         let rules = &self.rules;
-        rules.session_ids.is_some() && rules.gets_session_id && self.cached.takes_entries && self.can_seal()
+        // rustls asks once for each full handshake.
+        rules.session_ids.is_some() && rules.gets_session_id && self.can_seal() && self.finds_room()
     }
 }
 

@@ -51,7 +51,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         self.io
     }
 
-    /// Runs the handshake to its end, calling `progress` whenever rustls has taken something in.
+    /// Runs the handshake until nothing more is needed of the client, calling `progress` whenever rustls has taken
+    /// something in. What rustls then has to say, such as tickets, is sent by the next flush.
     pub(crate) async fn handshake(
         &mut self,
         mut progress: impl FnMut(&ServerConnection),
@@ -65,7 +66,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                     return Poll::Ready(Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into())));
                 }
             }
-            self.poll_send(cx).map_err(HandshakeError::Io)
+            Poll::Ready(Ok(()))
         })
         .await
     }
@@ -269,6 +270,7 @@ mod tests {
         let connection = ServerConnection::new(Arc::new(server)).expect("usable");
         let mut ours = TlsStream::new(ours, connection, prefix);
         ours.handshake(|_| {}).await.expect("a handshake");
+        ours.flush().await.expect("sent");
         (ours, theirs.await.expect("no panic").expect("a handshake"))
     }
 

@@ -21,3 +21,4 @@ mod resumption;
 mod session_cache;
 mod session_cache_faults;
 mod session_cache_hostile;
+mod session_cache_puts;

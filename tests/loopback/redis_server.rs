@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use redis::{Connection, cmd};
 use tlsfarm::config::CacheServer;
 
 use crate::harness::{Farm, Reserved, wait_for};
@@ -76,9 +77,17 @@ impl Redis {
 
     /// Has it carry out a command that has no arguments.
     pub fn command(&self, command: &str) {
+        cmd(command).exec(&mut self.connection()).expect("done");
+    }
+
+    /// How many entries it has, asked over a connection that is new.
+    pub fn entries(&self) -> usize {
+        cmd("DBSIZE").query(&mut self.connection()).expect("a number")
+    }
+
+    fn connection(&self) -> Connection {
         let client = redis::Client::open(format!("redis://{}", self.tcp)).expect("an address");
-        let mut connection = client.get_connection().expect("it runs");
-        redis::cmd(command).exec(&mut connection).expect("done");
+        client.get_connection().expect("it runs")
     }
 
     pub fn signal(&self, signal: &str) {

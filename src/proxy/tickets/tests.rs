@@ -58,8 +58,8 @@ impl Farm {
             key: CacheKey::new(kind, &rules.scope, name),
             entry: entry.sealed.clone().into(),
         });
-        let takes_entries = true;
-        self.connection_with(rules, Cached { found, takes_entries })
+        let room = Room::Free;
+        self.connection_with(rules, Cached { found, room })
     }
 
     fn connection_with(&self, rules: ResumptionRules, cached: Cached) -> ConnectionTickets {

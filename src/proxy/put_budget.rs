@@ -1,0 +1,187 @@
+//! How many sessions one client may have stored, so that a client that makes handshakes without end does not push
+//! everybody else's sessions out of the cache (E5 of the requirements).
+//!
+//! Each traffic thread has a budget of its own, in a table that never grows: clients that meet in a slot have one budget
+//! together. Nobody can aim at another's slot, because the hash has a key. Many clients may come from one address, behind a
+//! load balancer that hides them, so the budget is generous.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Sessions a second that one client may have stored for ever.
+const RATE: u32 = 256;
+
+/// Sessions that a client that was quiet may have stored at once.
+const BURST: u32 = 4096;
+
+const SLOTS: usize = 4096;
+
+/// The budgets of the clients of one thread.
+pub(crate) struct PutBudget {
+    hash: RandomState,
+    began: Instant,
+    cost: Duration,
+    limit: Duration,
+    /// For each slot, how long after `began` all that was stored is paid for.
+    paid_after: Box<[Duration]>,
+}
+
+impl PutBudget {
+    /// Full budgets for everybody.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self::with(RATE, BURST, SLOTS, now)
+    }
+
+    fn with(rate: u32, burst: u32, slots: usize, now: Instant) -> Self {
+        let cost = Duration::from_secs(1) / rate;
+        Self {
+            hash: RandomState::new(),
+            began: now,
+            cost,
+            limit: cost * burst,
+            paid_after: vec![Duration::ZERO; slots].into(),
+        }
+    }
+
+    /// Whether a client may have a session stored.
+    pub(crate) fn has_room(&self, client: IpAddr, now: Instant) -> bool {
+        let paid_after = self.paid_after.get(self.slot(client));
+        let owed = paid_after.map_or(Duration::ZERO, |paid| paid.saturating_sub(self.age(now)));
+        owed < self.limit
+    }
+
+    /// Takes the sessions that are being stored out of a client's budget. What is more than there was is owed: the handshakes
+    /// of a client that asked for room at the same time may store a little too much.
+    pub(crate) fn spend(&mut self, client: IpAddr, sessions: usize, now: Instant) {
+        let (slot, age) = (self.slot(client), self.age(now));
+        let cost = self
+            .cost
+            .saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
+        if let Some(paid_after) = self.paid_after.get_mut(slot) {
+            *paid_after = age.max(*paid_after).saturating_add(cost);
+        }
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+
+    fn slot(&self, client: IpAddr) -> usize {
+        self.hash.hash_one(network(client)) as usize % self.paid_after.len().max(1)
+    }
+}
+
+/// What one client can choose its addresses from: an IPv4 address, or 64 bits of IPv6.
+fn network(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn client(number: u32) -> IpAddr {
+        Ipv4Addr::from_bits(number).into()
+    }
+
+    /// How many of these sessions, stored one by one, find room.
+    fn stored(budget: &mut PutBudget, client: IpAddr, sessions: u32, now: Instant) -> u32 {
+        let mut stored = 0;
+        for _ in 0..sessions {
+            if budget.has_room(client, now) {
+                budget.spend(client, 1, now);
+                stored += 1;
+            }
+        }
+        stored
+    }
+
+    #[test]
+    fn a_quiet_client_has_a_burst_and_then_the_rate() {
+        let start = Instant::now();
+        let mut budget = PutBudget::new(start);
+        assert_eq!(stored(&mut budget, client(1), 2 * BURST, start), BURST);
+        let later = start + Duration::from_secs(3);
+        assert_eq!(stored(&mut budget, client(1), 2 * BURST, later), 3 * RATE);
+        let much_later = start + Duration::from_secs(3600);
+        assert_eq!(stored(&mut budget, client(1), 2 * BURST, much_later), BURST);
+    }
+
+    #[test]
+    fn the_budgets_of_others_are_their_own() {
+        let start = Instant::now();
+        let mut budget = PutBudget::new(start);
+        budget.spend(client(0), 10 * BURST as usize, start);
+        let others = 1..=1000;
+        let without = others
+            .clone()
+            .filter(|&other| !budget.has_room(client(other), start));
+        // A thousand in 4096 slots: more than ten share one with the first in one run of 10^15.
+        assert!(without.count() <= 10);
+        // In a table with one slot everybody has one budget.
+        let mut narrow = PutBudget::with(RATE, BURST, 1, start);
+        narrow.spend(client(0), BURST as usize, start);
+        assert!(
+            others
+                .into_iter()
+                .all(|other| !narrow.has_room(client(other), start))
+        );
+    }
+
+    #[test]
+    fn a_client_is_an_ipv4_address_or_64_bits_of_ipv6() {
+        let same = |one: &str, other: &str| {
+            network(one.parse().expect("an address")) == network(other.parse().expect("an address"))
+        };
+        assert!(same("2001:db8:1:2:3:4:5:6", "2001:db8:1:2:ffff::1"));
+        assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1"));
+        assert!(!same("::ffff:192.0.2.1", "::ffff:192.0.2.2"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_client_ever_exceeds_burst_and_rate_nor_is_denied_its_share(
+            visits in vec((0u32..3, 1u32..40, 0u64..400), 0..200),
+            rate in 1u32..100,
+            burst in 1u32..100,
+            slots in 0usize..8,
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut budget = PutBudget::with(rate, burst, slots, start);
+            let mut total = [0; 3];
+            for (who, sessions, gap) in visits {
+                now += Duration::from_millis(gap);
+                let admitted = stored(&mut budget, client(who), sessions, now);
+                let total = &mut total[who as usize];
+                *total += admitted;
+                if slots > 0 {
+                    let most = f64::from(burst) + (now - start).as_secs_f64() * f64::from(rate);
+                    prop_assert!(f64::from(*total) <= most + 1.0, "{total} of {most}");
+                }
+                if admitted < sessions {
+                    let all: u32 = total_of(&budget, now);
+                    prop_assert!(all >= burst, "denied with room left");
+                }
+            }
+        }
+    }
+
+    /// Sessions that are owed in the fullest slot.
+    fn total_of(budget: &PutBudget, now: Instant) -> u32 {
+        let age = now.duration_since(budget.began);
+        let fullest = budget.paid_after.iter().max().copied().unwrap_or_default();
+        let owed = fullest.saturating_sub(age).as_secs_f64() / budget.cost.as_secs_f64();
+        owed.ceil() as u32
+    }
+}
