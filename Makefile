@@ -3,7 +3,7 @@
 #   make demo        a TLSFarm on a real two-node Kubernetes of its own; CONTEXT=name uses a cluster that you have
 #   make demo-down   take it away again
 #   make test        every test, the ones on a real Kubernetes included
-#   make fuzz        each decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
+#   make fuzz        each parser and decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
 #   make bench-cache the session cache beside redis-server, as the table in docs/performance.md
 #   make lint        formatting, lints, generated files
 #   make image       the container image, as dist/tlsfarm.tar
@@ -55,9 +55,9 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 
 fuzz:
 	cd fuzz; RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(TARGET)
-	cd fuzz; for target in resp_request resp_reply; do \
+	cd fuzz; for target in resp_request resp_reply client_hello ticket; do \
 		mkdir -p corpus/$$target artifacts/$$target; \
-		target/$(TARGET)/release/$$target corpus/$$target -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 \
+		target/$(TARGET)/release/$$target corpus/$$target $$(find seeds -name $$target) -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 \
 			-timeout=5 -artifact_prefix=artifacts/$$target/ -print_final_stats=1 -verbosity=0; \
 	done
 

@@ -14,7 +14,7 @@ mod certificate_files;
 mod certificates;
 mod drain;
 mod handshake;
-mod hello;
+pub mod hello;
 mod hosts;
 pub mod http;
 mod linger;

@@ -36,27 +36,27 @@ mod extension {
 
 /// What the choice of host and ticket policy needs to know.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Hello {
+pub struct Hello {
     /// Server name (RFC 6066 section 3) in lower case and without a trailing dot.
-    pub(crate) server_name: Option<String>,
+    pub server_name: Option<String>,
     /// Whether the client can speak TLS 1.3, which is then what rustls negotiates.
-    pub(crate) offers_tls13: bool,
+    pub offers_tls13: bool,
     /// Whether the client supports the extended master secret (RFC 7627).
-    pub(crate) extended_master_secret: bool,
+    pub extended_master_secret: bool,
     /// The session id, where it has the length of ours. TLS 1.3 clients send a random one.
-    pub(crate) session_id: Option<SessionName>,
+    pub session_id: Option<SessionName>,
     /// What the client says of TLS 1.2 tickets (RFC 5077), if anything.
-    pub(crate) ticket: Option<TicketOffer>,
+    pub ticket: Option<TicketOffer>,
     /// The first of the TLS 1.3 tickets looked at that has the length of a single-use ticket.
-    pub(crate) single_use: Option<SessionName>,
+    pub single_use: Option<SessionName>,
 }
 
 /// A session id, or a single-use ticket: a random name that says nothing.
-pub(crate) type SessionName = [u8; 32];
+pub type SessionName = [u8; 32];
 
 /// What a TLS 1.2 client says of tickets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum TicketOffer {
+pub enum TicketOffer {
     /// It would take one.
     Empty,
     /// It offers one.
@@ -65,7 +65,7 @@ pub(crate) enum TicketOffer {
 
 /// How far the ClientHello has come in.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) enum Progress {
+pub enum Progress {
     /// There is more to come.
     Incomplete,
     /// It is whole.
@@ -76,7 +76,7 @@ pub(crate) enum Progress {
 
 /// A ClientHello on its way in.
 #[derive(Default)]
-pub(crate) struct HelloReader {
+pub struct HelloReader {
     wire: Vec<u8>,
     /// Bytes of `wire` whose meaning is known.
     taken: usize,
@@ -87,7 +87,7 @@ pub(crate) struct HelloReader {
 
 impl HelloReader {
     /// Takes the next bytes off the wire.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Progress {
+    pub fn feed(&mut self, bytes: &[u8]) -> Progress {
         self.wire.extend_from_slice(bytes);
         loop {
             if self.record_left == 0 {
@@ -123,7 +123,7 @@ impl HelloReader {
     }
 
     /// Everything that came off the wire, for rustls.
-    pub(crate) fn into_wire(self) -> Vec<u8> {
+    pub fn into_wire(self) -> Vec<u8> {
         self.wire
     }
 
@@ -137,7 +137,7 @@ impl HelloReader {
 }
 
 /// The bytes of the fatal alert that answers an unreadable hello.
-pub(crate) fn refusal(wire: &[u8]) -> Vec<u8> {
+pub fn refusal(wire: &[u8]) -> Vec<u8> {
     let mut acceptor = Acceptor::default();
     let mut rest = wire;
     loop {
