@@ -4,15 +4,22 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::cache_peers::Caches;
+use crate::cache_process::Cache;
 use crate::harness::{Farm, Reserved, Visit, send_signal, visit, wait_for};
 
 const HTTPD: &str = "/usr/sbin/apache2";
 const MODULES: &str = "/usr/lib/apache2/modules";
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
+
+/// A farm of such httpds in Kubernetes. What it says of httpd and of the cache's probe is what is tested here.
+const MANIFEST: &str = include_str!("../../deploy/apache-httpd.yaml");
 
 /// Longer than a full handshake takes on a busy machine and a cache waits for another, shorter than what people call a
 /// stall.
@@ -59,6 +66,37 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
     assert!((1..sessions.len()).contains(&without_it), "{without_it} resumed");
     // The httpd whose own cache it was asks nobody else, and serves all the same.
     assert_eq!(resumed(&servers, 2), 0);
+}
+
+#[test]
+fn the_liveness_probe_sees_a_cache_that_hangs_and_its_restart_frees_httpd() {
+    let mut servers = Servers::start();
+    let probe = LivenessProbe::of_the_manifest();
+    assert!(probe.succeeds(&servers.caches.all[0]));
+    let session = servers.take_session(&servers.httpds[1], "-tls1_2");
+
+    servers.caches.all[0].signal("STOP");
+    thread::scope(|scope| {
+        // httpd waits for its cache, however long.
+        let client = scope.spawn(|| servers.offer(&servers.httpds[0], "-tls1_2", &session));
+        for _ in 0..probe.failure_threshold {
+            assert!(!probe.succeeds(&servers.caches.all[0]));
+        }
+        servers.caches.all[0].signal("KILL");
+        let visit = client.join().expect("a visit");
+        assert!(visit.served(), "{}", visit.output);
+    });
+    servers.caches.all[0].wait();
+    assert_eq!(servers.resumed_promptly(&servers.httpds[0], &[session]), 0);
+
+    servers.caches.all[0].start_again();
+    assert!(probe.succeeds(&servers.caches.all[0]));
+    wait_for("sessions of that httpd to resume at another", || {
+        let session = servers.take_session(&servers.httpds[0], "-tls1_2");
+        let visit = servers.offer(&servers.httpds[1], "-tls1_2", &session);
+        assert!(visit.served(), "{}", visit.output);
+        visit.reused.then_some(())
+    });
 }
 
 /// Three httpds and their caches.
@@ -129,30 +167,42 @@ impl Httpd {
         let https = Reserved::new();
         fs::create_dir_all(dir.join("pages")).expect("created");
         fs::write(dir.join("pages/index.html"), "page of /").expect("written");
-        let modules = ["mpm_event", "authz_core", "dir", "socache_redis", "ssl"]
-            .map(|name| format!("LoadModule {name}_module {MODULES}/mod_{name}.so\n"))
-            .concat();
         let [certificate, key] = farm.certificate_files("shop");
         let config = dir.join("httpd.conf");
-        let text = format!(
-            "{modules}
-             ServerName shop.test
-             Listen {address}
-             DefaultRuntimeDir {dir}
-             PidFile {dir}/pid
-             ErrorLog {dir}/error.log
-             DocumentRoot {dir}/pages
-             StartServers 1
-             SSLEngine on
-             SSLCertificateFile {certificate}
-             SSLCertificateKeyFile {key}
-             SSLSessionTickets off
-             SSLSessionCache redis:{redis}",
-            address = https.address,
-            dir = dir.display(),
-            certificate = certificate.display(),
-            key = key.display(),
-        );
+        let text = configuration(&[
+            // Debian's httpd has these built in.
+            ("LoadModule unixd_module modules/mod_unixd.so", ""),
+            ("LoadModule log_config_module modules/mod_log_config.so", ""),
+            (" modules/", &format!(" {MODULES}/")),
+            (
+                "ServerName shop.example.com",
+                "ServerName shop.test\nStartServers 1",
+            ),
+            ("Listen 8443", &format!("Listen {}", https.address)),
+            (
+                "DocumentRoot /usr/local/apache2/htdocs",
+                &format!("DocumentRoot {}/pages", dir.display()),
+            ),
+            (
+                "ServerRoot /usr/local/apache2",
+                &format!("ServerRoot {}", dir.display()),
+            ),
+            (
+                "PidFile /tmp/httpd.pid",
+                &format!("PidFile {}/pid", dir.display()),
+            ),
+            (
+                "DefaultRuntimeDir /tmp",
+                &format!("DefaultRuntimeDir {}", dir.display()),
+            ),
+            (
+                "ErrorLog /proc/self/fd/2",
+                &format!("ErrorLog {}/error.log", dir.display()),
+            ),
+            ("/etc/shop/tls.crt", &certificate.display().to_string()),
+            ("/etc/shop/tls.key", &key.display().to_string()),
+            ("redis:127.0.0.1:6379", &format!("redis:{redis}")),
+        ]);
         fs::write(&config, text).expect("written");
         let process = Command::new(HTTPD)
             .args(["-D", "FOREGROUND", "-f"])
@@ -173,5 +223,53 @@ impl Drop for Httpd {
         // Asked to end, it takes its children along.
         send_signal(&self.process, "TERM");
         let _ = self.process.wait();
+    }
+}
+
+/// The configuration of the manifest with what is different here.
+fn configuration(differences: &[(&str, &str)]) -> String {
+    let config = object("ConfigMap")["data"]["httpd.conf"].clone();
+    let text = config.as_str().expect("text").to_owned();
+    differences.iter().fold(text, |text, (there, here)| {
+        assert!(
+            text.contains(there),
+            "the manifest says nothing of {there}: {text}"
+        );
+        text.replace(there, here)
+    })
+}
+
+/// The object of this kind in the manifest.
+fn object(kind: &str) -> Value {
+    let documents = MANIFEST.split("\n---\n");
+    let mut objects = documents.map(|text| serde_saphyr::from_str::<Value>(text).expect("YAML"));
+    objects
+        .find(|object| object["kind"] == kind)
+        .expect("it is there")
+}
+
+/// How the kubelet asks a cache whether it works.
+struct LivenessProbe {
+    path: String,
+    timeout: Duration,
+    failure_threshold: u64,
+}
+
+impl LivenessProbe {
+    fn of_the_manifest() -> Self {
+        let cache = object("Deployment")["spec"]["template"]["spec"]["initContainers"][0].clone();
+        let probe = &cache["livenessProbe"];
+        assert_eq!(probe["httpGet"]["port"], "cache-admin", "{cache}");
+        let number = |field: &str| probe[field].as_u64().expect("a number");
+        Self {
+            path: probe["httpGet"]["path"].as_str().expect("a path").into(),
+            timeout: Duration::from_secs(number("timeoutSeconds")),
+            failure_threshold: number("failureThreshold"),
+        }
+    }
+
+    fn succeeds(&self, cache: &Cache) -> bool {
+        let (status, _) = cache.get_within(&self.path, self.timeout);
+        (200..400).contains(&status)
     }
 }

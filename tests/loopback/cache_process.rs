@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tlsfarm::config::{self, CacheConfig, CacheListen};
 
-use crate::harness::{Reserved, get_page, put, resident, send_signal, value_of, wait_for};
+use crate::harness::{Reserved, get_page, get_page_within, put, resident, send_signal, value_of, wait_for};
 
 /// A running `tlsfarm cache` with a directory of its own.
 pub struct Cache {
@@ -102,6 +103,11 @@ impl Cache {
 
     pub fn get(&self, path: &str) -> (u16, String) {
         get_page(self.admin, path)
+    }
+
+    /// Asks the admin port; 0 stands for no answer within this time.
+    pub fn get_within(&self, path: &str, limit: Duration) -> (u16, String) {
+        get_page_within(self.admin, path, limit)
     }
 
     pub fn metric(&self, series: &str) -> u64 {

@@ -344,9 +344,14 @@ impl Drop for Proxy {
 
 /// Asks an admin port; 0 stands for no answer.
 pub fn get_page(admin: SocketAddr, path: &str) -> (u16, String) {
+    get_page_within(admin, path, PATIENCE)
+}
+
+/// The same, with a limit for each wait.
+pub fn get_page_within(admin: SocketAddr, path: &str, limit: Duration) -> (u16, String) {
     let answer = || {
         let mut stream = TcpStream::connect(admin).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_read_timeout(Some(limit)).ok()?;
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
