@@ -305,8 +305,11 @@ fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
         session_ids: Some(TICKETS),
         ..rules(scope().single_use(), Some(TICKETS), TicketVersion::Tls13)
     };
-    let connection = farm.connection_with(rules, Cached::default());
-    assert!(connection.seal(b"session", at(0)).is_none());
-    assert!(!connection.can_cache());
-    assert!(connection.take_entries().is_empty());
+    for (room, over_budget) in [(Room::NoCache, 0), (Room::OverBudget, 2)] {
+        let connection = farm.connection_with(rules, Cached { found: None, room });
+        assert!(connection.seal(b"session", at(0)).is_none());
+        assert!(!connection.can_cache());
+        assert!(connection.take_entries().is_empty());
+        assert_eq!(connection.take_over_budget(), over_budget);
+    }
 }
