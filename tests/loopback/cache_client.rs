@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
-use crate::harness::{Farm, PATIENCE};
+use crate::harness::{Farm, PATIENCE, wait_for};
 use crate::redis_server::Redis;
 
 /// Generous, because it bounds nothing here that is expected to happen.
@@ -223,15 +225,19 @@ fn a_server_that_hangs_opens_the_breaker_and_is_used_again_when_it_goes_on() {
 
 #[test]
 fn a_late_answer_is_nobody_elses() {
-    // Answers each request with its last word, and the first key late.
-    let server = Evil::start(|stream| {
+    // Answers each request with its last word, and the first key when it is allowed to.
+    let allowed = Arc::new(AtomicBool::new(false));
+    let allow = Arc::clone(&allowed);
+    let server = Evil::start(move |stream| {
         let mut replies = stream.try_clone().expect("cloned");
         let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
         while let Some(count) = lines.next() {
             let words: usize = count[1..].parse().expect("an array");
             let last = lines.by_ref().take(words * 2).last().expect("a word");
             if last == "first" {
-                thread::sleep(LIMIT * 3);
+                wait_for("the end of a silence", || {
+                    allowed.load(Ordering::Relaxed).then_some(())
+                });
             }
             let reply = match last.as_str() {
                 "PING" => "+PONG\r\n".into(),
@@ -244,6 +250,9 @@ fn a_late_answer_is_nobody_elses() {
         let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
         eventually("a connection", async || client.reachable()).await;
         assert_eq!(client.get(b"first").await, Err(CacheError::Timeout));
+        // It has to wait for the answer to the first.
+        assert!(client.get(b"second").await.is_err());
+        allow.store(true, Ordering::Relaxed);
         let mut number = 0;
         eventually("an answer", async || {
             number += 1;
@@ -253,11 +262,9 @@ fn a_late_answer_is_nobody_elses() {
                     assert_eq!(found.as_deref(), Some(&key));
                     true
                 }
-                // Asked before the late answer came, so that it has to wait for that one.
-                Err(error) => {
-                    assert_eq!(error, CacheError::Timeout);
-                    false
-                }
+                // On a busy machine the late answer may come so late that the breaker opens or the connection is given up.
+                Err(CacheError::Timeout | CacheError::Unavailable | CacheError::Lost) => false,
+                Err(error) => panic!("{error}"),
             }
         })
         .await;
