@@ -194,21 +194,8 @@ impl Farm {
         self.start_command(config, shell)
     }
 
-    /// The same on one core, and so with one traffic thread.
-    pub fn start_on_one_core(&self, config: ProxyConfig) -> Proxy {
-        let status = fs::read_to_string("/proc/self/status").expect("we run");
-        let cores = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-        let core = cores.and_then(|cores| cores.trim().split([',', '-']).next());
-        let mut taskset = Command::new("taskset");
-        taskset
-            .args(["--cpu-list", core.expect("a core")])
-            .arg(env!("CARGO_BIN_EXE_tlsfarm"));
-        self.start_command(config, taskset)
-    }
-
-    fn start_command(&self, mut config: ProxyConfig, mut command: Command) -> Proxy {
+    /// The same by a command that takes what the program takes.
+    pub fn start_command(&self, mut config: ProxyConfig, mut command: Command) -> Proxy {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let (https, http, admin) = (Reserved::new(), Reserved::new(), Reserved::new());
         config.listen = Listen {

@@ -1,8 +1,10 @@
 //! What proxies put into the session cache: in time for a client that comes back at once, and not too much for any client.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -42,9 +44,10 @@ fn a_client_that_has_its_tickets_finds_their_sessions_in_the_cache() {
 fn a_client_over_its_budget_is_served_and_others_keep_their_sessions() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
-    let proxy = farm.start_on_one_core(config(&farm, redis.over_unix()));
-    wait_for("the session cache", || {
-        (proxy.metric("tlsfarm_proxy_session_cache_reachable") == 2).then_some(())
+    let proxy = farm.start_command(config(&farm, redis.over_unix()), on_one_core());
+    wait_for("readiness and the session cache", || {
+        let reachable = proxy.metric("tlsfarm_proxy_session_cache_reachable") == 2;
+        (reachable && proxy.get("/readyz").0 == 200).then_some(())
     });
     let older = farm.dir.join("older");
     wait_for("a session of another client", || {
@@ -89,6 +92,20 @@ fn a_client_over_its_budget_is_served_and_others_keep_their_sessions() {
         assert!(over_budget() < refused + 2, "nobody has a budget");
         (requests(&proxy, "put", "stored") > stored).then_some(())
     });
+}
+
+/// The program on one core, so that a proxy has one traffic thread and one budget for each client.
+fn on_one_core() -> Command {
+    let status = fs::read_to_string("/proc/self/status").expect("we run");
+    let cores = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let core = cores.and_then(|cores| cores.trim().split([',', '-']).next());
+    let mut taskset = Command::new("taskset");
+    taskset
+        .args(["--cpu-list", core.expect("a core")])
+        .arg(env!("CARGO_BIN_EXE_tlsfarm"));
+    taskset
 }
 
 /// Handshakes from 127.0.0.1 until sessions are not stored any more, many at the same time: all of them find room before
