@@ -2,15 +2,22 @@
 //!
 //! `make test` starts the cluster, loads the images and sets the environment. Without it every test here fails at once.
 
+mod audit;
+mod clients;
+mod helm;
+
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+pub use audit::{audit_logs, writes_of};
+pub use clients::{Handshake, Load, Version, s_client};
 
 /// The image that `make image` built and `make cluster` loaded.
 pub fn image() -> String {
@@ -72,6 +79,24 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
     }
 }
 
+/// The process with this word on its command line and this variable, `NAME=value`, in its environment. All nodes'
+/// processes are this machine's.
+pub fn process(word: &str, variable: &str) -> Option<u32> {
+    let has = |file: PathBuf, wanted: &str| {
+        // It may be gone by now.
+        let read = std::fs::read(file).unwrap_or_default();
+        read.split(|byte| *byte == 0)
+            .any(|part| part == wanted.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc").expect("there is /proc");
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .find(|process| {
+            let dir = PathBuf::from(format!("/proc/{process}"));
+            has(dir.join("cmdline"), word) && has(dir.join("environ"), variable)
+        })
+}
+
 /// A namespace of a test's own, which enforces the Pod Security level `restricted` and goes when the test ends well.
 pub struct Namespace {
     pub name: &'static str,
@@ -87,28 +112,34 @@ enum Turn {
 impl Namespace {
     /// Creates the namespace anew, with an operator of its own that watches only it, and a backend.
     pub fn with_operator(name: &'static str) -> Self {
-        let guard = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
-        Self::with_operator_in(Turn::Shared { _guard: guard }, name)
+        Self::for_operator(name).with_defaults()
     }
 
     /// The same while no other test's operator runs, for what must be quick on a small machine.
     pub fn with_operator_alone(name: &'static str) -> Self {
-        Self::with_operator_in(
-            Turn::Alone {
-                _guard: only_operator(),
-            },
-            name,
-        )
+        let turn = Turn::Alone {
+            _guard: only_operator(),
+        };
+        Self::create_in(turn, name).with_defaults()
     }
 
-    fn with_operator_in(turn: Turn, name: &'static str) -> Self {
-        let namespace = Self {
+    /// Creates the namespace anew, for an operator that the test installs itself.
+    pub fn for_operator(name: &'static str) -> Self {
+        let guard = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
+        Self::create_in(Turn::Shared { _guard: guard }, name)
+    }
+
+    fn create_in(turn: Turn, name: &'static str) -> Self {
+        Self {
             _turn: Some(turn),
             ..Self::create(name)
-        };
-        namespace.install_operator();
-        namespace.deploy_backend();
-        namespace
+        }
+    }
+
+    fn with_defaults(self) -> Self {
+        self.helm("install", "");
+        self.deploy_backend();
+        self
     }
 
     /// Creates the namespace anew.
@@ -126,28 +157,6 @@ impl Namespace {
             "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
         }));
         namespace
-    }
-
-    /// Installs the chart as its defaults are, but for what several installations in one cluster cannot share.
-    pub fn install_operator(&self) {
-        let image = image();
-        let (repository_name, tag) = image.rsplit_once(':').expect("the image has a tag");
-        let chart = repository().join("charts/tlsfarm");
-        let settings = format!(
-            "image.repository={repository_name},image.tag={tag},crds.enabled=false,rbac.userRoles=false"
-        );
-        let chart = chart.to_str().expect("UTF-8");
-        let install = [
-            "install",
-            "tlsfarm",
-            chart,
-            "--namespace",
-            self.name,
-            "--set",
-            &settings,
-            "--wait",
-        ];
-        run("helm", &install, None).unwrap_or_else(|error| panic!("{error}"));
     }
 
     pub fn delete(self) {
@@ -379,60 +388,6 @@ pub fn condition_of(object: &Value, type_: &str) -> (String, String, String) {
         .unwrap_or_default()
 }
 
-/// What OpenSSL's client saw of one connection.
-#[derive(Debug)]
-pub struct Handshake {
-    pub resumed: bool,
-    pub served: bool,
-}
-
-/// A TLS version as OpenSSL's client names it.
-#[derive(Clone, Copy, Debug)]
-pub enum Version {
-    Tls12,
-    /// It resumes by session id only.
-    Tls12WithoutTickets,
-    Tls13,
-}
-
-/// Connects with OpenSSL's client and asks for `/`; saves the session to one file and offers that of another.
-pub fn s_client(
-    address: SocketAddr,
-    hostname: &str,
-    version: Version,
-    save: Option<&Path>,
-    offer: Option<&Path>,
-) -> Handshake {
-    let address = address.to_string();
-    let mut args = vec![
-        "s_client",
-        "-connect",
-        &address,
-        "-servername",
-        hostname,
-        "-ign_eof",
-    ];
-    args.push(match version {
-        Version::Tls12 | Version::Tls12WithoutTickets => "-tls1_2",
-        Version::Tls13 => "-tls1_3",
-    });
-    if matches!(version, Version::Tls12WithoutTickets) {
-        args.push("-no_ticket");
-    }
-    if let Some(path) = save {
-        args.extend(["-sess_out", path.to_str().expect("UTF-8")]);
-    }
-    if let Some(path) = offer {
-        args.extend(["-sess_in", path.to_str().expect("UTF-8")]);
-    }
-    let request = format!("GET / HTTP/1.1\r\nHost: {hostname}\r\nConnection: close\r\n\r\n");
-    let seen = run("openssl", &args, Some(&request)).unwrap_or_else(|error| error);
-    Handshake {
-        resumed: seen.contains("\nReused, "),
-        served: seen.contains("HTTP/1.1 200"),
-    }
-}
-
 /// An empty directory of a test's own.
 pub fn scratch(name: &str) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("tlsfarm-test-{}-{name}", std::process::id()));
@@ -443,79 +398,4 @@ pub fn scratch(name: &str) -> PathBuf {
 /// The project's root.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A constant stream of HTTPS requests from a load tool, for as long as it lives.
-pub struct Load {
-    child: Child,
-    results: PathBuf,
-}
-
-impl Load {
-    /// Starts `rate` requests a second to `hostname` at an address with a port, for at most `limit`: over connections that are kept, or
-    /// each over a connection of its own.
-    pub fn start(
-        name: &str,
-        hostname: &str,
-        address: &str,
-        rate: u32,
-        keep_alive: bool,
-        limit: Duration,
-    ) -> Self {
-        let results = scratch(name).join(format!("results-{keep_alive}.bin"));
-        let child = Command::new("vegeta")
-            .arg("attack")
-            .args(["-insecure", "-timeout=10s", "-max-connections=32"])
-            .arg(format!("-keepalive={keep_alive}"))
-            .arg(format!("-rate={rate}/s"))
-            .arg(format!("-duration={}s", limit.as_secs()))
-            .arg(format!("-connect-to={hostname}:443:{address}"))
-            .arg(format!("-output={}", results.display()))
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("the load tool is on the PATH of `tests/cluster/cluster env`");
-        let mut load = Self { child, results };
-        let target = format!("GET https://{hostname}/\n");
-        load.child
-            .stdin
-            .take()
-            .expect("piped")
-            .write_all(target.as_bytes())
-            .expect("the load tool reads targets");
-        load
-    }
-
-    /// Ends the load; returns the number of requests and the failures in words.
-    pub fn stop(mut self) -> (u64, Vec<String>) {
-        let pid = self.child.id().to_string();
-        let _ = run("kill", &["-INT", &pid], None);
-        self.child.wait().expect("the load tool ends");
-        let results = self.results.to_str().expect("UTF-8");
-        let report =
-            run("vegeta", &["report", "-type=json", results], None).unwrap_or_else(|error| panic!("{error}"));
-        let report: Value = serde_json::from_str(&report).expect("JSON");
-        let mut failures: Vec<String> = report["errors"]
-            .as_array()
-            .map(|errors| {
-                errors
-                    .iter()
-                    .filter_map(Value::as_str)
-                    .map(str::to_owned)
-                    .collect()
-            })
-            .unwrap_or_default();
-        for (code, count) in report["status_codes"].as_object().expect("codes") {
-            if code != "200" {
-                failures.push(format!("{count} answers with code {code}"));
-            }
-        }
-        (report["requests"].as_u64().expect("a number"), failures)
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -1,10 +1,8 @@
 //! Installing and removing, as the README says.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
-use crate::harness::{Namespace, farm, image, only_operator, repository, run, wait_for};
+use crate::harness::{Namespace, farm, image, only_operator, repository, run};
 
 #[test]
 fn the_chart_is_tested_by_its_own_probe_and_leaves_nothing_behind() {
@@ -23,28 +21,8 @@ fn the_chart_is_tested_by_its_own_probe_and_leaves_nothing_behind() {
         "the probe's matrix is not in the log:\n{tested}"
     );
 
-    let helm = |command: &[&str]| {
-        let args = [command, &["tlsfarm", "--namespace", namespace.name]].concat();
-        run("helm", &args, None).unwrap_or_else(|error| panic!("{error}"))
-    };
-    let manifest = helm(&["get", "manifest"]);
     namespace.kubectl(&["delete", "tlsfarm", "shop"]);
-    helm(&["uninstall", "--wait"]);
-    let kinds = "deployments,replicasets,pods,services,configmaps,secrets,serviceaccounts,roles,rolebindings,poddisruptionbudgets";
-    wait_for("everything of ours to go", Duration::from_secs(90), || {
-        let labelled = namespace.list(kinds, "app.kubernetes.io/name=tlsfarm");
-        let get = [
-            "--namespace",
-            namespace.name,
-            "get",
-            "--ignore-not-found",
-            "--output=name",
-            "-f",
-            "-",
-        ];
-        let installed = run("kubectl", &get, Some(&manifest)).unwrap_or_else(|error| panic!("{error}"));
-        (labelled.is_empty() && installed.is_empty()).then_some(())
-    });
+    namespace.uninstall();
     assert!(
         namespace.get("crd", "tlsfarms.tlsfarm.dev").is_some(),
         "the CRD went, and everyone's farms with it"

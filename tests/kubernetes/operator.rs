@@ -1,13 +1,11 @@
 //! How the operator treats the API and other people's objects.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Namespace, farm, run, wait_for};
+use crate::harness::{Namespace, audit_logs, farm, run, wait_for, writes_of};
 
 #[test]
 fn at_rest_the_operator_writes_nothing() {
@@ -147,7 +145,10 @@ fn deletion_leaves_nothing_and_keys_are_nowhere_but_in_the_ring() {
         "--selector",
         "app.kubernetes.io/name=tlsfarm",
     ]);
-    let audit = std::fs::read_to_string(audit_log()).expect("the test cluster keeps an audit log");
+    let audit: String = audit_logs()
+        .iter()
+        .map(|log| std::fs::read_to_string(log).expect("a log stays readable"))
+        .collect();
     for secret in &secrets {
         for (place, text) in [
             ("the API", &everything),
@@ -171,24 +172,6 @@ fn deletion_leaves_nothing_and_keys_are_nowhere_but_in_the_ring() {
         (labelled == 0 && ring.is_none()).then_some(())
     });
     namespace.delete();
-}
-
-/// The write requests of one user so far, as `verb resource/name`.
-fn writes_of(user: &str) -> Vec<String> {
-    let log = std::fs::File::open(audit_log()).expect("the test cluster keeps an audit log");
-    BufReader::new(log)
-        .lines()
-        .map_while(Result::ok)
-        .filter(|line| line.contains(user))
-        .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
-        .filter(|event| event["user"]["username"] == user)
-        .filter(|event| !["get", "list", "watch"].contains(&event["verb"].as_str().unwrap_or_default()))
-        .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
-        .collect()
-}
-
-fn audit_log() -> &'static Path {
-    Path::new("/var/tmp/tlsfarm-cluster/log/audit.log")
 }
 
 /// Every key's secret as the ring document spells it.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -11,38 +10,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Handshake, Load, Namespace, Version, farm, repository, run, s_client, scratch, wait_for,
+use crate::cached_farm::{
+    BANK, PATIENCE, SHOP, ask_as_peer, deploy, own_identity, resumes_everywhere, sidecars, status,
+    try_everywhere, unless_disturbed,
 };
-
-const SHOP: &str = "shop.example.com";
-const BANK: &str = "bank.example.com";
-
-/// How long the kubelet may take to notice a changed Secret, or a dead container, and the farm to settle.
-const PATIENCE: Duration = Duration::from_secs(150);
+use crate::harness::{Load, Namespace, Version, farm, process, repository, run, s_client, scratch, wait_for};
 
 #[test]
 fn session_ids_resume_at_every_proxy_and_single_use_tickets_once() {
     let namespace = Namespace::with_operator("test-session-ids");
-    deploy(&namespace);
-    let proxies = namespace.proxies("shop");
-    assert_eq!(proxies.len(), 3);
-    for (issuer, at) in &proxies {
-        for (resumer, elsewhere) in &proxies {
-            let pair = format!("{issuer} -> {resumer}");
-            unless_disturbed(&namespace, &pair, || resumes_by_session_id(*at, *elsewhere));
-            unless_disturbed(&namespace, &pair, || {
-                resumes_once(*at, *elsewhere, proxies.iter().map(|(_, address)| *address))
-            });
-        }
-    }
+    deploy(&namespace, sidecars());
+    resumes_everywhere(&namespace);
+    unless_disturbed(&namespace, "the probe", || probe_says_so(&namespace));
     namespace.delete();
 }
 
 #[test]
 fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
     let namespace = Namespace::with_operator("test-caches-killed");
-    deploy(&namespace);
+    deploy(&namespace, sidecars());
     let service: SocketAddr = format!("{}:443", namespace.service_address("shop"))
         .parse()
         .expect("an address");
@@ -87,7 +73,7 @@ fn a_node_that_is_cut_off_takes_its_entries_and_nothing_else() {
         namespace.kubectl(&["patch", "deployment", deployment, "--patch", &pinned.to_string()]);
         namespace.kubectl(&["rollout", "status", "deployment", deployment, "--timeout=120s"]);
     }
-    deploy(&namespace);
+    deploy(&namespace, sidecars());
     let on_node = |node: &str| -> Vec<SocketAddr> {
         let pods = namespace.list("pods", "tlsfarm.dev/farm=shop");
         let there: Vec<_> = pods
@@ -138,7 +124,7 @@ fn a_node_that_is_cut_off_takes_its_entries_and_nothing_else() {
 #[test]
 fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
     let namespace = Namespace::with_operator("test-cache-off");
-    deploy(&namespace);
+    deploy(&namespace, sidecars());
     for (name, address) in namespace.proxies("shop") {
         let peers = SocketAddr::new(address.ip(), 7443);
         for identity in [None, Some(own_identity("cache.shop.test-cache-off.tlsfarm"))] {
@@ -157,7 +143,7 @@ fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
         !json!(pods).to_string().contains("shop-cache-ca"),
         "a pod mounts the authority"
     );
-    let status = || namespace.get("tlsfarm", "shop").expect("there")["status"]["sessionCache"].clone();
+    let status = || status(&namespace);
     assert_eq!(
         (&status()["mode"], &status()["reachable"]),
         (&json!("Sidecar"), &json!("3/3"))
@@ -196,7 +182,7 @@ fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
     assert_eq!(status(), Value::Null);
     namespace.wait_ready("shop");
 
-    deploy(&namespace);
+    deploy(&namespace, sidecars());
     namespace.kubectl(&["delete", "tlsfarm", "shop"]);
     wait_for("everything of the farm to go", PATIENCE, || {
         leftovers().is_empty().then_some(())
@@ -204,180 +190,63 @@ fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
     namespace.delete();
 }
 
-/// A farm `shop` with sidecars and two hosts, of which `bank` has single-use tickets; waits until it is ready.
-fn deploy(namespace: &Namespace) {
-    namespace.create_certificate("shop-tls", &[SHOP]);
-    namespace.create_certificate("bank-tls", &[BANK]);
-    let mut shop = farm("shop", 3, &[("shop", SHOP), ("bank", BANK)]);
-    shop["spec"]["hosts"][1]["tls"]["tickets"] = json!({"kind": "SingleUse"});
-    // As long as may be: the machine is busy, and misses are failures here.
-    shop["spec"]["resumption"] = json!({"sessionCache": {"mode": "Sidecar", "lookupTimeout": "50ms"}});
-    namespace.apply(&shop);
-    namespace.wait_condition_for("shop", "SessionCacheReady", "True", "CacheReachable", PATIENCE);
-    namespace.wait_ready("shop");
-}
-
-fn resumes_by_session_id(at: SocketAddr, elsewhere: SocketAddr) -> Result<(), String> {
-    let session = scratch("session-ids").join("session.pem");
-    let ask = |address, hostname, save, offer| {
-        s_client(address, hostname, Version::Tls12WithoutTickets, save, offer)
-    };
-    full(ask(at, SHOP, Some(&session), None), "a new session");
-    for time in ["once", "again"] {
-        let next = ask(elsewhere, SHOP, None, Some(&session));
-        resumed(next, &format!("its id, {time}"))?;
-    }
-    full(
-        ask(elsewhere, BANK, None, Some(&session)),
-        "its id under another name",
-    );
-    Ok(())
-}
-
-fn resumes_once(
-    at: SocketAddr,
-    elsewhere: SocketAddr,
-    everywhere: impl Iterator<Item = SocketAddr>,
-) -> Result<(), String> {
-    let session = scratch("single-use").join("session.pem");
-    let ask = |address, save, offer| s_client(address, BANK, Version::Tls13, save, offer);
-    full(ask(at, Some(&session), None), "a new session");
-    resumed(ask(elsewhere, None, Some(&session)), "a single-use ticket")?;
-    for proxy in everywhere {
-        let again = ask(proxy, None, Some(&session));
-        full(again, &format!("a single-use ticket a second time, at {proxy}"));
-    }
-    Ok(())
-}
-
-/// Demands a full handshake, whatever happens.
-fn full(seen: Handshake, what: &str) {
-    assert!(seen.served && !seen.resumed, "{what}: {seen:?}");
-}
-
-/// Demands a page, and a resumed session unless there is an explanation.
-fn resumed(seen: Handshake, what: &str) -> Result<(), String> {
-    assert!(seen.served, "{what}: {seen:?}");
-    match seen.resumed {
-        true => Ok(()),
-        false => Err(format!("{what} was not resumed")),
-    }
-}
-
-/// Demands that an attempt succeeds, at once or after attempts whose failure the metrics explain: on a machine that is
-/// busy with other tests a lookup may run out of time, or a pod be unready for a moment.
-fn unless_disturbed(namespace: &Namespace, what: &str, attempt: impl Fn() -> Result<(), String>) {
-    const ATTEMPTS: u32 = 5;
-    for _ in 0..ATTEMPTS {
-        let before = disturbances(namespace);
-        let Err(miss) = attempt() else { return };
-        let mut after = disturbances(namespace);
-        after.retain(|series| !before.contains(series));
-        assert!(!after.is_empty(), "{what}: {miss}, and nothing explains it");
-        println!("{what}: {miss}, which is tried again because of {after:?}");
-    }
-    panic!("{what}: none of {ATTEMPTS} attempts was left undisturbed");
-}
-
-/// Everything that proxies and caches have counted so far which makes a full handshake of a resumption that is due.
-fn disturbances(namespace: &Namespace) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for (name, address) in namespace.proxies("shop") {
-        for (port, counts) in [
-            (9090, unanswered as fn(&str) -> bool),
-            (9091, moved as fn(&str) -> bool),
-        ] {
-            let url = format!("http://{}:{port}/metrics", address.ip());
-            let metrics = run("curl", &["--silent", "--fail", "--max-time", "10", &url], None)
-                .unwrap_or_else(|error| panic!("{name}: {error}"));
-            found.extend(
-                metrics
-                    .lines()
-                    .filter(|line| counts(line))
-                    .map(|line| format!("{name} {line}")),
-            );
-        }
-    }
-    found
-}
-
-/// A lookup or a put that came to nothing.
-fn unanswered(line: &str) -> bool {
-    let expected = ["hit", "miss", "stored"].map(|outcome| format!("outcome=\"{outcome}\""));
-    line.starts_with("tlsfarm_proxy_session_cache_requests_total{")
-        && !expected.iter().any(|outcome| line.contains(outcome))
-        && !line.ends_with(" 0")
-}
-
-/// Entries that are not where they were, or whose owner did not answer.
-fn moved(line: &str) -> bool {
-    let of_requests = line.starts_with("tlsfarm_cache_requests_total{");
-    (of_requests && line.contains("outcome=\"unavailable\""))
-        || line.starts_with("tlsfarm_cache_peer_member_changes_total")
-        || line.starts_with("tlsfarm_cache_evictions_total")
-}
-
-/// Takes a session without a ticket at each proxy and offers it at each; returns the first miss.
-fn try_everywhere(namespace: &Namespace) -> Option<String> {
+/// Demands of the probe, which goes to every pod, a table for each mechanism that the farm offers with 100 % in it.
+fn probe_says_so(namespace: &Namespace) -> Result<(), String> {
+    let probe = env!("CARGO_BIN_EXE_tlsfarm");
+    let farm = ["probe", "shop", "--namespace", namespace.name];
+    let json = run(probe, &[&farm[..], &["--output=json"]].concat(), None)?;
+    let document: Value = serde_json::from_str(&json).expect("JSON");
     let proxies = namespace.proxies("shop");
-    let session = scratch("everywhere").join(format!("{}.pem", namespace.name));
-    for (issuer, at) in &proxies {
-        s_client(*at, SHOP, Version::Tls12WithoutTickets, Some(&session), None);
-        for (resumer, elsewhere) in &proxies {
-            let next = s_client(
-                *elsewhere,
-                SHOP,
-                Version::Tls12WithoutTickets,
-                None,
-                Some(&session),
-            );
-            if !next.resumed {
-                return Some(format!(
-                    "a session of {issuer} does not resume at {resumer}: {next:?}"
-                ));
-            }
+    let names: Vec<_> = proxies.iter().map(|(name, _)| name.as_str()).collect();
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let pair = |issuer: &str, resumer: &str| (issuer.to_owned(), resumer.to_owned());
+    let of = |issuer| names.iter().map(move |resumer| pair(issuer, resumer));
+    let all: Vec<_> = names.iter().flat_map(|issuer| of(issuer)).collect();
+    let mut offered = BTreeSet::new();
+    for matrix in document["matrices"].as_array().expect("a list") {
+        offered.insert((text(&matrix["serverName"]), text(&matrix["mechanism"])));
+        let trials = matrix["fresh"].as_array().expect("a list");
+        let pairs: Vec<_> = trials
+            .iter()
+            .map(|trial| (text(&trial["issuer"]), text(&trial["resumer"])))
+            .collect();
+        assert_eq!(pairs, all);
+        for trial in trials {
+            assert_eq!(trial["outcome"], "resumed", "{trial}");
+            let again = trial["offeredAgainTo"].is_string();
+            assert_eq!(again, matrix["mechanism"] == "tls13-single-use", "{trial}");
         }
     }
-    None
-}
+    let expected = [
+        (BANK, "tls12-session-id"),
+        (BANK, "tls13-single-use"),
+        (SHOP, "tls12-session-id"),
+        (SHOP, "tls12-ticket"),
+        (SHOP, "tls13-ticket"),
+    ];
+    let expected = expected.map(|(host, mechanism)| (host.to_owned(), mechanism.to_owned()));
+    assert_eq!(offered, BTreeSet::from(expected));
 
-/// The process of the cache beside the proxy at `address`. All nodes' processes are this machine's.
-fn cache_process(address: SocketAddr) -> Option<u32> {
-    let own_address = format!("POD_IP={}", address.ip());
-    let processes = std::fs::read_dir("/proc").expect("there is /proc");
-    processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .find(|process| {
-            // Either may be gone by now.
-            let read = |file| std::fs::read(format!("/proc/{process}/{file}")).unwrap_or_default();
-            let (command, environment) = (read("cmdline"), read("environ"));
-            let mut words = command.split(|byte| *byte == 0);
-            words.any(|word| word == b"/etc/tlsfarm/config/cache.json")
-                && environment
-                    .split(|byte| *byte == 0)
-                    .any(|variable| variable == own_address.as_bytes())
-        })
-}
-
-/// Certificate and key of somebody who calls himself `name`.
-fn own_identity(name: &str) -> (PathBuf, PathBuf) {
-    let dir = scratch("stranger");
-    let (certificate, key) = crate::harness::certificate(&[name], 2000..2100);
-    let files = (dir.join("tls.crt"), dir.join("tls.key"));
-    std::fs::write(&files.0, certificate).expect("written");
-    std::fs::write(&files.1, key).expect("written");
-    files
-}
-
-/// What a peers' port answers to PING.
-fn ask_as_peer(address: SocketAddr, identity: Option<&(PathBuf, PathBuf)>) -> String {
-    let address = address.to_string();
-    let mut args = vec!["10", "openssl", "s_client", "-connect", &address, "-ign_eof"];
-    if let Some((certificate, key)) = identity {
-        args.extend(["-cert", certificate.to_str().expect("UTF-8")]);
-        args.extend(["-key", key.to_str().expect("UTF-8")]);
+    let tables = run(probe, &farm, None)?;
+    for title in [
+        "shop.example.com  TLS 1.2 session id",
+        "bank.example.com  TLS 1.3 single-use",
+    ] {
+        let title = format!("{title}  9/9  100 %");
+        assert!(
+            tables.lines().any(|line| line == title),
+            "no {title:?} in\n{tables}"
+        );
     }
-    run("timeout", &args, Some("PING\r\n")).unwrap_or_else(|error| error)
+    Ok(())
+}
+
+/// The process of the cache beside the proxy at `address`.
+fn cache_process(address: SocketAddr) -> Option<u32> {
+    process(
+        "/etc/tlsfarm/config/cache.json",
+        &format!("POD_IP={}", address.ip()),
+    )
 }
 
 /// A node that is off the network until this is dropped.
