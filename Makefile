@@ -43,6 +43,7 @@ test-unit:
 	cargo test --locked --doc
 
 test-kubernetes: cluster
+	tests/packages
 	eval "$$($(CLUSTER) env)"; \
 	kubectl apply --server-side --force-conflicts -f crds/tlsfarm.yaml; \
 	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2 --show-output

@@ -196,6 +196,13 @@ pub fn status(namespace: &Namespace) -> Value {
     namespace.get("tlsfarm", "shop").expect("there")["status"]["sessionCache"].clone()
 }
 
+/// Makes the kubelets look at once at what the farm's pods mount. They do so within two minutes by themselves.
+pub fn hurry_kubelets(namespace: &Namespace, why: &str) {
+    let annotation = format!("test.tlsfarm.dev/hurry={why}");
+    let farm = "tlsfarm.dev/farm=shop";
+    namespace.kubectl(&["annotate", "pods", "--selector", farm, "--overwrite", &annotation]);
+}
+
 /// What a peers' port answers to PING.
 pub fn ask_as_peer(address: SocketAddr, identity: Option<&(PathBuf, PathBuf)>) -> String {
     let address = address.to_string();

@@ -5,5 +5,7 @@ mod cached_farm;
 mod harness;
 mod install;
 mod operator;
+mod redis_server;
 mod session_cache;
+mod session_cache_redis;
 mod traffic;
