@@ -1,6 +1,7 @@
 //! What the README promises, on a real Kubernetes.
 
 mod bad_input;
+mod cache_chart;
 mod cached_farm;
 mod harness;
 mod install;
