@@ -8,5 +8,6 @@ mod install;
 mod operator;
 mod redis_server;
 mod session_cache;
+mod session_cache_certificates;
 mod session_cache_redis;
 mod traffic;
