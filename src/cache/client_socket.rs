@@ -1,7 +1,7 @@
 //! Clients' sockets, which say when there is something to read, and nothing of room to write until somebody waits for it.
 //!
 //! The runtime's own sockets hear of both always, so that each reply that a client takes wakes the process once more, for
-//! nothing. That was a tenth of all the time that a `GET` takes.
+//! nothing.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
