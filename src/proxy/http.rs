@@ -8,7 +8,7 @@ mod authority;
 mod body;
 mod connection;
 mod forwarder;
-mod framing;
+pub mod framing;
 mod guard;
 mod headers;
 mod metrics;

@@ -15,19 +15,19 @@ use chunked::{Chunked, Progress};
 use head::{BodyFraming, HeadScan};
 
 /// Longest request line, in bytes.
-pub(super) const MAX_REQUEST_LINE: usize = 8 << 10;
+pub const MAX_REQUEST_LINE: usize = 8 << 10;
 /// Longest request head, in bytes.
-pub(super) const MAX_HEAD: usize = 64 << 10;
+pub const MAX_HEAD: usize = 64 << 10;
 /// Most header fields in a request.
-pub(super) const MAX_FIELDS: usize = 100;
+pub const MAX_FIELDS: usize = 100;
 
 /// Why a request is refused, in words that may be sent to the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// What it is answered with.
-    pub(super) status: StatusCode,
+    pub status: StatusCode,
     /// What is wrong with it.
-    pub(super) reason: &'static str,
+    pub reason: &'static str,
 }
 
 impl Refusal {
@@ -41,7 +41,7 @@ impl Refusal {
 
 /// What to do with the bytes that were shown to [`Framing::advance`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Step {
+pub enum Step {
     /// This many of them may pass, at least one. Show the rest again.
     Pass(usize),
     /// They must wait: they are the beginning of a head, to be shown again with what follows, or it is undecided which
@@ -51,7 +51,7 @@ pub(super) enum Step {
 
 /// Follows the requests on one connection.
 #[derive(Debug, Default)]
-pub(super) struct Framing {
+pub struct Framing {
     phase: Phase,
 }
 
@@ -77,7 +77,7 @@ impl Framing {
     /// # Errors
     ///
     /// The bytes have no single reading or exceed a limit. The connection cannot go on.
-    pub(super) fn advance(&mut self, input: &[u8]) -> Result<Step, Refusal> {
+    pub fn advance(&mut self, input: &[u8]) -> Result<Step, Refusal> {
         let result = self.step(input);
         if let Err(refusal) = result {
             self.phase = Phase::Refused(refusal);
@@ -86,17 +86,17 @@ impl Framing {
     }
 
     /// Whether the next byte begins a request's head or continues one that has not passed yet.
-    pub(super) fn at_head(&self) -> bool {
+    pub fn at_head(&self) -> bool {
         matches!(self.phase, Phase::Head(_))
     }
 
     /// Whether nothing may pass before it is decided which protocol follows.
-    pub(super) fn awaits_upgrade(&self) -> bool {
+    pub fn awaits_upgrade(&self) -> bool {
         matches!(self.phase, Phase::AwaitUpgrade)
     }
 
     /// The request that asked for another protocol did not get it: what follows is the next request.
-    pub(super) fn upgrade_declined(&mut self) {
+    pub fn upgrade_declined(&mut self) {
         if self.awaits_upgrade() {
             self.phase = Phase::default();
         }

@@ -1,0 +1,38 @@
+//! Configuration files of proxies and caches: what is accepted means the same when it is written again and can be taken
+//! into use; what is refused is refused on one line.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tlsfarm::config::{CacheConfig, ProxyConfig};
+use tlsfarm::proxy::http::Routing;
+
+/// Parsing takes time in proportion to the length of what is said, and a message says where.
+const LONGEST_MESSAGE: usize = 1024;
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return;
+    };
+    match ProxyConfig::parse(text) {
+        Ok(config) => {
+            assert!(!config.hosts.is_empty());
+            Routing::new(&config);
+            let json = serde_json::to_string(&config).expect("it serializes");
+            assert_eq!(ProxyConfig::parse(&json).as_ref(), Ok(&config));
+        }
+        Err(error) => check(&error.to_string()),
+    }
+    match CacheConfig::parse(text) {
+        Ok(config) => {
+            let json = serde_json::to_string(&config).expect("it serializes");
+            assert_eq!(CacheConfig::parse(&json).as_ref(), Ok(&config));
+        }
+        Err(error) => check(&error.to_string()),
+    }
+});
+
+fn check(message: &str) {
+    assert!(!message.contains('\n'), "{message:?}");
+    assert!(message.len() <= LONGEST_MESSAGE, "{message:?}");
+}
