@@ -4,6 +4,8 @@
 #   make demo-down   take it away again
 #   make test        every test, the ones on a real Kubernetes included
 #   make fuzz        each parser and decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
+#   make mutants     break each decision once and see a test fail (hours); make mutants-change only those of a change
+#   make coverage    which lines the unit and loopback tests run, by module
 #   make bench-cache the session cache beside redis-server, as the table in docs/performance.md
 #   make lint        formatting, lints, generated files
 #   make image       the container image, as dist/tlsfarm.tar
@@ -21,7 +23,7 @@ TARGET := $(ARCH)-unknown-linux-gnu
 BINARY := target/$(TARGET)/release/tlsfarm
 CLUSTER := tests/cluster/cluster
 
-.PHONY: help demo demo-down test test-unit test-kubernetes bench-cache fuzz lint image cluster cluster-down crds
+.PHONY: help demo demo-down test test-unit test-kubernetes bench-cache fuzz mutants mutants-change coverage lint image cluster cluster-down crds
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,13 +56,30 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 	-Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1
 
+FUZZ_TARGETS := client_hello config http_request http_response resp_reply resp_request ring_document ticket
+# Twice the largest limit that any of them has.
+FUZZ_LONGEST := 131072
+
 fuzz:
 	cd fuzz; RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(TARGET)
-	cd fuzz; for target in resp_request resp_reply client_hello ticket; do \
+	cd fuzz; for target in $(FUZZ_TARGETS); do \
+		echo "fuzz: $$target"; \
 		mkdir -p corpus/$$target artifacts/$$target; \
-		target/$(TARGET)/release/$$target corpus/$$target $$(find seeds -name $$target) -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 \
-			-timeout=5 -artifact_prefix=artifacts/$$target/ -print_final_stats=1 -verbosity=0; \
+		target/$(TARGET)/release/$$target corpus/$$target $$(find seeds -name $$target) -max_total_time=$(FUZZ_SECONDS) \
+			-max_len=$(FUZZ_LONGEST) -rss_limit_mb=512 -timeout=5 -artifact_prefix=artifacts/$$target/ -print_final_stats=1 \
+			-verbosity=0; \
 	done
+
+mutants:
+	tests/mutants
+
+# What changed since CHANGE_BASE, by default since the commit before the last.
+CHANGE_BASE ?= HEAD~1
+mutants-change:
+	tests/mutants since $(CHANGE_BASE)
+
+coverage:
+	tests/coverage
 
 lint:
 	cargo fmt --check
