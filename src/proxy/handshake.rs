@@ -181,3 +181,6 @@ fn tls_failure(error: &TlsError) -> HandshakeFailure {
         _ => HandshakeFailure::ClientMisbehaved,
     }
 }
+
+#[cfg(test)]
+mod tests;
