@@ -221,6 +221,17 @@ fn a_hello_without_end_is_given_up_within_the_limit() {
 }
 
 #[test]
+fn a_hello_that_is_not_whole_after_64_kib_is_refused_at_that_byte() {
+    let message = [&[CLIENT_HELLO, 0, 0x3f, 0][..], &[0; 20_000]].concat();
+    let records = message.iter().flat_map(|byte| [HANDSHAKE, 3, 1, 0, 1, *byte]);
+    let wire: Vec<u8> = records.take(MAX_WIRE).collect();
+    let mut reader = HelloReader::default();
+    let (last, first) = wire.split_last().expect("not empty");
+    assert_eq!(reader.feed(first), Progress::Incomplete);
+    assert_eq!(reader.feed(&[*last]), Progress::Unreadable);
+}
+
+#[test]
 fn a_hello_of_16_kib_is_read_and_a_longer_one_is_not() {
     let padded = |length: usize| {
         let empty = body(&[], &[(21, &[])]).len();
@@ -256,6 +267,8 @@ fn what_is_no_hello_gets_the_alert_that_tls_wants() {
     for (what, junk, alert) in [
         ("HTTP", &b"GET / HTTP/1.1\r\n\r\n"[..], DECODE_ERROR),
         ("zeros", &[0; 70_000], DECODE_ERROR),
+        // rustls has no alert for it.
+        ("data", &[23, 3, 3, 0, 1, 7], DECODE_ERROR),
         (
             "a ServerHello",
             &[HANDSHAKE, 3, 1, 0, 4, 2, 0, 0, 0],
