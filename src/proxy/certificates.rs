@@ -266,6 +266,9 @@ impl HostCertificates {
     /// Chooses a certificate whose key can sign as the client wishes: one that is valid for the host name if there is
     /// one, then one that has not expired, then the first. A client that is shown a bad certificate knows what to
     /// complain about.
+    ///
+    /// Of the client's signature schemes rustls leaves those that go with a common cipher suite. When none is left,
+    /// any certificate will do: rustls then finds that there is no such suite, and says so to the client.
     fn choose(
         &self,
         hostname: usize,
@@ -275,7 +278,7 @@ impl HostCertificates {
         self.0
             .iter()
             .filter_map(|certificate| certificate.in_use.as_ref())
-            .filter(|certificate| certificate.key.key.choose_scheme(schemes).is_some())
+            .filter(|certificate| schemes.is_empty() || certificate.key.key.choose_scheme(schemes).is_some())
             .min_by_key(|certificate| (!certificate.covers(hostname), certificate.fault(now).is_some()))
     }
 }
@@ -437,6 +440,7 @@ mod tests {
         assert_eq!(position(1, &[ed, ec]), Some(1));
         assert_eq!(position(1, &[ed]), Some(0));
         assert_eq!(position(0, &[SignatureScheme::RSA_PSS_SHA256]), None);
+        assert_eq!((position(0, &[]), position(1, &[])), (Some(0), Some(1)));
         let later = at("2026-06-01") + SignedDuration::from_hours(24 * 300);
         assert!(
             all.choose(0, &[ed], later).is_some(),

@@ -164,7 +164,7 @@ fn io_failure(error: &io::Error) -> HandshakeFailure {
     match error.kind() {
         io::ErrorKind::TimedOut => HandshakeFailure::Timeout,
         // So says rustls when a message does not fit into its buffer.
-        io::ErrorKind::Other => HandshakeFailure::ClientMisbehaved,
+        io::ErrorKind::InvalidData => HandshakeFailure::ClientMisbehaved,
         _ => HandshakeFailure::ClientClosed,
     }
 }
@@ -181,3 +181,6 @@ fn tls_failure(error: &TlsError) -> HandshakeFailure {
         _ => HandshakeFailure::ClientMisbehaved,
     }
 }
+
+#[cfg(test)]
+mod tests;

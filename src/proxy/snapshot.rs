@@ -183,15 +183,8 @@ impl Host {
             .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
     }
 
-    /// The TLS configuration of one connection, and its tickets. `cached` is what the session cache does for it.
-    pub(crate) fn connect(
-        &self,
-        hostname: usize,
-        hello: &Hello,
-        cached: Cached,
-        keys: Arc<SharedKeys>,
-        metrics: Metrics,
-    ) -> (ServerConfig, Arc<ConnectionTickets>) {
+    /// How the connection may resume, and what it is given to resume by.
+    fn rules(&self, hello: &Hello) -> ResumptionRules {
         let (version, tickets) = if hello.offers_tls13 {
             (TicketVersion::Tls13, Some(self.tls13_tickets))
         } else {
@@ -201,14 +194,26 @@ impl Host {
         };
         // Clients that keep tickets fill no cache.
         let gets_ticket = tickets.is_some() && hello.ticket.is_some();
-        let rules = ResumptionRules {
+        ResumptionRules {
             scope: self.scope,
             version,
             tickets,
             kind: self.ticket_kind,
             session_ids: self.session_ids(hello),
             gets_session_id: !gets_ticket,
-        };
+        }
+    }
+
+    /// The TLS configuration of one connection, and its tickets. `cached` is what the session cache does for it.
+    pub(crate) fn connect(
+        &self,
+        hostname: usize,
+        hello: &Hello,
+        cached: Cached,
+        keys: Arc<SharedKeys>,
+        metrics: Metrics,
+    ) -> (ServerConfig, Arc<ConnectionTickets>) {
+        let rules = self.rules(hello);
         let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));
         let mut config = self.base.clone();
         config.ticketer = Arc::clone(&tickets) as _;
@@ -231,3 +236,9 @@ impl rustls::server::ResolvesServerCert for NoCertificate {
         None
     }
 }
+
+#[cfg(test)]
+pub(crate) mod fixtures;
+
+#[cfg(test)]
+mod tests;

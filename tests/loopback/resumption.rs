@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Farm, Proxy, Visit, new_ring, rotated, visit, visit_with, wait_for};
+use crate::redis_server::Redis;
+use crate::session_cache::{self, BY_ID};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
@@ -147,24 +149,40 @@ fn a_rotation_arrives_at_once_and_loses_no_session() {
     );
 }
 
+/// A client of TLS 1.2 without extended master secret.
+struct Without<'a> {
+    farm: &'a Farm,
+    config: PathBuf,
+}
+
+impl<'a> Without<'a> {
+    fn new(farm: &'a Farm) -> Self {
+        let config = farm.dir.join("no-ems.cnf");
+        let text = "openssl_conf = init\n[init]\nssl_conf = ssl\n[ssl]\nsystem_default = no_ems\n\
+                    [no_ems]\nOptions = -ExtendedMasterSecret\n";
+        fs::write(&config, text).expect("written");
+        Self { farm, config }
+    }
+
+    /// Gets the page, whatever else.
+    fn visit(&self, proxy: &Proxy, arguments: &[&str]) -> Visit {
+        let visit = visit_with(self.farm, proxy.https, "shop.test", |client| {
+            client
+                .arg("-tls1_2")
+                .args(arguments)
+                .env("OPENSSL_CONF", &self.config)
+        });
+        assert!(visit.served(), "{}", visit.output);
+        visit
+    }
+}
+
 #[test]
 fn tls12_without_extended_master_secret_is_never_resumed() {
     let farm = Farm::new("web/shop");
     let proxy = farm.start();
-    let openssl_config = farm.dir.join("no-ems.cnf");
-    let text = "openssl_conf = init\n[init]\nssl_conf = ssl\n[ssl]\nsystem_default = no_ems\n\
-                [no_ems]\nOptions = -ExtendedMasterSecret\n";
-    fs::write(&openssl_config, text).expect("written");
-    let without = |arguments: &[&str]| {
-        visit_with(&farm, proxy.https, "shop.test", |client| {
-            client
-                .arg("-tls1_2")
-                .args(arguments)
-                .env("OPENSSL_CONF", &openssl_config)
-        })
-    };
-    let first = without(&[]);
-    assert!(first.served(), "{}", first.output);
+    let client = Without::new(&farm);
+    let first = client.visit(&proxy, &[]);
     assert!(
         first.output.contains("Extended master secret: no"),
         "{}",
@@ -173,12 +191,38 @@ fn tls12_without_extended_master_secret_is_never_resumed() {
     assert!(!first.output.contains("TLS session ticket:"), "{}", first.output);
 
     let session = Session::at(&proxy, &farm, "-tls1_2");
-    let again = without(&["-sess_in", session.file.to_str().expect("a plain path")]);
-    assert!(again.served() && !again.reused, "{}", again.output);
+    let again = client.visit(
+        &proxy,
+        &["-sess_in", session.file.to_str().expect("a plain path")],
+    );
+    assert!(!again.reused, "{}", again.output);
     assert_eq!(
         proxy.metric("tlsfarm_proxy_tickets_offered_total{outcome=\"not_allowed\"}"),
         1
     );
+}
+
+/// RFC 7627 section 5 is about session ids as well: none is given out, none is looked up.
+#[test]
+fn a_session_id_without_extended_master_secret_is_neither_made_nor_looked_up() {
+    let farm = Farm::new("web/shop");
+    let redis = Redis::start(&farm, &[]);
+    let proxy = session_cache::start(&farm, redis.over_unix());
+    let client = Without::new(&farm);
+    let first = client.visit(&proxy, &["-no_ticket"]);
+    assert!(first.output.contains("Session-ID: \n"), "{}", first.output);
+    assert_eq!(redis.entries(), 0);
+
+    let session = session_cache::session(&farm, &proxy, &BY_ID);
+    let offered = ["-no_ticket", "-sess_in", session.to_str().expect("a plain path")];
+    let again = client.visit(&proxy, &offered);
+    assert!(!again.reused, "{}", again.output);
+    for outcome in ["hit", "miss"] {
+        assert_eq!(session_cache::requests(&proxy, "get", outcome), 0, "{outcome}");
+    }
+    let with = session_cache::connect(&farm, &proxy, "shop.test", &BY_ID, "-sess_in", &session);
+    assert!(with.served() && with.reused, "{}", with.output);
+    assert_eq!(session_cache::requests(&proxy, "get", "hit"), 1);
 }
 
 #[test]
