@@ -59,11 +59,12 @@ impl Scene {
         resumes(&self.farm, &self.proxy, &BY_ID, file);
     }
 
-    /// How long a visit takes that may offer the session in `file`, which is not resumed.
+    /// How long a visit takes that may offer the session in `file`. A machine that is so busy that an answer overtakes the time
+    /// limit resumes it.
     fn time(&self, way: &str, file: &Path) -> Duration {
         let began = Instant::now();
         let visit = connect(&self.farm, &self.proxy, "shop.test", &BY_ID, way, file);
-        assert!(visit.served() && !visit.reused, "{}", visit.output);
+        assert!(visit.served(), "{}", visit.output);
         began.elapsed()
     }
 
@@ -115,7 +116,9 @@ fn what_is_no_reply_is_a_miss_a_counter_and_no_growth() {
 #[test]
 fn a_lie_is_a_miss_and_a_counter() {
     let scene = Scene::new();
+    // There is always another entry that may be given instead.
     let file = scene.session(&BY_ID);
+    scene.session(&BY_TICKET);
     for conduct in [Conduct::AnotherEntry, Conduct::Altered, Conduct::Invented] {
         let refused = |by: &[&str], file: &Path, what: &str| {
             let before = scene.unreadable(what);
@@ -169,7 +172,7 @@ fn single_use_is_as_good_as_the_server_that_keeps_the_entries() {
 fn no_handshake_waits_for_a_slow_cache_beyond_the_limit() {
     let scene = Scene::with_limit("20ms");
     let file = scene.session(&BY_ID);
-    for delay in [50, 500, 5000] {
+    for delay in [200, 1000, 5000] {
         scene.cache.set(Conduct::Slow(Duration::from_millis(delay)));
         slow_is_bounded(&scene, &file, &format!("{delay} ms"));
     }
