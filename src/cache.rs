@@ -25,6 +25,8 @@ mod password;
 mod peer_listener;
 mod peer_metrics;
 mod peer_tls;
+#[cfg(test)]
+mod reached;
 mod router;
 mod server;
 pub mod shard;

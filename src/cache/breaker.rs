@@ -151,6 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::reached::{Case, check};
 
     fn after(start: Instant, millis: u64) -> Instant {
         start + Duration::from_millis(millis)
@@ -213,32 +214,195 @@ mod tests {
         );
     }
 
-    proptest! {
-        #[test]
-        fn it_never_opens_below_half_and_never_passes_again_without_a_trial(
-            outcomes in vec((any::<bool>(), 0u64..300), 0..200),
-        ) {
-            let mut now = Instant::now();
-            let mut breaker = Breaker::new(now);
-            let (mut in_a_row, mut was_open) = (0, false);
-            let mut seen: Vec<(Instant, bool)> = Vec::new();
-            for (good, gap) in outcomes {
-                now = after(now, gap);
-                in_a_row = if good { 0 } else { in_a_row + 1 };
-                seen.push((now, good));
-                if good { breaker.succeeded(now) } else { breaker.failed(now) }
-                let open = breaker.state() == BreakerState::Open;
-                prop_assert!(open || !was_open);
-                if open && !was_open {
-                    let recent = seen.iter().filter(|(at, _)| now.duration_since(*at) < WINDOW);
-                    let failures = recent.filter(|(_, good)| !good).count();
-                    prop_assert!(in_a_row >= 5 || failures >= 5);
-                }
-                if in_a_row >= 5 {
-                    prop_assert!(open);
-                }
-                was_open = open;
+    /// What may happen to a breaker.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Succeeded,
+        Failed,
+        BeginTrial,
+        EndTrial(bool),
+        Wait(u64),
+        /// Until a trial is due, or a millisecond less.
+        WaitForTrial(u64),
+    }
+
+    /// So many failures among ten outcomes, and trials whether it is time for one or not.
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        (3u32..10).prop_flat_map(|failures| {
+            let wait = prop_oneof![6 => 0u64..40, 1 => 0u64..400, 1 => 990u64..1010];
+            let event = prop_oneof![
+                8 * failures => Just(Event::Failed),
+                8 * (10 - failures) => Just(Event::Succeeded),
+                12 => Just(Event::BeginTrial),
+                8 => any::<bool>().prop_map(Event::EndTrial),
+                16 => wait.prop_map(Event::Wait),
+                8 => (0u64..2).prop_map(Event::WaitForTrial),
+            ];
+            vec(event, 100..400)
+        })
+    }
+
+    /// The rules once more, told by what has happened since it was closed last.
+    struct Model {
+        state: BreakerState,
+        since_closed: Vec<(Instant, bool)>,
+        trial_at: Instant,
+    }
+
+    impl Model {
+        fn new(now: Instant) -> Self {
+            Self {
+                state: BreakerState::Closed,
+                since_closed: Vec::new(),
+                trial_at: now,
             }
         }
+
+        fn outcome(&mut self, began: Instant, now: Instant, good: bool, case: &mut Case) {
+            if self.state != BreakerState::Closed {
+                case.reaches(match self.state {
+                    BreakerState::Open => "an outcome that an open one ignores",
+                    _ => "an outcome that a trial ignores",
+                });
+                return;
+            }
+            self.since_closed.push((now, good));
+            let in_a_row = self.since_closed.iter().rev().take_while(|(_, good)| !good);
+            let in_a_row = in_a_row.count() >= 5;
+            let window = self.window(began);
+            let bad = window.iter().filter(|(_, good)| !good).count();
+            let by_share = !good && window.len() >= 10 && bad * 2 >= window.len();
+            case.reaches_if(in_a_row && !by_share, "open by five in a row");
+            case.reaches_if(by_share && !in_a_row, "open by half of ten");
+            case.reaches_if(
+                !good && !in_a_row && window.len() >= 10 && !by_share,
+                "closed with ten outcomes of which fewer than half failed",
+            );
+            if in_a_row || by_share {
+                self.open(now);
+            }
+        }
+
+        /// The outcomes of the window that the last one falls into. A window begins with the first outcome after the
+        /// second of the one before.
+        fn window(&self, mut began: Instant) -> &[(Instant, bool)] {
+            let mut first = 0;
+            for (place, (at, _)) in self.since_closed.iter().enumerate() {
+                if at.duration_since(began) >= Duration::from_secs(1) {
+                    (began, first) = (*at, place);
+                }
+            }
+            &self.since_closed[first..]
+        }
+
+        fn open(&mut self, now: Instant) {
+            self.state = BreakerState::Open;
+            self.trial_at = after(now, 1000);
+        }
+    }
+
+    /// Measured: 60 % of the cases open it by five in a row and 65 % by half of ten; 80 % begin trials, 75 % close it by one and
+    /// 70 % leave it open by one. Less than two thirds of that fails.
+    #[test]
+    fn it_opens_and_closes_by_its_rules_and_by_nothing_else() {
+        let floors = [
+            ("open by five in a row", 40),
+            ("open by half of ten", 40),
+            ("closed with ten outcomes of which fewer than half failed", 30),
+            ("an outcome that an open one ignores", 55),
+            ("an outcome that a trial ignores", 50),
+            ("no trial of a closed one", 65),
+            ("no trial before its time", 50),
+            ("no trial beside another", 50),
+            ("a trial at the very moment", 30),
+            ("a trial that closes it", 45),
+            ("a trial that leaves it open", 40),
+            ("the end of a trial that nobody began", 70),
+        ];
+        check(128, events(), &floors, |events, case| {
+            let start = Instant::now();
+            let (mut now, mut closed_at) = (start, start);
+            let (mut breaker, mut model) = (Breaker::new(start), Model::new(start));
+            for event in events {
+                match event {
+                    Event::Succeeded => {
+                        breaker.succeeded(now);
+                        model.outcome(closed_at, now, true, case);
+                    }
+                    Event::Failed => {
+                        breaker.failed(now);
+                        model.outcome(closed_at, now, false, case);
+                    }
+                    Event::BeginTrial => {
+                        let due = model.state == BreakerState::Open && model.trial_at <= now;
+                        case.reaches_if(due && model.trial_at == now, "a trial at the very moment");
+                        if !due {
+                            case.reaches(match model.state {
+                                BreakerState::Closed => "no trial of a closed one",
+                                BreakerState::Open => "no trial before its time",
+                                BreakerState::HalfOpen => "no trial beside another",
+                            });
+                        }
+                        prop_assert_eq!(breaker.begin_trial(now), due);
+                        if due {
+                            model.state = BreakerState::HalfOpen;
+                        }
+                    }
+                    Event::EndTrial(good) => {
+                        breaker.end_trial(good, now);
+                        match (model.state, good) {
+                            (BreakerState::HalfOpen, true) => {
+                                case.reaches("a trial that closes it");
+                                (model, closed_at) = (Model::new(now), now);
+                            }
+                            (BreakerState::HalfOpen, false) => {
+                                case.reaches("a trial that leaves it open");
+                                model.open(now);
+                            }
+                            _ => case.reaches("the end of a trial that nobody began"),
+                        }
+                    }
+                    Event::Wait(millis) => now = after(now, millis),
+                    Event::WaitForTrial(less) => now = now.max(model.trial_at - Duration::from_millis(less)),
+                }
+                prop_assert_eq!(breaker.state(), model.state);
+                let trial_at = (model.state == BreakerState::Open).then_some(model.trial_at);
+                prop_assert_eq!(breaker.trial_at(), trial_at);
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn nine_outcomes_are_too_few_and_a_window_lasts_less_than_a_second() {
+        // Outcomes of one window, the last of which comes so long after the first.
+        let state_after = |outcomes: u64, last: u64| {
+            let start = Instant::now();
+            let mut breaker = Breaker::new(start);
+            for number in 1..outcomes {
+                match number % 2 {
+                    0 => breaker.succeeded(start),
+                    _ => breaker.failed(start),
+                }
+            }
+            breaker.succeeded(start);
+            breaker.failed(after(start, last));
+            breaker.state()
+        };
+        assert_eq!(
+            state_after(9, 0),
+            BreakerState::Open,
+            "ten, five of them failures"
+        );
+        assert_eq!(state_after(8, 0), BreakerState::Closed);
+        assert_eq!(state_after(9, 999), BreakerState::Open);
+        assert_eq!(state_after(9, 1000), BreakerState::Closed);
+    }
+
+    #[test]
+    fn states_have_words_for_metrics() {
+        let words =
+            [BreakerState::Closed, BreakerState::HalfOpen, BreakerState::Open].map(BreakerState::as_str);
+        assert_eq!(words, ["closed", "half_open", "open"]);
     }
 }

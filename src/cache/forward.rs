@@ -81,3 +81,51 @@ fn words(command: &OneKey<'_>) -> Words {
 fn copy(words: &[&[u8]]) -> Words {
     words.iter().map(|word| Zeroizing::new(word.to_vec())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(command: &OneKey<'_>) -> String {
+        let words = words(command);
+        let texts = words
+            .iter()
+            .map(|word| String::from_utf8_lossy(word).into_owned());
+        texts.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn owners_get_each_command_with_its_lifetime_spelled_out() {
+        let set = |lifetime, only_new| {
+            OneKey::Set(Set {
+                key: b"k",
+                value: b"v",
+                lifetime,
+                only_new,
+            })
+        };
+        let minute = Duration::from_secs(60);
+        for (command, request) in [
+            (OneKey::Get(b"k"), "GET k"),
+            (OneKey::Take(b"k"), "GETDEL k"),
+            (OneKey::Expire(b"k", minute), "EXPIRE k 60"),
+            (OneKey::Expire(b"k", Duration::ZERO), "EXPIRE k 0"),
+            (OneKey::TimeLeft(b"k"), "TTL k"),
+            (set(Some(minute), false), "SET k v PX 60000"),
+            (set(Some(Duration::from_millis(7)), true), "SET k v PX 7 NX"),
+        ] {
+            assert_eq!(sent(&command), request);
+        }
+    }
+
+    #[tokio::test]
+    async fn counts_are_added_up_and_without_one_of_them_there_is_none() {
+        use std::future::ready;
+        assert_eq!(
+            sum(1, vec![ready(Ok(2)), ready(Ok(0))]).await,
+            Ok(Reply::Integer(3))
+        );
+        let lost = sum(1, vec![ready(Ok(2)), ready(Err(CacheError::Lost))]).await;
+        assert_eq!(lost, Err(CacheError::Lost));
+    }
+}

@@ -49,3 +49,40 @@ pub(crate) fn own_address(peers: &Peers, pod_ip: Option<IpAddr>) -> SocketAddr {
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(listen: &str, members: &[&str]) -> Peers {
+        let address = |text: &&str| text.parse().expect("an address");
+        Peers {
+            listen: address(&listen),
+            members: Backend::Addresses(members.iter().map(address).collect()),
+            server_name: "cache.test".into(),
+            certificate: "tls.crt".into(),
+            key: "tls.key".into(),
+            authority: "ca.crt".into(),
+            timeout: "20ms".parse().expect("valid"),
+        }
+    }
+
+    #[test]
+    fn a_cache_is_known_by_its_pods_address_or_by_the_one_it_listens_on() {
+        let own = |listen: &str, pod_ip: Option<&str>| {
+            let pod_ip = pod_ip.map(|ip| ip.parse().expect("an address"));
+            own_address(&peers(listen, &[]), pod_ip).to_string()
+        };
+        assert_eq!(own("10.0.0.7:7443", None), "10.0.0.7:7443");
+        assert_eq!(own("[::]:7443", Some("10.0.0.8")), "10.0.0.8:7443");
+        assert_eq!(own("[::]:7443", Some("::ffff:10.0.0.8")), "10.0.0.8:7443");
+        assert_eq!(own("[::]:7443", Some("fd00::8")), "[fd00::8]:7443");
+    }
+
+    #[test]
+    fn a_list_has_each_address_in_the_form_that_equals_others() {
+        let members = Members::follow(&peers("[::]:1", &["[::ffff:10.0.0.7]:7443", "10.0.0.8:7443"]));
+        let addresses: Vec<String> = members.now().iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, ["10.0.0.7:7443", "10.0.0.8:7443"]);
+    }
+}

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
 use super::client::Client;
-use super::command::{Command, CommandError, Credentials, Keys, OneKey, Other, Set, Verb};
+use super::command::{Command, CommandError, Credentials, Keys, LONGEST_LIFETIME, OneKey, Other, Set, Verb};
 use super::forward;
 use super::info;
 use super::metrics::{Metrics, Origin, Outcome};
@@ -120,11 +120,12 @@ impl Node {
         Answer::Now(reply)
     }
 
-    /// What is stored without a lifetime gets that of the cache that the client asked.
+    /// What is stored without a lifetime gets that of the cache that the client asked, which no configuration makes
+    /// longer than any client may ask for.
     fn with_lifetime<'a>(&self, command: OneKey<'a>) -> OneKey<'a> {
         match command {
             OneKey::Set(set) => OneKey::Set(Set {
-                lifetime: set.lifetime.or(Some(self.default_lifetime)),
+                lifetime: set.lifetime.or(Some(self.default_lifetime.min(LONGEST_LIFETIME))),
                 ..set
             }),
             other => other,
@@ -309,3 +310,6 @@ fn hit_or_miss(hit: bool) -> Outcome {
         false => Outcome::Miss,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,9 +67,8 @@ fn first_of_sha256(bytes: &[u8]) -> u64 {
     let digest = digest::digest(&digest::SHA256, bytes);
     digest
         .as_ref()
-        .iter()
-        .take(8)
-        .fold(0, |hash, byte| hash << 8 | u64::from(*byte))
+        .first_chunk()
+        .map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 #[cfg(test)]
@@ -80,6 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::reached::check;
 
     const KEYS: u32 = 20_000;
 
@@ -94,15 +94,14 @@ mod tests {
         found.expect("there are members")
     }
 
-    fn share(members: &[SocketAddr], of: SocketAddr) -> f64 {
-        let owned = (0..KEYS).filter(|key| owner_among(&key.to_be_bytes(), members) == of);
-        owned.count() as f64 / f64::from(KEYS)
-    }
-
     #[test]
     fn the_function_is_what_other_releases_have() {
         assert_eq!(KeyHash::of(b"abc"), KeyHash(0xba78_16bf_8f01_cfea));
         assert_eq!(MemberHash::of(address(1)), MemberHash(0x2313_55b1_1551_9bfb));
+        assert_eq!(
+            [1, u64::MAX].map(mix),
+            [0x5692_161d_100b_05e5, 0xb4d0_55fc_f2cb_bd7b]
+        );
         let members: Vec<_> = (1..=5).map(address).collect();
         let owners: Vec<u8> = ["a", "b", "c", "d", "e", "f", "g", "h"]
             .iter()
@@ -121,6 +120,12 @@ mod tests {
     }
 
     #[test]
+    fn caches_on_one_host_are_told_apart_by_their_ports() {
+        let of = |port| MemberHash::of((Ipv4Addr::LOCALHOST, port).into());
+        assert!(of(7443) != of(7444) && of(7443) != of(7443 + 256));
+    }
+
+    #[test]
     fn there_is_no_owner_among_nobody() {
         let nobody = owner(KeyHash::of(b"key"), Vec::<SocketAddr>::new(), |member| {
             MemberHash::of(*member)
@@ -128,27 +133,37 @@ mod tests {
         assert_eq!(nobody, None);
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(12))]
-
-        #[test]
-        fn keys_are_balanced_and_only_a_newcomers_keys_move(
-            numbers in btree_set(any::<u8>(), 2..9),
-            shuffled in any::<prop::sample::Index>(),
-        ) {
-            let mut members: Vec<_> = numbers.into_iter().map(address).collect();
-            let fair = 1.0 / members.len() as f64;
-            for member in &members {
-                let share = share(&members, *member);
-                prop_assert!((share - fair).abs() < 0.02, "{member} has {share}, {fair} is fair");
-            }
-            let newcomer = members.remove(shuffled.index(members.len()));
+    /// Every case has members that keep their keys and a newcomer that takes some.
+    #[test]
+    fn keys_are_balanced_and_only_a_newcomers_keys_move() {
+        let keys: Vec<_> = (0..KEYS).map(|key| KeyHash::of(&key.to_be_bytes())).collect();
+        let members = (btree_set(any::<u8>(), 2..9), any::<prop::sample::Index>());
+        let floors = [("a key that moves", 100), ("a key that stays", 100)];
+        check(12, members, &floors, |(numbers, newcomer), case| {
+            let mut members: Vec<_> = numbers
+                .into_iter()
+                .map(|number| MemberHash::of(address(number)))
+                .collect();
+            let newcomer = members.remove(newcomer.index(members.len()));
             let mut all = vec![newcomer];
             all.extend(members.iter().rev());
-            for key in (0..KEYS).map(u32::to_be_bytes) {
-                let now = owner_among(&key, &all);
-                prop_assert!(now == newcomer || now == owner_among(&key, &members));
+            let mut owned = vec![0; all.len()];
+            for key in &keys {
+                let now = owner(*key, 0..all.len(), |place| all[*place]).expect("there are members");
+                let before = owner(*key, members.iter(), |member| **member);
+                owned[now] += 1;
+                case.reaches(match now {
+                    0 => "a key that moves",
+                    _ => "a key that stays",
+                });
+                prop_assert!(now == 0 || before == Some(&all[now]));
             }
-        }
+            let fair = 1.0 / all.len() as f64;
+            for owned in owned {
+                let share = f64::from(owned) / f64::from(KEYS);
+                prop_assert!((share - fair).abs() < 0.02, "one has {share}, {fair} is fair");
+            }
+            Ok(())
+        });
     }
 }

@@ -247,3 +247,6 @@ impl SessionCache {
         self.client.borrow().as_ref().map(|(_, client)| client.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,9 +25,12 @@ const MANIFEST: &str = include_str!("../../deploy/apache-httpd.yaml");
 /// stall.
 const PROMPT: Duration = Duration::from_secs(2);
 
+/// Of thirty lookups so many may come too late.
+const MOST_LATE: u64 = 3;
+
 #[test]
 fn a_session_made_at_one_httpd_resumes_at_the_others() {
-    let servers = Servers::start();
+    let servers = Servers::start("10s");
     for version in VERSIONS {
         for issuer in &servers.httpds {
             let session = servers.take_session(issuer, version);
@@ -41,13 +44,22 @@ fn a_session_made_at_one_httpd_resumes_at_the_others() {
 
 #[test]
 fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
-    let mut servers = Servers::start();
+    let mut servers = Servers::start("250ms");
     // So many that each cache owns some, but for one run in 10^5.
     let sessions: Vec<PathBuf> = (0..30)
         .map(|_| servers.take_session(&servers.httpds[0], "-tls1_2"))
         .collect();
     let resumed = |servers: &Servers, at: usize| servers.resumed_promptly(&servers.httpds[at], &sessions);
-    assert_eq!(resumed(&servers, 0), sessions.len());
+    // Whose owner another cache did not reach in time, as it may not on a busy machine, is counted there.
+    let all_resume = |servers: &Servers| {
+        let unavailable = servers.unavailable();
+        let missed = (sessions.len() - resumed(servers, 0)) as u64;
+        assert!(
+            missed <= servers.unavailable() - unavailable && missed <= MOST_LATE,
+            "{missed} did not resume"
+        );
+    };
+    all_resume(&servers);
 
     servers.caches.all[2].signal("STOP");
     let while_it_hangs = resumed(&servers, 0);
@@ -57,9 +69,8 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
     );
 
     servers.caches.all[2].signal("CONT");
-    wait_for("all of them to resume", || {
-        (resumed(&servers, 0) == sessions.len()).then_some(())
-    });
+    servers.caches.wait_until_linked();
+    all_resume(&servers);
 
     servers.caches.all[2].kill();
     let without_it = resumed(&servers, 0);
@@ -70,7 +81,7 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
 
 #[test]
 fn the_liveness_probe_sees_a_cache_that_hangs_and_its_restart_frees_httpd() {
-    let mut servers = Servers::start();
+    let mut servers = Servers::start("250ms");
     let probe = LivenessProbe::of_the_manifest();
     assert!(probe.succeeds(&servers.caches.all[0]));
     let session = servers.take_session(&servers.httpds[1], "-tls1_2");
@@ -91,12 +102,21 @@ fn the_liveness_probe_sees_a_cache_that_hangs_and_its_restart_frees_httpd() {
 
     servers.caches.all[0].start_again();
     assert!(probe.succeeds(&servers.caches.all[0]));
-    wait_for("sessions of that httpd to resume at another", || {
+    servers.caches.wait_until_linked();
+    // httpd asks a Redis that it has lost once in five seconds; until then it stores nothing.
+    let session = wait_for("a session of that httpd that is stored", || {
+        let stored = servers.stored();
         let session = servers.take_session(&servers.httpds[0], "-tls1_2");
-        let visit = servers.offer(&servers.httpds[1], "-tls1_2", &session);
-        assert!(visit.served(), "{}", visit.output);
-        visit.reused.then_some(())
+        (servers.stored() > stored).then_some(session)
     });
+    let unavailable = servers.unavailable();
+    let visit = servers.offer(&servers.httpds[1], "-tls1_2", &session);
+    assert!(visit.served(), "{}", visit.output);
+    assert!(
+        visit.reused || servers.unavailable() > unavailable,
+        "{}",
+        visit.output
+    );
 }
 
 /// Three httpds and their caches.
@@ -112,8 +132,9 @@ struct Httpd {
 }
 
 impl Servers {
-    fn start() -> Self {
-        let caches = Caches::start(3);
+    /// Caches wait for each other so long.
+    fn start(timeout: &str) -> Self {
+        let caches = Caches::start_with_timeout(3, timeout);
         caches.wait_until_linked();
         let httpds = [0, 1, 2].map(|number| {
             let dir = caches.farm.dir.join(format!("httpd-{number}"));
@@ -136,6 +157,24 @@ impl Servers {
 
     fn offer(&self, resumer: &Httpd, version: &str, session: &Path) -> Visit {
         self.visit(resumer, &[version, "-sess_in"], session)
+    }
+
+    /// How often a cache got no answer of another in time.
+    fn unavailable(&self) -> u64 {
+        let commands = ["get", "set", "del", "expire", "ttl"];
+        let series = commands
+            .map(|command| format!("requests_total{{command=\"{command}\",outcome=\"unavailable\"}}"));
+        self.sum(&series)
+    }
+
+    /// Values that clients stored.
+    fn stored(&self) -> u64 {
+        self.sum(&["requests_total{command=\"set\",outcome=\"stored\"}".into()])
+    }
+
+    fn sum(&self, series: &[String]) -> u64 {
+        let of = |cache: &Cache| series.iter().map(|series| cache.metric(series)).sum::<u64>();
+        self.caches.all.iter().map(of).sum()
     }
 
     /// How many of these sessions resume at an httpd, which has to serve every page without a stall.

@@ -1,5 +1,6 @@
 //! The end of a proxy: nothing is lost, and it does come.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use crate::client::{Answer, Client, Http};
 use crate::harness::{Farm, PATIENCE, Proxy, wait_for};
@@ -53,10 +55,14 @@ async fn keep_asking(
     served: Arc<AtomicU64>,
 ) -> Vec<String> {
     let mut losses = Vec::new();
+    let connect = async |proxy| {
+        let connected = timeout(PATIENCE, client.connect(proxy)).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    };
     while !stop.load(Ordering::Relaxed) {
-        let mut connection = match client.connect(proxies[0]).await {
+        let mut connection = match connect(proxies[0]).await {
             Ok(connection) => connection,
-            Err(_) => match client.connect(proxies[1]).await {
+            Err(_) => match connect(proxies[1]).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     losses.push(format!("neither proxy: {error}"));
@@ -65,7 +71,8 @@ async fn keep_asking(
             },
         };
         while !stop.load(Ordering::Relaxed) {
-            let answer = connection.ask().await;
+            let answer = timeout(PATIENCE, connection.ask()).await;
+            let answer = answer.unwrap_or_else(|_| Answer::Lost(format!("no answer within {PATIENCE:?}")));
             if matches!(answer, Answer::Page | Answer::LastPage) {
                 served.fetch_add(1, Ordering::Relaxed);
             }

@@ -73,10 +73,6 @@ impl EvilCache {
         CacheServer::Unix(self.socket.clone())
     }
 
-    pub fn forget_everything(&self) {
-        lock(&self.state).entries.clear();
-    }
-
     pub fn set(&self, conduct: Conduct) {
         lock(&self.state).conduct = conduct;
     }
@@ -94,6 +90,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn serve(mut stream: UnixStream, state: &Mutex<State>) -> Option<()> {
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_write_timeout(Some(PATIENCE)).ok()?;
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     loop {
         let request = read_request(&mut reader)?;

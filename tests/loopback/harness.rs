@@ -465,8 +465,10 @@ pub fn visit_with(
     name: &str,
     configure: impl FnOnce(&mut Command) -> &mut Command,
 ) -> Visit {
-    let mut client = Command::new("openssl");
+    // It would wait for a server that says nothing for ever.
+    let mut client = Command::new("timeout");
     client
+        .args([&PATIENCE.as_secs().to_string(), "openssl"])
         .args(["s_client", "-ign_eof", "-verify_return_error", "-CAfile"])
         .arg(farm.ca_file())
         .args(["-connect", &proxy.to_string(), "-servername", name])

@@ -22,3 +22,4 @@ mod session_cache;
 mod session_cache_faults;
 mod session_cache_hostile;
 mod session_cache_puts;
+mod session_offers;

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use redis::{Connection, cmd};
 use tlsfarm::config::CacheServer;
@@ -83,6 +84,17 @@ impl Redis {
     /// How many entries it has, asked over a connection that is new.
     pub fn entries(&self) -> usize {
         cmd("DBSIZE").query(&mut self.connection()).expect("a number")
+    }
+
+    /// How long each of its entries will be there yet.
+    pub fn lifetimes(&self) -> Vec<Duration> {
+        let mut connection = self.connection();
+        let keys: Vec<Vec<u8>> = cmd("KEYS").arg("*").query(&mut connection).expect("names");
+        let left = keys.into_iter().map(|key| {
+            let millis: i64 = cmd("PTTL").arg(key).query(&mut connection).expect("a number");
+            Duration::from_millis(millis.try_into().expect("an entry with a lifetime"))
+        });
+        left.collect()
     }
 
     fn connection(&self) -> Connection {

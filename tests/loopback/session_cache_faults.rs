@@ -14,7 +14,11 @@ use crate::cache_process::Cache;
 use crate::client::{Answer, Client};
 use crate::harness::{Farm, PATIENCE, Proxy, new_ring, wait_for};
 use crate::redis_server::Redis;
-use crate::session_cache::{BY_ID, BY_TICKET, connect, requests, session, start, wait_until_reachable};
+use crate::session_cache::{start, wait_until_reachable};
+use crate::session_offers::{
+    BY_ID, BY_TICKET, Counted, Offer, is_refused, offer, requests, resumes, session, until_answered,
+    use_ticket,
+};
 
 /// Within this time nobody asks a cache any more that does not answer.
 const OPEN_WITHIN: Duration = Duration::from_secs(1);
@@ -61,14 +65,11 @@ fn a_cache_that_lost_everything_costs_a_full_handshake_for_each_session() {
     let sessions = [&BY_ID[..], &BY_TICKET].map(|by| (by, session(&farm, &proxy, by)));
     redis.command("FLUSHALL");
     for (by, file) in &sessions {
-        let visit = connect(&farm, &proxy, "shop.test", by, "-sess_in", file);
-        assert!(visit.served() && !visit.reused, "{}", visit.output);
+        is_refused(&farm, &proxy, by, file);
     }
-    for by in [&BY_ID[..], &BY_TICKET] {
-        let file = session(&farm, &proxy, by);
-        let visit = connect(&farm, &proxy, "shop.test", by, "-sess_in", &file);
-        assert!(visit.served() && visit.reused, "{}", visit.output);
-    }
+    let file = session(&farm, &proxy, &BY_ID);
+    resumes(&farm, &proxy, &BY_ID, &file);
+    use_ticket(&farm, &proxy, &proxy);
 }
 
 #[test]
@@ -76,19 +77,23 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     let farm = Farm::new("web/shop");
     let mut redis = Redis::start(&farm, &[]);
     let proxy = start(&farm, redis.over_unix());
+    // A copy of a time when the ticket had not been used.
     let file = session(&farm, &proxy, &BY_TICKET);
-    let resumes = || {
-        let visit = connect(&farm, &proxy, "shop.test", &BY_TICKET, "-sess_in", &file);
-        assert!(visit.served(), "{}", visit.output);
-        visit.reused
-    };
     redis.command("SAVE");
-    assert!(resumes() && !resumes(), "a ticket is resumed once");
-    redis.kill();
-    redis.start_again();
-    wait_until_reachable(&proxy);
-    assert!(resumes(), "what the copy holds counts as unused");
-    assert!(!resumes(), "and once more it is used");
+    let use_it = |by: &str| {
+        let offer = offer(&farm, &proxy, &BY_TICKET, &file);
+        assert_ne!(offer, Offer::Refused, "{by}");
+        offer == Offer::Resumed
+    };
+    use_it("before anything was restored");
+    is_refused(&farm, &proxy, &BY_TICKET, &file);
+    until_answered(&proxy, "using it again", || {
+        redis.kill();
+        redis.start_again();
+        wait_until_reachable(&proxy);
+        use_it("what the copy holds counts as unused").then_some(())
+    });
+    is_refused(&farm, &proxy, &BY_TICKET, &file);
 
     // Dropping the keys of the time before puts an end to that.
     redis.kill();
@@ -100,7 +105,14 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     wait_for("the other ring", || {
         (proxy.report().ring.generation == Some(1000)).then_some(())
     });
-    assert!(!resumes(), "no key of the ring opens it");
+    let before = Counted::of(&proxy);
+    is_refused(&farm, &proxy, &BY_TICKET, &file);
+    let counted = proxy.metric("tlsfarm_proxy_tickets_offered_total{outcome=\"unknown_key\"}");
+    // Unless the one lookup that takes it was not answered.
+    assert!(
+        counted == 1 || Counted::of(&proxy).unanswered > before.unanswered,
+        "no key of the ring opens it"
+    );
 }
 
 struct Scene {
@@ -120,6 +132,12 @@ impl Scene {
         wait_for("sessions to be resumed", || {
             (requests(&proxy, "get", "hit") > 20).then_some(())
         });
+        let missed = requests(&proxy, "get", "miss");
+        let not_stored = Counted::of(&proxy).not_stored;
+        assert!(
+            missed <= not_stored * load.clients,
+            "{missed} sessions were not found, and {not_stored} not stored"
+        );
         Self {
             load,
             proxy,

@@ -172,3 +172,170 @@ impl Drop for Keeper {
         self.metrics.breaker_was(Some(self.breaker.state()), None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prometheus_client::encoding::text::encode;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    struct Scene {
+        health: Arc<Health>,
+        keeper: Option<Keeper>,
+        registry: Registry,
+        start: Instant,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (health, start) = (Arc::<Health>::default(), Instant::now());
+            let mut registry = Registry::default();
+            let metrics = ClientMetrics::register(&mut registry);
+            let keeper = Some(Keeper::new(Arc::clone(&health), metrics, start));
+            Self {
+                health,
+                keeper,
+                registry,
+                start,
+            }
+        }
+
+        fn keeper(&mut self) -> &mut Keeper {
+            self.keeper.as_mut().expect("it is there")
+        }
+
+        fn after(&self, millis: u64) -> Instant {
+            self.start + Duration::from_millis(millis)
+        }
+
+        fn fail(&mut self, times: u32) {
+            for _ in 0..times {
+                let start = self.start;
+                self.keeper().failed(start, || "it failed".into());
+            }
+        }
+
+        /// Whether requests are made, whether they would be now, and how many clients' would be as metrics tell it.
+        fn seen(&self) -> (bool, bool, u8) {
+            let reachable = self.series("reachable ").expect("always there");
+            (self.health.admits(), self.health.reachable(), reachable)
+        }
+
+        fn series(&self, name: &str) -> Option<u8> {
+            let mut text = String::new();
+            encode(&mut text, &self.registry).expect("text");
+            let value = text.lines().find_map(|line| line.strip_prefix(name));
+            value.map(|value| value.trim().parse().expect("a small number"))
+        }
+
+        /// Clients by the state of their breaker: closed, half open, open.
+        fn breakers(&self) -> [u8; 3] {
+            ["closed", "half_open", "open"].map(|state| {
+                let series = self.series(&format!("breakers{{state=\"{state}\"}}"));
+                series.unwrap_or_default()
+            })
+        }
+    }
+
+    #[test]
+    fn requests_wait_for_the_first_connection_and_for_no_other() {
+        let mut scene = Scene::new();
+        assert!(scene.health.is_starting() && scene.keeper().is_starting());
+        assert_eq!(scene.seen(), (true, false, 0));
+        scene.keeper().link_up();
+        assert!(!scene.health.is_starting() && !scene.keeper().is_starting() && !scene.keeper().is_down());
+        assert_eq!(scene.seen(), (true, true, 1));
+        let now = scene.start;
+        scene.keeper().link_down("it went away".into(), now);
+        assert!(!scene.health.is_starting() && scene.keeper().is_down());
+        assert_eq!(scene.seen(), (false, false, 0));
+        assert_eq!(scene.health.problem().as_deref(), Some("it went away"));
+        scene.keeper().link_up();
+        assert_eq!(scene.seen(), (true, true, 1));
+        assert_eq!(scene.health.problem(), None);
+        assert_eq!(
+            (
+                scene.series("connects_total "),
+                scene.series("disconnects_total ")
+            ),
+            (Some(2), Some(1))
+        );
+    }
+
+    #[test]
+    fn failures_stop_requests_until_a_trial_succeeds() {
+        let mut scene = Scene::new();
+        scene.keeper().link_up();
+        scene.fail(4);
+        assert_eq!((scene.seen(), scene.health.problem()), ((true, true, 1), None));
+        scene.fail(1);
+        assert_eq!((scene.seen(), scene.breakers()), ((false, false, 0), [0, 0, 1]));
+        assert_eq!(scene.health.breaker(), BreakerState::Open);
+        assert_eq!(scene.health.problem().as_deref(), Some("it failed"));
+        // A new connection is not enough, and does not hide what is wrong.
+        scene.keeper().link_up();
+        assert_eq!(scene.seen(), (false, false, 0));
+        assert!(scene.health.problem().is_some());
+
+        let (early, first, second) = (scene.after(999), scene.after(1000), scene.after(2000));
+        assert!(!scene.keeper().begin_trial(early));
+        assert!(scene.keeper().begin_trial(first));
+        assert_eq!(
+            (scene.health.breaker(), scene.breakers()),
+            (BreakerState::HalfOpen, [0, 1, 0])
+        );
+        scene.keeper().end_trial(false, first);
+        assert_eq!((scene.seen(), scene.breakers()), ((false, false, 0), [0, 0, 1]));
+        assert!(scene.health.problem().is_some());
+        assert!(scene.keeper().begin_trial(second));
+        scene.keeper().end_trial(true, second);
+        assert_eq!((scene.seen(), scene.breakers()), ((true, true, 1), [1, 0, 0]));
+        assert_eq!(
+            (scene.health.breaker(), scene.health.problem()),
+            (BreakerState::Closed, None)
+        );
+    }
+
+    #[test]
+    fn successes_keep_the_breaker_closed() {
+        let mut scene = Scene::new();
+        scene.keeper().link_up();
+        let start = scene.start;
+        scene.fail(4);
+        scene.keeper().succeeded(start);
+        scene.fail(4);
+        assert_eq!(scene.seen(), (true, true, 1));
+    }
+
+    #[test]
+    fn a_lost_connection_is_a_failure_and_fails_a_trial() {
+        let mut scene = Scene::new();
+        let start = scene.start;
+        for attempt in 1..=5 {
+            assert_eq!(
+                scene.health.breaker(),
+                BreakerState::Closed,
+                "before attempt {attempt}"
+            );
+            scene.keeper().link_down("nobody listens".into(), start);
+        }
+        assert_eq!(scene.health.breaker(), BreakerState::Open);
+        let (trial, end) = (scene.after(1000), scene.after(1500));
+        assert!(scene.keeper().begin_trial(trial));
+        scene.keeper().link_down("still nobody".into(), end);
+        assert_eq!(scene.keeper().breaker().trial_at(), Some(scene.after(2500)));
+        assert_eq!(scene.health.problem().as_deref(), Some("still nobody"));
+    }
+
+    #[test]
+    fn a_client_that_ends_is_counted_no_more() {
+        let mut scene = Scene::new();
+        scene.keeper().link_up();
+        assert_eq!((scene.seen().2, scene.breakers()), (1, [1, 0, 0]));
+        scene.keeper = None;
+        assert_eq!((scene.seen().2, scene.breakers()), (0, [0, 0, 0]));
+    }
+}

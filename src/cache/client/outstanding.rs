@@ -121,7 +121,11 @@ impl Outstanding {
 mod tests {
     use std::time::Duration;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::cache::reached::check;
 
     fn caller(answer: Answer) -> Waiting {
         Waiting::Caller(Expects::Value, answer)
@@ -160,6 +164,98 @@ mod tests {
             Err(CacheError::Timeout)
         );
         assert_eq!(second_answer.try_recv().expect("answered"), Ok(Reply::Null));
+    }
+
+    /// What may happen to the queue.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Push,
+        Reply,
+        Wait(u64),
+    }
+
+    fn kind(waiting: &Waiting) -> &'static str {
+        match waiting {
+            Waiting::Caller(..) => "caller",
+            Waiting::Probe => "probe",
+            Waiting::Trial => "trial",
+            Waiting::Nobody => "nobody",
+        }
+    }
+
+    /// Measured: every case but the shortest has replies in time, and 90 % late ones, several that run out together, and replies
+    /// that nobody asked for.
+    #[test]
+    fn each_request_gets_its_own_reply_or_runs_out_once() {
+        const LIMIT: Duration = Duration::from_millis(20);
+        let step = prop_oneof![
+            4 => Just(Step::Push),
+            3 => Just(Step::Reply),
+            2 => (0u64..30).prop_map(Step::Wait),
+        ];
+        let floors = [
+            ("a reply in time", 60),
+            ("a reply that is late", 60),
+            ("a reply that nobody asked for", 30),
+            ("several that run out together", 50),
+            ("one that runs out behind others that have", 40),
+        ];
+        check(128, vec(step, 20..200), &floors, |steps, case| {
+            let mut outstanding = Outstanding::default();
+            // When each was asked, and whether its time has run out.
+            let mut model: VecDeque<(Instant, bool)> = VecDeque::new();
+            let mut now = Instant::now();
+            for step in steps {
+                match step {
+                    Step::Push => {
+                        outstanding.push(now, now + LIMIT, Waiting::Probe);
+                        model.push_back((now, false));
+                    }
+                    Step::Reply => {
+                        let expected = model.pop_front().map(|(_, late)| match late {
+                            true => "nobody",
+                            false => "probe",
+                        });
+                        case.reaches(match expected {
+                            None => "a reply that nobody asked for",
+                            Some("nobody") => "a reply that is late",
+                            Some(_) => "a reply in time",
+                        });
+                        prop_assert_eq!(outstanding.replied().as_ref().map(kind), expected);
+                    }
+                    Step::Wait(millis) => now += Duration::from_millis(millis),
+                }
+                let had_run_out = model.iter().any(|(_, late)| *late);
+                let mut due = 0;
+                for (asked, late) in &mut model {
+                    if !*late && *asked + LIMIT <= now {
+                        (*late, due) = (true, due + 1);
+                    }
+                }
+                case.reaches_if(due > 1, "several that run out together");
+                case.reaches_if(
+                    due > 0 && had_run_out,
+                    "one that runs out behind others that have",
+                );
+                for _ in 0..due {
+                    prop_assert_eq!(outstanding.next_run_out(now).as_ref().map(kind), Some("probe"));
+                }
+                prop_assert!(outstanding.next_run_out(now).is_none());
+                prop_assert_eq!(outstanding.len(), model.len());
+                prop_assert_eq!(outstanding.oldest(), model.front().map(|(asked, _)| *asked));
+                let next = model.iter().find(|(_, late)| !late);
+                prop_assert_eq!(outstanding.next_deadline(), next.map(|(asked, _)| *asked + LIMIT));
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn what_a_server_says_is_shown_in_part() {
+        let refused = |text: &str| Expects::Value.judge(Reply::Error(text.to_owned().into()));
+        let shown = |text: &str| Err(CacheError::Refused(text.into()));
+        assert_eq!(refused("OOM at\x07 last"), shown("OOM at last"));
+        assert_eq!(refused(&"x".repeat(500)), shown(&"x".repeat(120)));
     }
 
     #[test]

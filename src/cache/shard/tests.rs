@@ -1,6 +1,6 @@
 //! The shard against a simple map, against its bound, and against many threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::reached::check;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -31,11 +32,11 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let key = || 0u8..24;
+    let key = || 0u8..12;
     prop_oneof![
         key().prop_map(Step::Get),
         key().prop_map(Step::Take),
-        (key(), 0usize..200, 1u64..50, any::<bool>()).prop_map(|(k, n, l, new)| Step::Set(k, n, l, new)),
+        (key(), 0usize..200, 1u64..100, any::<bool>()).prop_map(|(k, n, l, new)| Step::Set(k, n, l, new)),
         key().prop_map(Step::Delete),
         (key(), 1u64..50).prop_map(|(key, lifetime)| Step::Expire(key, lifetime)),
         key().prop_map(Step::TimeLeft),
@@ -44,48 +45,109 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn without_want_of_room_it_is_a_map_with_lifetimes(steps in vec(step(), 0..400), encrypt: bool) {
+/// Measured: more than 90 % of the cases find, miss, take, store and delete; 60 to 75 % meet an entry whose time is over by each
+/// command, and 50 % by storing what must not replace another. Less than two thirds of that fails.
+#[test]
+fn without_want_of_room_it_is_a_map_with_lifetimes() {
+    let floors = [
+        ("a value", 60),
+        ("no value", 65),
+        ("no value any more", 40),
+        ("a value that is taken", 60),
+        ("nothing to take", 65),
+        ("nothing to take any more", 40),
+        ("a value in an empty place", 65),
+        ("a value in the place of another", 50),
+        ("a value that may not replace another", 50),
+        ("a new value in the place of one whose time is over", 28),
+        ("an entry that is deleted", 60),
+        ("nothing to delete any more", 45),
+        ("another lifetime", 60),
+        ("no other lifetime for what is over", 38),
+        ("time left", 60),
+        ("no time left", 40),
+        ("what is swept", 60),
+    ];
+    let steps = (vec(step(), 40..300), any::<bool>());
+    check(96, steps, &floors, |(steps, encrypt), case| {
         let start = Instant::now();
         let shard = Shard::new(1 << 20, encrypt, start).expect("randomness");
         let mut model: BTreeMap<u8, (Vec<u8>, u64)> = BTreeMap::new();
+        // Keys that had a value last whose time is over.
+        let mut over = BTreeSet::new();
         let mut time = 0;
         for (number, step) in steps.into_iter().enumerate() {
             let now = start + Duration::from_millis(time);
-            model.retain(|_, (_, expires)| *expires > time);
+            model.retain(|key, (_, expires)| *expires > time || !over.insert(*key));
             match step {
                 Step::Get(key) => {
                     let expected = model.get(&key).map(|(value, _)| value.clone());
+                    case.reaches(match (&expected, over.contains(&key)) {
+                        (Some(_), _) => "a value",
+                        (None, false) => "no value",
+                        (None, true) => "no value any more",
+                    });
                     prop_assert_eq!(shard.get(&[key], now).map(|value| value.to_vec()), expected);
                 }
                 Step::Take(key) => {
                     let expected = model.remove(&key).map(|(value, _)| value);
+                    case.reaches(match (&expected, over.remove(&key)) {
+                        (Some(_), _) => "a value that is taken",
+                        (None, false) => "nothing to take",
+                        (None, true) => "nothing to take any more",
+                    });
                     prop_assert_eq!(shard.take(&[key], now).map(|value| value.to_vec()), expected);
                 }
                 Step::Set(key, length, lifetime, only_new) => {
                     let value = vec![number as u8; length];
                     let stored = shard.set(&[key], &value, Duration::from_millis(lifetime), only_new, now);
                     if only_new && model.contains_key(&key) {
+                        case.reaches("a value that may not replace another");
                         prop_assert_eq!(stored, Stored::Exists);
                     } else {
                         prop_assert_eq!(stored, Stored::Yes);
-                        model.insert(key, (value, time + lifetime));
+                        let was_over = over.remove(&key);
+                        case.reaches_if(
+                            was_over && only_new,
+                            "a new value in the place of one whose time is over",
+                        );
+                        case.reaches(match model.insert(key, (value, time + lifetime)) {
+                            Some(_) => "a value in the place of another",
+                            None => "a value in an empty place",
+                        });
                     }
                 }
                 Step::Delete(key) => {
-                    prop_assert_eq!(shard.delete(&[key], now), model.remove(&key).is_some());
+                    let there = model.remove(&key).is_some();
+                    case.reaches_if(there, "an entry that is deleted");
+                    case.reaches_if(over.remove(&key), "nothing to delete any more");
+                    prop_assert_eq!(shard.delete(&[key], now), there);
                 }
                 Step::Expire(key, lifetime) => {
                     let entry = model.get_mut(&key).map(|(_, expires)| *expires = time + lifetime);
-                    prop_assert_eq!(shard.expire(&[key], Duration::from_millis(lifetime), now), entry.is_some());
+                    case.reaches_if(entry.is_some(), "another lifetime");
+                    case.reaches_if(over.contains(&key), "no other lifetime for what is over");
+                    let found = shard.expire(&[key], Duration::from_millis(lifetime), now);
+                    prop_assert_eq!(found, entry.is_some());
                 }
                 Step::TimeLeft(key) => {
-                    let expected = model.get(&key).map(|(_, expires)| Duration::from_millis(expires - time));
+                    let expected = model
+                        .get(&key)
+                        .map(|(_, expires)| Duration::from_millis(expires - time));
+                    case.reaches_if(expected.is_some(), "time left");
+                    case.reaches_if(over.contains(&key), "no time left");
                     prop_assert_eq!(shard.time_left(&[key], now), expected);
                 }
                 Step::Wait(millis) => time += millis,
-                Step::Sweep(most) => shard.sweep(most, now),
+                Step::Sweep(most) => {
+                    let before = shard.figures();
+                    shard.sweep(most, now);
+                    let after = shard.figures();
+                    let swept = before.entries - after.entries;
+                    case.reaches_if(swept > 0, "what is swept");
+                    prop_assert!(swept <= most);
+                    prop_assert_eq!(after.expired - before.expired, swept as u64);
+                }
             }
             prop_assert!(shard.figures().entries >= model.len());
         }
@@ -95,27 +157,79 @@ proptest! {
         shard.sweep(1000, now);
         prop_assert_eq!(shard.figures().entries, model.len());
         prop_assert_eq!(shard.figures().evicted, 0);
-    }
+        Ok(())
+    });
+}
 
-    #[test]
-    fn the_bound_holds_and_the_oldest_go(values in vec((0u16..300, 0usize..4096), 1..600)) {
-        let (shard, now) = shard(256 << 10);
+/// Measured: 80 % of the cases let the oldest go, several for one, and nearly all replace one that is not the oldest. Less than
+/// two thirds of that fails.
+#[test]
+fn the_bound_holds_and_the_oldest_go() {
+    const LIMIT: usize = 256 << 10;
+    let floors = [
+        ("the oldest go", 50),
+        ("several go for one", 40),
+        ("one that is not the oldest is replaced", 70),
+    ];
+    let values = vec((0u16..300, 0usize..4096), 1..600);
+    check(64, values, &floors, |values, case| {
+        let (shard, now) = shard(LIMIT);
+        let there = |key: u16| shard.time_left(&key.to_be_bytes(), now).is_some();
         let mut order: Vec<u16> = Vec::new();
+        let mut gone = 0;
         for (key, length) in values {
-            let key_bytes = key.to_be_bytes();
-            prop_assert_eq!(shard.set(&key_bytes, &vec![1; length], HOUR, false, now), Stored::Yes);
+            let stored = shard.set(&key.to_be_bytes(), &vec![1; length], HOUR, false, now);
+            prop_assert_eq!(stored, Stored::Yes);
+            let place = order.iter().position(|other| *other == key);
+            case.reaches_if(place > Some(0), "one that is not the oldest is replaced");
             order.retain(|other| *other != key);
             order.push(key);
             let figures = shard.figures();
-            prop_assert!(figures.bytes <= 256 << 10);
-            // Those that are there are the newest, without gaps.
-            let kept = order.len() - figures.entries;
-            for (at, other) in order.iter().enumerate() {
-                prop_assert_eq!(shard.time_left(&other.to_be_bytes(), now).is_some(), at >= kept);
-            }
-            order.drain(..kept);
+            prop_assert!(figures.bytes <= LIMIT);
+            // Since those that went are not there, those that are there are the newest.
+            let went = order.len() - figures.entries;
+            case.reaches_if(went > 0, "the oldest go");
+            case.reaches_if(went > 1, "several go for one");
+            prop_assert!(!order.drain(..went).any(there));
+            gone += went as u64;
+            prop_assert_eq!(figures.evicted, gone);
         }
+        prop_assert!(order.into_iter().all(there));
+        Ok(())
+    });
+}
+
+#[test]
+fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
+    const LIFETIME: Duration = Duration::from_secs(10);
+    let (shard, now) = shard(1 << 20);
+    let (before, end) = (now + LIFETIME - Duration::from_millis(1), now + LIFETIME);
+    let stored = |key: &[u8]| assert_eq!(shard.set(key, b"value", LIFETIME, false, now), Stored::Yes);
+    for key in [b"get", b"ttl", b"new"] {
+        stored(key);
     }
+    assert!(shard.get(b"get", before).is_some() && shard.get(b"get", end).is_none());
+    assert_eq!(shard.time_left(b"ttl", before), Some(Duration::from_millis(1)));
+    assert_eq!(shard.time_left(b"ttl", end), None);
+    assert_eq!(
+        shard.set(b"new", b"other", LIFETIME, true, before),
+        Stored::Exists
+    );
+    assert_eq!(shard.set(b"new", b"other", LIFETIME, true, end), Stored::Yes);
+    for key in [b"1", b"2", b"3"] {
+        stored(key);
+    }
+    assert!(
+        shard.take(b"1", end).is_none() && !shard.delete(b"2", end) && !shard.expire(b"3", LIFETIME, end)
+    );
+    // A lifetime counts from when it was given.
+    stored(b"4");
+    assert!(shard.expire(b"4", LIFETIME, before));
+    assert_eq!(
+        shard.time_left(b"4", end),
+        Some(LIFETIME - Duration::from_millis(1))
+    );
+    assert!(shard.get(b"4", before + LIFETIME).is_none());
 }
 
 #[test]

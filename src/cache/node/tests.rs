@@ -1,0 +1,127 @@
+//! One node without a socket: whose entry it is, and for how long.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::cache::peer_metrics::PeerMetrics;
+use crate::cache::wire::{RequestDecoder, encode_request};
+use crate::config::{Backend, Peers};
+
+fn node(router: Router, default_lifetime: Duration) -> Rc<Node> {
+    let now = Instant::now();
+    let shard = Arc::new(Shard::new(1 << 20, true, now).expect("randomness"));
+    Rc::new(Node {
+        metrics: Metrics::register(&mut Registry::default(), &shard),
+        shard,
+        router,
+        password: None,
+        default_lifetime,
+        started: now,
+        connections: Cell::new(0),
+    })
+}
+
+/// The router of a cache that owns nothing: it is not on its own list of caches.
+fn everything_is_others() -> Router {
+    let address = |number| SocketAddr::from((Ipv4Addr::new(127, 0, 0, number), 1));
+    let peers = Peers {
+        listen: address(1),
+        members: Backend::Addresses(vec![address(2), address(3)]),
+        server_name: "cache.test".into(),
+        certificate: "no such file".into(),
+        key: "no such file".into(),
+        authority: "no such file".into(),
+        timeout: "20ms".parse().expect("valid"),
+    };
+    Router::start(&peers, address(1), Arc::default(), PeerMetrics::default())
+}
+
+fn ask(node: &Rc<Node>, from: Origin, line: &str) -> Answer {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut bytes = Vec::new();
+    encode_request(&words, &mut bytes);
+    let mut decoder = RequestDecoder::default();
+    let (request, _) = decoder.decode(&bytes).expect("well formed").expect("whole");
+    node.answer(&mut node.session(from), request, node.started)
+}
+
+fn own(answer: Answer) -> Reply {
+    match answer {
+        Answer::Now(reply) => reply,
+        Answer::Later(_) => panic!("another cache is asked"),
+        Answer::Last(_) => panic!("the connection ends"),
+    }
+}
+
+const COMMANDS: [(&str, Reply); 7] = [
+    ("SET k v EX 60", Reply::OK),
+    ("EXISTS k k", Reply::Integer(2)),
+    ("EXPIRE k 30", Reply::Integer(1)),
+    ("TTL k", Reply::Integer(30)),
+    ("DEL k other", Reply::Integer(1)),
+    ("GET k", Reply::Null),
+    ("GETDEL k", Reply::Null),
+];
+
+/// Else two caches that disagree about an owner would ask each other for ever.
+#[tokio::test]
+async fn what_a_peer_asks_for_is_answered_here_and_passed_on_to_nobody() {
+    let node = node(everything_is_others(), Duration::from_secs(60));
+    for (line, reply) in COMMANDS {
+        assert_eq!(own(ask(&node, Origin::Peer, line)), reply, "{line}");
+    }
+    assert_eq!(own(ask(&node, Origin::Peer, "SET k v")), Reply::OK);
+    assert_eq!(own(ask(&node, Origin::Peer, "GET k")), Reply::text("v"));
+    assert_eq!(own(ask(&node, Origin::Peer, "GETDEL k")), Reply::text("v"));
+    assert_eq!(node.shard.figures().entries, 0);
+}
+
+#[tokio::test]
+async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it() {
+    let node = node(everything_is_others(), Duration::from_secs(60));
+    for (line, _) in COMMANDS {
+        let Answer::Later(reply) = ask(&node, Origin::Client, line) else {
+            panic!("{line} was answered here");
+        };
+        match (reply.await, line.starts_with("GET")) {
+            (Reply::Null, true) => {}
+            (Reply::Error(text), false) => assert!(text.contains("does not answer"), "{text}"),
+            (reply, _) => panic!("{line}: {reply:?}"),
+        }
+    }
+    assert_eq!(node.shard.figures().entries, 0);
+}
+
+#[test]
+fn no_entry_lives_longer_than_seven_days_whoever_sets_its_lifetime() {
+    let week = 7 * 86_400;
+    let node = node(Router::alone(), Duration::from_secs(30 * 86_400));
+    for (line, lifetime) in [
+        ("SET k v", week),
+        ("SET k v EX 99999999", week),
+        ("SET k v PX 99999999999", week),
+        ("SETEX k 99999999 v", week),
+        ("EXPIRE k 60", 60),
+        ("EXPIRE k 99999999", week),
+    ] {
+        assert!(
+            !matches!(own(ask(&node, Origin::Client, line)), Reply::Error(_)),
+            "{line}"
+        );
+        let left = node.shard.time_left(b"k", node.started);
+        assert_eq!(left, Some(Duration::from_secs(lifetime)), "{line}");
+    }
+}
+
+#[test]
+fn a_lifetime_of_none_or_less_deletes() {
+    let node = node(Router::alone(), Duration::from_secs(60));
+    for line in ["EXPIRE k 0", "EXPIRE k -1"] {
+        own(ask(&node, Origin::Client, "SET k v"));
+        assert_eq!(own(ask(&node, Origin::Client, line)), Reply::Integer(1), "{line}");
+        assert_eq!(own(ask(&node, Origin::Client, "GET k")), Reply::Null, "{line}");
+        assert_eq!(own(ask(&node, Origin::Client, line)), Reply::Integer(0), "{line}");
+    }
+}
