@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Client;
 use super::body::ResponseBody;
-use super::forwarder::Forwarder;
+use super::forwarder::{Forwarder, SWEEP_INTERVAL};
 use super::framing::Refusal;
 use super::guard::{ClientIo, Guard};
 use super::state::ConnectionState;
@@ -55,7 +55,7 @@ pub async fn serve<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, drainin
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    forwarder.start_sweeping();
+    forwarder.start_sweeping(SWEEP_INTERVAL);
     let timeouts = forwarder.routing().timeouts.clone();
     let http2 = client.tls.as_ref().is_some_and(|tls| tls.http2);
     let state = ConnectionState::new(client);
