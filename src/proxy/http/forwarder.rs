@@ -253,6 +253,7 @@ impl Forwarder {
             if let Some(unsent) = error.take_message() {
                 // An unused connection that the backend has closed in the meantime.
                 if !lease.reused {
+                    self.metrics.upstream_error(UpstreamError::Response);
                     tried.push(endpoint.address);
                 }
                 request = unsent;
