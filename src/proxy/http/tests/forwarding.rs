@@ -189,7 +189,17 @@ fn backends_that_fail_give_a_bad_gateway_without_details() {
             let farm = Farm::new(&[backend]);
             let response = farm.exchange(POST_CLOSE).await;
             assert_eq!(status(&response), 502, "{name}: {response:?}");
+            let reason = "the backend did not give a valid response";
+            assert!(
+                response.ends_with(&format!("\r\n\r\n{reason}\n")),
+                "{name}: {response:?}"
+            );
             assert!(!response.contains("127.0.0.1"), "{name}: {response:?}");
+            for kind in ["connect", "response"] {
+                let errors = farm.metric(&format!("tlsfarm_proxy_upstream_errors_total{{kind=\"{kind}\"}}"));
+                let expected = (kind == "connect") == (name == "nothing listens");
+                assert_eq!(errors, expected.then(|| "1".to_owned()), "{name}: {kind}");
+            }
         }
     });
 }
