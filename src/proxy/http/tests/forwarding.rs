@@ -162,6 +162,23 @@ fn an_endpoint_that_is_gone_costs_no_request() {
 }
 
 #[test]
+fn a_request_tries_three_endpoints_at_most() {
+    run(async {
+        let mut gone = Vec::new();
+        for _ in 0..6 {
+            gone.push(nowhere().await);
+        }
+        let farm = Farm::new(&gone);
+        assert_eq!(status(&farm.exchange(POST_CLOSE).await), 502);
+        assert_eq!(
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"connect\"}")
+                .as_deref(),
+            Some("3")
+        );
+    });
+}
+
+#[test]
 fn backends_that_fail_give_a_bad_gateway_without_details() {
     run(async {
         for (name, backend) in [
