@@ -13,6 +13,7 @@ mod guard;
 mod headers;
 mod metrics;
 mod request;
+mod retry;
 mod routing;
 mod state;
 mod timer;

@@ -78,10 +78,7 @@ impl RequestBody {
         if body.is_end_stream() {
             return (Self(None), None);
         }
-        let progress = Rc::new(UploadProgress {
-            last: Cell::new(Instant::now()),
-            failure: Cell::new(None),
-        });
+        let progress = Rc::new(UploadProgress::new());
         let upload = Upload {
             body,
             stall: StallTimer::new(idle),
@@ -92,6 +89,19 @@ impl RequestBody {
 }
 
 impl UploadProgress {
+    /// The progress of a body of which nothing has come yet.
+    pub(super) fn new() -> Self {
+        Self {
+            last: Cell::new(Instant::now()),
+            failure: Cell::new(None),
+        }
+    }
+
+    /// A part came.
+    pub(super) fn advanced(&self) {
+        self.last.set(Instant::now());
+    }
+
     /// When the last part came.
     pub(super) fn last(&self) -> Instant {
         self.last.get()
@@ -116,7 +126,7 @@ impl Body for RequestBody {
         };
         let outcome = poll_part(&mut upload.body, &mut upload.stall, cx);
         match &outcome {
-            Poll::Ready(Some(Ok(_))) => upload.progress.last.set(Instant::now()),
+            Poll::Ready(Some(Ok(_))) => upload.progress.advanced(),
             Poll::Ready(Some(Err(error))) => upload.progress.failure.set(Some(match error {
                 BodyError::Stalled => Refusal {
                     status: StatusCode::REQUEST_TIMEOUT,

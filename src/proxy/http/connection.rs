@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Client;
 use super::body::ResponseBody;
-use super::forwarder::Forwarder;
+use super::forwarder::{Forwarder, SWEEP_INTERVAL};
 use super::framing::Refusal;
 use super::guard::{ClientIo, Guard};
 use super::state::ConnectionState;
@@ -31,7 +31,7 @@ use crate::proxy::linger::Lingering;
 /// is on its way when the connection closes is lost. One that arrives in this time is answered, and the answer closes the
 /// connection. On HTTP/2 this is how long the first request may take to come: nobody connects without a request in mind,
 /// and not every client repeats one that a GOAWAY has overtaken.
-const DRAIN_GRACE: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// Bound of hyper's read buffer: a whole head and then some.
 const READ_BUFFER: usize = 128 << 10;
 
@@ -55,15 +55,35 @@ pub async fn serve<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, drainin
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    forwarder.start_sweeping();
+    let drain = Drain {
+        begun: draining,
+        grace: DRAIN_GRACE,
+    };
+    serve_until(io, client, forwarder, drain).await;
+}
+
+/// When a connection has to end, and how.
+pub(super) struct Drain {
+    /// Cancelled once the proxy drains.
+    pub(super) begun: CancellationToken,
+    /// How long an unused connection lives on from then on.
+    pub(super) grace: Duration,
+}
+
+/// [`serve`], but for the time of grace.
+pub(super) async fn serve_until<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, drain: Drain)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    forwarder.start_sweeping(SWEEP_INTERVAL);
     let timeouts = forwarder.routing().timeouts.clone();
     let http2 = client.tls.as_ref().is_some_and(|tls| tls.http2);
     let state = ConnectionState::new(client);
     let io = ClientIo::new(io, Rc::clone(&state), timeouts.write_stall.as_std());
     if http2 {
-        serve_http2(io, state, forwarder, draining, &timeouts).await;
+        serve_http2(io, state, forwarder, drain, &timeouts).await;
     } else {
-        serve_http1(io, state, forwarder, draining, &timeouts).await;
+        serve_http1(io, state, forwarder, drain, &timeouts).await;
     }
 }
 
@@ -71,7 +91,7 @@ async fn serve_http1<IO>(
     io: ClientIo<IO>,
     state: Rc<ConnectionState>,
     forwarder: Rc<Forwarder>,
-    draining: CancellationToken,
+    drain: Drain,
     timeouts: &Timeouts,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -82,14 +102,14 @@ async fn serve_http1<IO>(
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(guard), requests(&state, forwarder));
 
-    let mut cancelled = pin!(draining.cancelled());
+    let mut cancelled = pin!(drain.begun.cancelled());
     let mut timer = Timer::default();
     let mut idle_limit = timeouts.keep_alive.as_std();
     let mut closing = false;
     let ended = poll_fn(|cx| {
         if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
             state.draining.set(true);
-            idle_limit = idle_limit.min(DRAIN_GRACE);
+            idle_limit = idle_limit.min(drain.grace);
             // Counted from now on, not from the last request.
             state.progressed();
         }
@@ -141,7 +161,7 @@ async fn serve_http2<IO>(
     io: ClientIo<IO>,
     state: Rc<ConnectionState>,
     forwarder: Rc<Forwarder>,
-    draining: CancellationToken,
+    drain: Drain,
     timeouts: &Timeouts,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -159,7 +179,7 @@ async fn serve_http2<IO>(
             .serve_connection(TokioIo::new(Lingering::new(io)), requests(&state, forwarder))
     );
 
-    let mut cancelled = pin!(draining.cancelled());
+    let mut cancelled = pin!(drain.begun.cancelled());
     let mut timer = Timer::default();
     let mut closing = false;
     poll_fn(|cx| {
@@ -179,7 +199,7 @@ async fn serve_http2<IO>(
             }
             let stall = timeouts.write_stall.as_std();
             let idle = if waits_for_first && !closing {
-                timeouts.http2_idle.as_std().min(DRAIN_GRACE)
+                timeouts.http2_idle.as_std().min(drain.grace)
             } else {
                 timeouts.http2_idle.as_std()
             };

@@ -23,6 +23,7 @@ use super::framing::Refusal;
 use super::headers::{self, Origin};
 use super::metrics::{HttpMetrics, UpstreamError};
 use super::request::{Admission, admit};
+use super::retry::RetryBudget;
 use super::routing::Routing;
 use super::state::{ConnectionState, InFlight, Upstream};
 use super::upstream::{Lease, Upstreams};
@@ -32,10 +33,7 @@ use crate::discovery::Endpoints;
 /// Most endpoints that one request tries to connect to.
 const MAX_ENDPOINTS: usize = 3;
 /// How often unused connections are looked through.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Every request earns one, a retry costs five: at most a fifth of the requests are retries, however sick backends are.
-const RETRY_COST: u32 = 5;
-const MAX_RETRY_CREDIT: u32 = 100;
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Forwards the requests of one traffic thread: its connection pools and the state of its load balancing.
 pub struct Forwarder {
@@ -43,7 +41,7 @@ pub struct Forwarder {
     endpoints: Endpoints,
     metrics: HttpMetrics,
     upstreams: Upstreams,
-    retry_credit: Cell<u32>,
+    retries: RetryBudget,
     sweeping: Cell<bool>,
 }
 
@@ -65,7 +63,7 @@ impl Forwarder {
             endpoints,
             metrics,
             upstreams: Upstreams::default(),
-            retry_credit: Cell::new(MAX_RETRY_CREDIT),
+            retries: RetryBudget::full(),
             sweeping: Cell::new(false),
         })
     }
@@ -75,19 +73,19 @@ impl Forwarder {
     }
 
     /// Starts to close connections that are not used any more. Needs the thread's `LocalSet`; only the first call counts.
-    pub(super) fn start_sweeping(self: &Rc<Self>) {
+    pub(super) fn start_sweeping(self: &Rc<Self>, interval: Duration) {
         if self.sweeping.replace(true) {
             return;
         }
         let forwarder: Weak<Self> = Rc::downgrade(self);
         tokio::task::spawn_local(async move {
-            let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+            let mut ticks = tokio::time::interval(interval);
             loop {
                 ticks.tick().await;
                 let Some(forwarder) = forwarder.upgrade() else {
                     return;
                 };
-                forwarder.upstreams.sweep();
+                forwarder.upstreams.sweep(Instant::now());
             }
         });
     }
@@ -208,8 +206,7 @@ impl Forwarder {
         upload: Option<&UploadProgress>,
         routing: &Routing,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        self.retry_credit
-            .set((self.retry_credit.get() + 1).min(MAX_RETRY_CREDIT));
+        self.retries.earn();
         let ready;
         let addresses = match backend {
             Backend::Addresses(addresses) => addresses.as_slice(),
@@ -223,7 +220,7 @@ impl Forwarder {
             upload.is_none() && request.method().is_idempotent() && !request.headers().contains_key(UPGRADE);
         let mut tried = Vec::new();
         while tried.len() < MAX_ENDPOINTS {
-            let Some(endpoint) = self.upstreams.choose(addresses, &tried) else {
+            let Some(endpoint) = self.upstreams.choose(addresses, &tried, Instant::now()) else {
                 break;
             };
             let connect = Rc::clone(&endpoint).connect(routing.timeouts.connect.as_std(), &self.metrics);
@@ -232,7 +229,7 @@ impl Forwarder {
                 Err(error) => {
                     debug!(endpoint = %endpoint.address, %error, "an endpoint cannot be connected to");
                     self.metrics.upstream_error(UpstreamError::Connect);
-                    self.upstreams.failed(&endpoint);
+                    self.upstreams.failed(&endpoint, Instant::now());
                     tried.push(endpoint.address);
                     continue;
                 }
@@ -256,6 +253,7 @@ impl Forwarder {
             if let Some(unsent) = error.take_message() {
                 // An unused connection that the backend has closed in the meantime.
                 if !lease.reused {
+                    self.metrics.upstream_error(UpstreamError::Response);
                     tried.push(endpoint.address);
                 }
                 request = unsent;
@@ -264,7 +262,7 @@ impl Forwarder {
             debug!(endpoint = %endpoint.address, error = %error.error(), "an endpoint gave no valid response");
             self.metrics.upstream_error(UpstreamError::Response);
             match spare {
-                Some(spare) if ended_without_response(error.error()) && self.may_retry() => {
+                Some(spare) if ended_without_response(error.error()) && self.retries.spend() => {
                     self.metrics.upstream_retried();
                     repeatable = false;
                     request = spare;
@@ -313,14 +311,6 @@ impl Forwarder {
         });
         Ok(Outcome::Switched(parts))
     }
-
-    fn may_retry(&self) -> bool {
-        let credit = self.retry_credit.get().checked_sub(RETRY_COST);
-        if let Some(credit) = credit {
-            self.retry_credit.set(credit);
-        }
-        credit.is_some()
-    }
 }
 
 /// Waits for a response head at most `limit` long, counted from the last part of the request that was sent.
@@ -340,10 +330,10 @@ async fn within<T>(
 }
 
 /// Whether the connection ended before there was any response, as happens when a backend closes an unused connection
-/// while a request is on its way.
+/// while a request is on its way. With any other error of hyper the request comes back unsent, or there was a response.
 fn ended_without_response(error: &hyper::Error) -> bool {
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some()
+    error.is_incomplete_message() || io.is_some()
 }
 
 fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
@@ -377,5 +367,100 @@ const fn bad_gateway() -> Refusal {
     Refusal {
         status: StatusCode::BAD_GATEWAY,
         reason: "the backend did not give a valid response",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::config::ProxyConfig;
+
+    const LIMIT: Duration = Duration::from_millis(40);
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime")
+            .block_on(async { timeout(Duration::from_secs(20), test).await.expect("it hangs") })
+    }
+
+    const CONFIG: &str = r#"
+version: 1
+farm: web/shop
+listen: {https: "[::]:8443", admin: "[::]:9090"}
+ring: ring.json
+tickets: {lifetime: 4h, maxAge: 24h}
+drainPeriod: 25s
+hosts:
+- name: shop
+  hostnames: [shop.example.com]
+  certificates: [{name: c, certificate: c, key: k}]
+  routes: [{path: /, backend: {addresses: ["127.0.0.1:1"]}}]
+"#;
+
+    #[test]
+    fn endpoints_that_no_request_goes_to_are_forgotten_from_time_to_time() {
+        let config = ProxyConfig::parse(CONFIG).expect("valid");
+        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
+        let metrics = HttpMetrics::register(&mut Registry::default());
+        let forwarder = Forwarder::new(routing, Endpoints::fixed(), metrics);
+        let unused = || {
+            let address = "127.0.0.1:1".parse().expect("valid");
+            let endpoint = forwarder.upstreams.choose(&[address], &[], Instant::now());
+            Rc::downgrade(&endpoint.expect("one"))
+        };
+        run(tokio::task::LocalSet::new().run_until(async {
+            for _ in 0..2 {
+                let unused = unused();
+                assert!(unused.upgrade().is_some());
+                forwarder.start_sweeping(Duration::from_millis(1));
+                while unused.upgrade().is_some() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }));
+    }
+
+    #[test]
+    fn a_response_has_its_time() {
+        run(async {
+            assert_eq!(within(async { "response" }, LIMIT, None).await, Some("response"));
+            let begun = Instant::now();
+            let never = std::future::pending::<()>();
+            assert_eq!(within(never, LIMIT, None).await, None);
+            assert!(begun.elapsed() >= LIMIT);
+        });
+    }
+
+    #[test]
+    fn the_time_of_a_response_begins_anew_with_each_part_of_an_upload() {
+        run(async {
+            let upload = UploadProgress::new();
+            let response = async {
+                for _ in 0..4 {
+                    sleep(LIMIT * 3 / 4).await;
+                    upload.advanced();
+                }
+                "response"
+            };
+            assert_eq!(within(response, LIMIT, Some(&upload)).await, Some("response"));
+
+            let begun = Instant::now();
+            let stops = async {
+                sleep(LIMIT / 2).await;
+                upload.advanced();
+                std::future::pending().await
+            };
+            assert_eq!(within::<()>(stops, LIMIT, Some(&upload)).await, None);
+            assert!(
+                begun.elapsed() >= LIMIT * 3 / 2,
+                "gave up after {:?}",
+                begun.elapsed()
+            );
+        });
     }
 }

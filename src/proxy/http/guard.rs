@@ -120,8 +120,10 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         self.end = Some(End::Refused);
     }
 
+    /// Notes since when a head is incomplete. One that may pass and has not been read yet is complete.
     fn note_partial_head(&self) {
-        if self.framing.at_head() && !self.held.is_empty() && self.state.head_since.get().is_none() {
+        let partial = self.framing.at_head() && self.passable == 0 && !self.held.is_empty();
+        if partial && self.state.head_since.get().is_none() {
             self.state.head_since.set(Some(Instant::now()));
         }
     }

@@ -308,16 +308,101 @@ mod tests {
             "x-c",
             "keep-alive",
             "proxy-connection",
+            "proxy-authenticate",
+            "proxy-authorization",
             "te",
+            "transfer-encoding",
             "upgrade",
         ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("2"));
         }
         drop_hop_by_hop(&mut headers);
         assert_eq!(
             headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
             ["x-c"]
         );
+    }
+
+    #[test]
+    fn trailers_hold_nothing_that_frames_routes_or_tells_who_somebody_is() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "x-check",
+            "connection",
+            "x-named",
+            "transfer-encoding",
+            "content-length",
+            "host",
+            "trailer",
+            "cookie",
+            "authorization",
+            "forwarded",
+            "x-forwarded-for",
+            "x_real_ip",
+        ] {
+            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("x-named"));
+        }
+        filter_trailers(&mut trailers);
+        assert_eq!(
+            trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+            ["x-check"]
+        );
+    }
+
+    #[test]
+    fn a_length_that_chunks_override_is_dropped() {
+        for (coding, length) in [(None, Some("7")), (Some("chunked"), None)] {
+            let mut headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("7"))]);
+            if let Some(coding) = coding {
+                headers.insert(TRANSFER_ENCODING, HeaderValue::from_static(coding));
+            }
+            to_client(&mut headers, Version::HTTP_11);
+            assert_eq!(
+                headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes),
+                length.map(str::as_bytes)
+            );
+            assert!(!headers.contains_key(TRANSFER_ENCODING));
+            assert_eq!(headers[VIA], "1.1 tlsfarm");
+        }
+    }
+
+    #[test]
+    fn one_request_id_of_a_trusted_proxy_is_taken_over_if_it_is_not_too_long() {
+        let connection = ConnectionState::new(crate::proxy::http::Client {
+            peer: "192.0.2.7:1".parse().expect("valid"),
+            tls: None,
+        });
+        let authority = HeaderValue::from_static("shop.example.com");
+        let longest = "x".repeat(MAX_REQUEST_ID);
+        let longer = "x".repeat(MAX_REQUEST_ID + 1);
+        for (trusted, ids, kept) in [
+            (true, &["chosen"][..], true),
+            (true, &[longest.as_str()], true),
+            (true, &[longer.as_str()], false),
+            (true, &[""], false),
+            (true, &["one", "two"], false),
+            (true, &[], false),
+            (false, &["chosen"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for id in ids {
+                headers.append(X_REQUEST_ID, HeaderValue::from_str(id).expect("valid"));
+            }
+            let origin = Origin {
+                connection: &connection,
+                authority: &authority,
+                port: 80,
+                version: Version::HTTP_11,
+                trusted,
+            };
+            to_backend(&mut headers, &origin, None);
+            let [id] = headers.get_all(X_REQUEST_ID).iter().collect::<Vec<_>>()[..] else {
+                panic!("{headers:?}");
+            };
+            assert_eq!(ids.iter().any(|chosen| id == chosen), kept, "{ids:?}");
+            assert!(kept || id.len() == 32, "{id:?}");
+        }
     }
 
     #[test]
@@ -331,5 +416,9 @@ mod tests {
         for value in ["h2c", "H2C", "HTTP/2.0", "TLS/1.0", "websocket, h2c", ""] {
             assert!(!protocol(value), "{value:?}");
         }
+        let mut headers = HeaderMap::new();
+        headers.append(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.append(UPGRADE, HeaderValue::from_static("other"));
+        assert!(tunnelled_protocol(&headers).is_none(), "it is unclear which");
     }
 }

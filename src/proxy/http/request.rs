@@ -139,3 +139,6 @@ const fn not_served() -> Refusal {
         reason: "this host name is not served here",
     }
 }
+
+#[cfg(test)]
+mod tests;

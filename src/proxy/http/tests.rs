@@ -6,5 +6,6 @@ mod headers;
 mod http2;
 mod limits;
 mod refusals;
+mod retries;
 mod support;
 mod upgrades;

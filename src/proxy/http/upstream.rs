@@ -61,8 +61,12 @@ pub(super) struct Lease {
 impl Upstreams {
     /// Chooses an endpoint that is not among `tried`: of two random ones the one with fewer requests, leaving out those
     /// that just failed unless no others are left.
-    pub(super) fn choose(&self, addresses: &[SocketAddr], tried: &[SocketAddr]) -> Option<Rc<Endpoint>> {
-        let now = Instant::now();
+    pub(super) fn choose(
+        &self,
+        addresses: &[SocketAddr],
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Option<Rc<Endpoint>> {
         if tried.is_empty() && self.avoiding.get().is_none_or(|until| until <= now) {
             return self.choose_of(addresses);
         }
@@ -80,15 +84,14 @@ impl Upstreams {
     }
 
     /// Notes that an endpoint could not be connected to.
-    pub(super) fn failed(&self, endpoint: &Endpoint) {
-        let until = Instant::now() + AVOID;
+    pub(super) fn failed(&self, endpoint: &Endpoint, now: Instant) {
+        let until = now + AVOID;
         endpoint.avoid_until.set(Some(until));
         self.avoiding.set(Some(until));
     }
 
     /// Closes connections that have not been used for long and forgets endpoints without any.
-    pub(super) fn sweep(&self) {
-        let now = Instant::now();
+    pub(super) fn sweep(&self, now: Instant) {
         self.endpoints.borrow_mut().retain(|_, endpoint| {
             endpoint
                 .idle
@@ -139,7 +142,7 @@ impl Endpoint {
             endpoint: self,
         };
         lease.endpoint.in_flight.set(lease.endpoint.in_flight.get() + 1);
-        lease.sender = lease.endpoint.reuse();
+        lease.sender = lease.endpoint.reuse(Instant::now());
         if lease.sender.is_none() {
             lease.reused = false;
             lease.sender = Some(open(lease.endpoint.address, limit, metrics).await?);
@@ -148,8 +151,7 @@ impl Endpoint {
     }
 
     /// The most recently used connection that can take a request.
-    fn reuse(&self) -> Option<SendRequest<RequestBody>> {
-        let now = Instant::now();
+    fn reuse(&self, now: Instant) -> Option<SendRequest<RequestBody>> {
         let mut idle = self.idle.borrow_mut();
         for index in (0..idle.len()).rev() {
             let Some(connection) = idle.get(index) else {
@@ -162,6 +164,14 @@ impl Endpoint {
             }
         }
         None
+    }
+
+    /// Keeps a connection for other requests, unless it is closed or there are enough.
+    fn keep(&self, sender: SendRequest<RequestBody>, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if !sender.is_closed() && idle.len() < POOL_SIZE {
+            idle.push(Idle { sender, since: now });
+        }
     }
 
     fn is_avoided(&self, now: Instant) -> bool {
@@ -185,15 +195,8 @@ impl Lease {
     /// The response is complete: puts the connection back. It is used again once hyper says that it is ready, which it is
     /// not while the request is still being sent.
     pub(super) fn release(mut self) {
-        let mut idle = self.endpoint.idle.borrow_mut();
-        if let Some(sender) = self.sender.take()
-            && !sender.is_closed()
-            && idle.len() < POOL_SIZE
-        {
-            idle.push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+        if let Some(sender) = self.sender.take() {
+            self.endpoint.keep(sender, Instant::now());
         }
     }
 }
@@ -227,57 +230,4 @@ async fn open(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addresses(count: u16) -> Vec<SocketAddr> {
-        (1..=count)
-            .map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
-            .collect()
-    }
-
-    #[test]
-    fn requests_spread_over_all_endpoints() {
-        let upstreams = Upstreams::default();
-        let addresses = addresses(5);
-        for _ in 0..500 {
-            let endpoint = upstreams.choose(&addresses, &[]).expect("there are some");
-            endpoint.in_flight.set(endpoint.in_flight.get() + 1);
-        }
-        for address in &addresses {
-            let taken = upstreams.endpoint(*address).in_flight.get();
-            assert!((90..=110).contains(&taken), "{address} took {taken} of 500");
-        }
-    }
-
-    #[test]
-    fn the_busier_of_two_is_never_chosen() {
-        let upstreams = Upstreams::default();
-        let addresses = addresses(2);
-        upstreams.endpoint(addresses[0]).in_flight.set(3);
-        for _ in 0..50 {
-            let chosen = upstreams.choose(&addresses, &[]).expect("there are some");
-            assert_eq!(chosen.address, addresses[1]);
-        }
-    }
-
-    #[test]
-    fn failed_and_tried_endpoints_are_left_out_while_there_are_others() {
-        let upstreams = Upstreams::default();
-        let addresses = addresses(3);
-        upstreams.failed(&upstreams.endpoint(addresses[0]));
-        for _ in 0..50 {
-            let chosen = upstreams
-                .choose(&addresses, &addresses[1..2])
-                .expect("one is left");
-            assert_eq!(chosen.address, addresses[2]);
-        }
-        upstreams.failed(&upstreams.endpoint(addresses[1]));
-        upstreams.failed(&upstreams.endpoint(addresses[2]));
-        assert!(
-            upstreams.choose(&addresses, &[]).is_some(),
-            "better a bad one than none"
-        );
-        assert!(upstreams.choose(&addresses, &addresses).is_none());
-    }
-}
+mod tests;

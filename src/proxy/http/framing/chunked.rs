@@ -86,7 +86,7 @@ impl Chunked {
                 }
                 let digit = (byte as char).to_digit(16).map_or(0, u64::from);
                 State::Size {
-                    size: size << 4 | digit,
+                    size: (size << 4) + digit,
                     digits: digits + 1,
                 }
             }

@@ -92,10 +92,7 @@ impl HeadScan {
 /// Checks a complete head.
 pub(super) fn check(head: &[u8]) -> Result<Head, Refusal> {
     let mut lines = Lines(head.strip_prefix(b"\r\n").unwrap_or(head));
-    let request_line = lines
-        .next()
-        .ok_or(Refusal::bad_request("the request line is missing"))?;
-    let http11 = check_request_line(request_line)?;
+    let http11 = check_request_line(lines.next().unwrap_or_default())?;
 
     let mut length: Option<u64> = None;
     let mut chunked = false;

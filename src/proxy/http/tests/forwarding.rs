@@ -2,7 +2,7 @@
 
 use tokio::io::AsyncWriteExt;
 
-use super::support::{Backend, Farm, answering, nowhere, read_head, run, scripted, status};
+use super::support::{Backend, Farm, answering, nowhere, run, status};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: shop.example.com\r\n\r\n";
 const GET_CLOSE: &str = "GET / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n";
@@ -162,6 +162,23 @@ fn an_endpoint_that_is_gone_costs_no_request() {
 }
 
 #[test]
+fn a_request_tries_three_endpoints_at_most() {
+    run(async {
+        let mut gone = Vec::new();
+        for _ in 0..6 {
+            gone.push(nowhere().await);
+        }
+        let farm = Farm::new(&gone);
+        assert_eq!(status(&farm.exchange(POST_CLOSE).await), 502);
+        assert_eq!(
+            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"connect\"}")
+                .as_deref(),
+            Some("3")
+        );
+    });
+}
+
+#[test]
 fn backends_that_fail_give_a_bad_gateway_without_details() {
     run(async {
         for (name, backend) in [
@@ -189,7 +206,17 @@ fn backends_that_fail_give_a_bad_gateway_without_details() {
             let farm = Farm::new(&[backend]);
             let response = farm.exchange(POST_CLOSE).await;
             assert_eq!(status(&response), 502, "{name}: {response:?}");
+            let reason = "the backend did not give a valid response";
+            assert!(
+                response.ends_with(&format!("\r\n\r\n{reason}\n")),
+                "{name}: {response:?}"
+            );
             assert!(!response.contains("127.0.0.1"), "{name}: {response:?}");
+            for kind in ["connect", "response"] {
+                let errors = farm.metric(&format!("tlsfarm_proxy_upstream_errors_total{{kind=\"{kind}\"}}"));
+                let expected = (kind == "connect") == (name == "nothing listens");
+                assert_eq!(errors, expected.then(|| "1".to_owned()), "{name}: {kind}");
+            }
         }
     });
 }
@@ -206,69 +233,6 @@ fn a_response_that_breaks_off_is_not_passed_on_as_complete() {
             farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"body\"}")
                 .as_deref(),
             Some("1")
-        );
-    });
-}
-
-/// A backend that answers one request on its first connection and closes it when the next arrives.
-async fn closes_on_reuse() -> std::net::SocketAddr {
-    scripted(|number, mut stream| async move {
-        loop {
-            if read_head(&mut stream).await.is_empty() {
-                return;
-            }
-            let response = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-            if stream.write_all(response.as_bytes()).await.is_err() {
-                return;
-            }
-            if number == 0 {
-                read_head(&mut stream).await;
-                return;
-            }
-        }
-    })
-    .await
-}
-
-#[test]
-fn a_connection_that_closes_under_a_request_is_replaced_when_that_is_safe() {
-    run(async {
-        let farm = Farm::new(&[closes_on_reuse().await]);
-        let mut client = farm.connect(false);
-        client.send(GET).await;
-        client.read_until("\r\n\r\nok").await;
-        client.send(GET).await;
-        assert_eq!(status(&client.read_until("\r\n\r\nok").await), 200);
-        assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_retries_total").as_deref(),
-            Some("1")
-        );
-
-        let without_body = POST_CLOSE.replace(": 2", ": 0").replace("hi", "");
-        for post in [POST_CLOSE, &without_body] {
-            let farm = Farm::new(&[closes_on_reuse().await]);
-            let mut client = farm.connect(false);
-            client.send(GET).await;
-            client.read_until("\r\n\r\nok").await;
-            client.send(post).await;
-            assert_eq!(status(&client.rest().await), 502, "a POST is not sent twice");
-        }
-    });
-}
-
-#[test]
-fn a_request_is_repeated_once_at_most() {
-    run(async {
-        let farm = Farm::new(&[answering("").await]);
-        assert_eq!(status(&farm.exchange(GET_CLOSE).await), 502);
-        assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_retries_total").as_deref(),
-            Some("1")
-        );
-        assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"response\"}")
-                .as_deref(),
-            Some("2")
         );
     });
 }

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::support::{Backend, Farm, run};
+use crate::proxy::http::framing::MAX_REQUEST_LINE;
 
 type TestBody = BoxBody<Bytes, Infallible>;
 
@@ -163,6 +164,22 @@ fn the_authority_wins_and_must_be_of_the_host() {
         let seen = backend.seen();
         assert_eq!(seen.len(), 2);
         assert!(seen.iter().all(|seen| seen.field("host") == "shop.example.com"));
+    });
+}
+
+#[test]
+fn a_target_is_limited_as_on_http1() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let (mut sender, _) = connect(&farm).await;
+        let target = |length: usize| format!("/{}", "x".repeat(length - 1));
+        for (length, code) in [(MAX_REQUEST_LINE, 200), (MAX_REQUEST_LINE + 1, 414)] {
+            let uri = format!("https://shop.example.com{}", target(length));
+            let response = sender.send_request(get(&uri)).await.expect("a response");
+            assert_eq!(response.status(), code, "{length}");
+        }
+        assert_eq!(backend.one().target, target(MAX_REQUEST_LINE));
     });
 }
 

@@ -1,8 +1,13 @@
 //! No phase of a connection lasts for ever (G1 of the requirements).
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::support::{Backend, Farm, read_head, run, scripted, status};
+
+const TIMEOUTS: &str = "tlsfarm_proxy_upstream_errors_total{kind=\"timeout\"}";
 
 #[test]
 fn a_head_must_come_in_time() {
@@ -12,6 +17,10 @@ fn a_head_must_come_in_time() {
         client.send("GET / HTTP/1.1\r\nHost: sh").await;
         let response = client.rest().await;
         assert_eq!(status(&response), 408, "{response:?}");
+        assert!(
+            response.ends_with("\r\n\r\nthe request's head did not come in time\n"),
+            "{response:?}"
+        );
     });
 }
 
@@ -62,6 +71,10 @@ fn a_request_body_must_keep_coming() {
             .exchange("POST / HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 9\r\n\r\nabc")
             .await;
         assert_eq!(status(&response), 408, "{response:?}");
+        assert!(
+            response.ends_with("\r\n\r\nthe request's body did not come in time\n"),
+            "{response:?}"
+        );
         assert!(backend.seen().is_empty());
     });
 }
@@ -75,11 +88,59 @@ fn a_backend_must_respond_in_time() {
             .exchange("GET /held HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
             .await;
         assert_eq!(status(&response), 504, "{response:?}");
-        assert_eq!(
-            farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"timeout\"}")
-                .as_deref(),
-            Some("1")
+        assert_eq!(farm.metric(TIMEOUTS).as_deref(), Some("1"));
+    });
+}
+
+/// Reads all of a request with a body of `length` bytes, and then answers.
+async fn patient_backend(length: usize) -> std::net::SocketAddr {
+    scripted(move |_, mut stream| async move {
+        read_head(&mut stream).await;
+        let mut body = vec![0; length];
+        if stream.read_exact(&mut body).await.is_ok() {
+            let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            stream.write_all(response).await.expect("taken");
+        }
+    })
+    .await
+}
+
+#[test]
+fn an_upload_that_keeps_coming_may_take_longer_than_a_response() {
+    run(async {
+        let farm = Farm::with(&[patient_backend(16).await], "timeouts: {responseHead: 500ms}");
+        let mut client = farm.connect(false);
+        client
+            .send("POST / HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 16\r\n\r\n")
+            .await;
+        let begun = Instant::now();
+        for _ in 0..16 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            client.send("x").await;
+        }
+        assert_eq!(status(&client.read_until("\r\n\r\nok").await), 200);
+        assert!(
+            begun.elapsed() > Duration::from_millis(600),
+            "no longer than the limit"
         );
+        assert_eq!(farm.metric(TIMEOUTS), None);
+    });
+}
+
+#[test]
+fn an_upload_that_stands_still_does_not_extend_the_wait_for_a_response() {
+    run(async {
+        let farm = Farm::with(&[patient_backend(9).await], "timeouts: {responseHead: 50ms}");
+        let response = farm
+            .exchange("PUT / HTTP/1.1\r\nHost: shop.example.com\r\nContent-Length: 9\r\n\r\nabc")
+            .await;
+        assert_eq!(status(&response), 504, "{response:?}");
+        assert!(
+            response.ends_with("\r\n\r\nthe backend did not respond in time\n"),
+            "{response:?}"
+        );
+        assert!(response.contains("\r\nconnection: close\r\n"), "{response:?}");
+        assert_eq!(farm.metric(TIMEOUTS).as_deref(), Some("1"));
     });
 }
 
@@ -177,7 +238,8 @@ fn a_body_that_stops_after_an_early_response_ends_the_connection() {
 #[test]
 fn draining_does_not_wait_for_a_body_that_stops_after_an_early_response() {
     run(async {
-        let farm = Farm::new(&[hasty_backend().await]);
+        let mut farm = Farm::new(&[hasty_backend().await]);
+        farm.drain_grace = Duration::from_millis(50);
         let mut client = farm.connect(false);
         client.send(UPLOAD).await;
         client.read_until("\r\n\r\nok").await;

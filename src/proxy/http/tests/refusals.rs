@@ -2,22 +2,46 @@
 
 use super::support::{Backend, Farm, run, status};
 
-/// Sends each request on a connection of its own; all get `code`, the connection ends, the backend sees nothing.
-fn refused(code: u16, requests: &'static [&'static str]) {
+/// Sends each request on a connection of its own; all get `code` and the reason, the connection ends, the backend sees
+/// nothing.
+fn refused(code: u16, requests: &'static [(&'static str, &'static [&'static str])]) {
     run(async move {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
-        for request in requests {
-            let response = farm.exchange(request).await;
-            assert_eq!(status(&response), code, "{request:?} got {response:?}");
-            assert_eq!(
-                response.matches("HTTP/1.").count(),
-                1,
-                "{request:?} got {response:?}"
-            );
+        for (reason, requests) in requests {
+            for request in *requests {
+                assert_refused(&farm.exchange(request).await, code, reason);
+            }
         }
         assert_eq!(backend.connections.get(), 0);
+        let count: usize = requests.iter().map(|(_, requests)| requests.len()).sum();
+        let counted = farm.metric(&format!(
+            "tlsfarm_proxy_http_requests_total{{protocol=\"http/1.1\",code=\"{code}\"}}"
+        ));
+        assert_eq!(counted, Some(count.to_string()));
     });
+}
+
+/// Whether this is all that came: one response of our own, which says why and is not kept by anybody.
+fn assert_refused(response: &str, code: u16, reason: &str) {
+    assert_eq!(status(response), code, "{response:?}");
+    assert!(
+        response.ends_with(&format!("\r\n\r\n{reason}\n")),
+        "{reason:?} and not {response:?}"
+    );
+    assert_eq!(response.matches("content-length: ").count(), 1, "{response:?}");
+    for field in [
+        "connection: close",
+        "content-type: text/plain; charset=utf-8",
+        "cache-control: no-store",
+    ] {
+        assert!(response.contains(&format!("\r\n{field}\r\n")), "{response:?}");
+    }
+    assert_eq!(
+        response.contains("\r\nallow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n"),
+        code == 405,
+        "{response:?}"
+    );
 }
 
 #[test]
@@ -26,22 +50,31 @@ fn ambiguous_framing_is_a_bad_request_and_ends_the_connection() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
-        for fields in [
-            "Content-Length: 4\r\nTransfer-Encoding: chunked",
-            "Content-Length: 4\r\nContent-Length: 5",
-            "Content-Length: +4",
-            "Content-Length: 4, 4",
-            "Transfer-Encoding: xchunked",
-            "Transfer-Encoding: chunked, identity",
-            "Transfer-Encoding : chunked",
-            "Transfer-Encoding: chunked\n",
+        for (fields, reason) in [
+            (
+                "Content-Length: 4\r\nTransfer-Encoding: chunked",
+                "Content-Length and Transfer-Encoding exclude each other",
+            ),
+            (
+                "Content-Length: 4\r\nContent-Length: 5",
+                "the Content-Length fields differ",
+            ),
+            ("Content-Length: +4", "Content-Length is not a number"),
+            ("Content-Length: 4, 4", "Content-Length is not a number"),
+            (
+                "Transfer-Encoding: xchunked",
+                "only Transfer-Encoding: chunked is understood",
+            ),
+            (
+                "Transfer-Encoding: chunked, identity",
+                "only Transfer-Encoding: chunked is understood",
+            ),
+            ("Transfer-Encoding : chunked", "a header name is malformed"),
+            ("Transfer-Encoding: chunked\n", "a line feed stands alone"),
         ] {
             let request =
                 format!("POST / HTTP/1.1\r\nHost: shop.example.com\r\n{fields}\r\n\r\n0\r\n\r\n{NEXT}");
-            let response = farm.exchange(request).await;
-            assert_eq!(status(&response), 400, "{fields:?}");
-            assert!(response.contains("\r\nconnection: close\r\n"), "{response:?}");
-            assert_eq!(response.matches("HTTP/1.1 ").count(), 1, "{fields:?}");
+            assert_refused(&farm.exchange(request).await, 400, reason);
         }
         assert_eq!(backend.connections.get(), 0);
         let counted = farm.metric("tlsfarm_proxy_http_requests_total{protocol=\"http/1.1\",code=\"400\"}");
@@ -54,16 +87,43 @@ fn malformed_heads_are_bad_requests() {
     refused(
         400,
         &[
-            "GET / HTTP/1.1\nHost: shop.example.com\n\n",
-            "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\0b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\r\n b\r\n\r\n",
-            "GET / HTTP/1.1\r\n Host: shop.example.com\r\n\r\n",
-            "GET / x HTTP/1.1\r\nHost: shop.example.com\r\n\r\n",
-            "\x16\x03\x01\x02\x00\x01\x00\x01",
-            // Taken by the guard, refused by hyper.
-            "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\x7fb\r\n\r\n",
+            (
+                "a line feed stands alone",
+                &["GET / HTTP/1.1\nHost: shop.example.com\n\n"],
+            ),
+            (
+                "the head holds a control character",
+                &[
+                    "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\0b\r\n\r\n",
+                    "\x16\x03\x01\x02\x00\x01\x00\x01",
+                ],
+            ),
+            (
+                "a header line begins with whitespace",
+                &[
+                    "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\r\n b\r\n\r\n",
+                    "GET / HTTP/1.1\r\n Host: shop.example.com\r\n\r\n",
+                ],
+            ),
+            (
+                "the request line is malformed",
+                &["GET / x HTTP/1.1\r\nHost: shop.example.com\r\n\r\n"],
+            ),
         ],
     );
+}
+
+#[test]
+fn what_only_hyper_refuses_is_a_bad_request_too() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::new(&[backend.address]);
+        let delete = "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\x7fb\r\n\r\n";
+        let response = farm.exchange(delete).await;
+        assert_eq!(status(&response), 400);
+        assert!(response.contains("\r\nconnection: close\r\n"), "{response:?}");
+        assert_eq!(backend.connections.get(), 0);
+    });
 }
 
 #[test]
@@ -71,15 +131,29 @@ fn the_host_must_be_one_and_valid() {
     refused(
         400,
         &[
-            "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
-            "GET / HTTP/1.0\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\nHost: shop.example.com\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost:\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com/x\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: a@shop.example.com\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com:http\r\n\r\n",
-            "GET https://shop.example.com/ HTTP/1.1\r\nConnection: close\r\n\r\n",
-            "GET https://a@shop.example.com/ HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+            (
+                "the Host field is missing",
+                &[
+                    "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+                    "GET https://shop.example.com/ HTTP/1.1\r\nConnection: close\r\n\r\n",
+                ],
+            ),
+            (
+                "there are several Host fields",
+                &[
+                    "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\nHost: shop.example.com\r\n\r\n",
+                ],
+            ),
+            (
+                "the Host field is malformed",
+                &[
+                    "GET / HTTP/1.1\r\nConnection: close\r\nHost:\r\n\r\n",
+                    "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com/x\r\n\r\n",
+                    "GET / HTTP/1.1\r\nConnection: close\r\nHost: a@shop.example.com\r\n\r\n",
+                    "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com:http\r\n\r\n",
+                    "GET https://a@shop.example.com/ HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+                ],
+            ),
         ],
     );
 }
@@ -88,12 +162,15 @@ fn the_host_must_be_one_and_valid() {
 fn a_connection_for_one_host_serves_no_other() {
     refused(
         421,
-        &[
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: other.example.com\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: unknown.example.com\r\n\r\n",
-            "GET / HTTP/1.1\r\nConnection: close\r\nHost: a.b.shop.example.com\r\n\r\n",
-            "GET https://other.example.com/ HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
-        ],
+        &[(
+            "this connection is for another host name",
+            &[
+                "GET / HTTP/1.1\r\nConnection: close\r\nHost: other.example.com\r\n\r\n",
+                "GET / HTTP/1.1\r\nConnection: close\r\nHost: unknown.example.com\r\n\r\n",
+                "GET / HTTP/1.1\r\nConnection: close\r\nHost: a.b.shop.example.com\r\n\r\n",
+                "GET https://other.example.com/ HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+            ],
+        )],
     );
 }
 
@@ -101,11 +178,14 @@ fn a_connection_for_one_host_serves_no_other() {
 fn paths_that_climb_out_of_their_route_are_bad_requests() {
     refused(
         400,
-        &[
-            "GET /a/../b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
-            "GET /a/%2e%2e/b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
-            "GET /a/..%2fb HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
-        ],
+        &[(
+            "the path has a segment ..",
+            &[
+                "GET /a/../b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+                "GET /a/%2e%2e/b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+                "GET /a/..%2fb HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
+            ],
+        )],
     );
 }
 
@@ -114,8 +194,14 @@ fn trace_and_connect_are_not_allowed() {
     refused(
         405,
         &[
-            "TRACE / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
-            "CONNECT shop.example.com:443 HTTP/1.1\r\nHost: shop.example.com:443\r\n\r\n",
+            (
+                "this method is not served here",
+                &["TRACE / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n"],
+            ),
+            (
+                "CONNECT is not served here",
+                &["CONNECT shop.example.com:443 HTTP/1.1\r\nHost: shop.example.com:443\r\n\r\n"],
+            ),
         ],
     );
 }
@@ -124,8 +210,22 @@ fn trace_and_connect_are_not_allowed() {
 fn a_service_without_endpoints_is_unavailable() {
     refused(
         503,
-        &["GET /missing/x HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n"],
+        &[(
+            "no endpoint is ready to serve this",
+            &["GET /missing/x HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n"],
+        )],
     );
+    run(async {
+        let farm = Farm::new(&[]);
+        let get = "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n";
+        assert_refused(
+            &farm.exchange(get).await,
+            503,
+            "no endpoint is ready to serve this",
+        );
+        let errors = farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"no_endpoints\"}");
+        assert_eq!(errors.as_deref(), Some("1"));
+    });
 }
 
 #[test]
@@ -133,10 +233,18 @@ fn too_large_heads_have_their_own_codes() {
     run(async {
         let farm = Farm::new(&[]);
         let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000));
-        assert_eq!(status(&farm.exchange(long).await), 414);
+        assert_refused(&farm.exchange(long).await, 414, "the request line is too long");
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101));
-        assert_eq!(status(&farm.exchange(many).await), 431);
-        assert_eq!(status(&farm.exchange("GET / HTTP/2.0\r\n\r\n").await), 505);
+        assert_refused(
+            &farm.exchange(many).await,
+            431,
+            "the request's header fields are too large",
+        );
+        assert_refused(
+            &farm.exchange("GET / HTTP/2.0\r\n\r\n").await,
+            505,
+            "this server speaks HTTP/1.1 and HTTP/1.0",
+        );
     });
 }
 
@@ -151,7 +259,7 @@ fn a_bad_chunk_ends_the_request_at_the_backend_too() {
                  3\r\nabc\r\n0x1\r\nd\r\n0\r\n\r\n",
             )
             .await;
-        assert_eq!(status(&response), 400, "{response:?}");
+        assert_refused(&response, 400, "the request's body is malformed or incomplete");
         assert!(
             backend.seen().is_empty(),
             "the backend took half a body for a whole one"

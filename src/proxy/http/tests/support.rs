@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ProxyConfig;
 use crate::discovery::Endpoints;
-use crate::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, Routing, serve};
+use crate::proxy::http::connection::{DRAIN_GRACE, Drain, serve_until};
+use crate::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, Routing};
 
 /// Nothing in these tests takes that long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -45,6 +46,7 @@ pub(super) fn run(test: impl Future<Output = ()>) {
 /// A farm whose host `shop` has the given backend addresses at `/`.
 pub(super) struct Farm {
     pub(super) draining: CancellationToken,
+    pub(super) drain_grace: Duration,
     pub(super) peer: SocketAddr,
     forwarder: Rc<Forwarder>,
     registry: Registry,
@@ -86,6 +88,7 @@ hosts:
         let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
         Self {
             draining: CancellationToken::new(),
+            drain_grace: DRAIN_GRACE,
             peer: "192.0.2.7:1234".parse().expect("valid"),
             forwarder: Forwarder::new(routing, Endpoints::fixed(), metrics),
             registry,
@@ -105,13 +108,25 @@ hosts:
     }
 
     fn connect_as(&self, tls: Option<ClientTls>) -> RawClient {
-        let (stream, io) = tokio::io::duplex(64 << 10);
-        let client = Client { peer: self.peer, tls };
-        let serving = serve(io, client, Rc::clone(&self.forwarder), self.draining.clone());
+        let (stream, serving) = self.accept(tls);
         RawClient {
             stream,
             served: spawn_local(serving),
         }
+    }
+
+    /// The client's end of a new connection, and what has to be driven to serve it.
+    pub(super) fn accept(
+        &self,
+        tls: Option<ClientTls>,
+    ) -> (DuplexStream, impl Future<Output = ()> + 'static) {
+        let (stream, io) = tokio::io::duplex(64 << 10);
+        let client = Client { peer: self.peer, tls };
+        let drain = Drain {
+            begun: self.draining.clone(),
+            grace: self.drain_grace,
+        };
+        (stream, serve_until(io, client, Rc::clone(&self.forwarder), drain))
     }
 
     /// Sends bytes on a new connection and returns everything that comes back until it ends.
