@@ -194,6 +194,7 @@ pub(crate) mod fixtures {
         pub(crate) fn assert_floors(&self, percent: &[(&'static str, u32)]) {
             let counts = self.counts.borrow();
             let cases = self.cases.get();
+            println!("of {cases} cases: {counts:?}");
             for (outcome, floor) in percent {
                 let count = counts.get(outcome).copied().unwrap_or_default();
                 assert!(
