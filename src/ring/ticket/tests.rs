@@ -45,6 +45,13 @@ fn a_proxy_that_never_issued_a_ticket_opens_those_of_another() {
 }
 
 #[test]
+fn keys_tell_which_ring_they_are_of_and_which_key_seals() {
+    let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+    let keys = TicketKeys::new(&ring);
+    assert_eq!((keys.generation(), keys.primary()), (2, ring.primary.id));
+}
+
+#[test]
 fn every_altered_byte_is_refused() {
     let keys = TicketKeys::new(&ring());
     let ticket = sealed(&keys, b"session");
