@@ -187,8 +187,8 @@ mod tests {
         prop::collection::vec(prop_oneof![1 => ticket, 4 => other], 0..8)
     }
 
-    /// 25 % of the streams show a ticket. In 15 % there is one that is encrypted or has not come whole, in 8 % an empty
-    /// one; the rest has none.
+    /// 21 % of the streams show a ticket. In 21 % the first one is encrypted or has not come whole, in 6 % it is empty; the
+    /// rest has none.
     #[test]
     fn the_first_ticket_that_arrives_whole_and_in_the_clear_tells() {
         let reached = Reached::default();

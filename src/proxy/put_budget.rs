@@ -178,7 +178,7 @@ mod tests {
         most
     }
 
-    /// In 90 % of the cases somebody is denied, and comes again and is admitted; in 40 % somebody is denied who has stored
+    /// In 90 % of the cases somebody is denied, and comes again and is admitted; in a third somebody is denied who has stored
     /// less than a burst, but meets another in the slot.
     #[test]
     fn no_slot_ever_exceeds_burst_and_rate_nor_is_denied_its_share() {
