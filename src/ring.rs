@@ -129,6 +129,12 @@ impl Ring {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
+    use std::cell::{Cell, RefCell};
+    use std::collections::BTreeMap;
+
+    use proptest::strategy::Strategy;
+    use proptest::test_runner::{Config, TestCaseResult, TestRunner};
+
     use super::*;
 
     pub(crate) const POLICY: RotationPolicy = RotationPolicy {
@@ -148,36 +154,155 @@ pub(crate) mod fixtures {
     pub(crate) fn ring() -> Ring {
         Ring::new(1, secret(), secret(), &POLICY, at(0))
     }
+
+    /// What the cases of a property reach. A generator that no longer reaches an outcome says nothing about it, and
+    /// nobody would notice.
+    #[derive(Default)]
+    pub(crate) struct Reached {
+        cases: Cell<u32>,
+        counts: RefCell<BTreeMap<&'static str, u32>>,
+    }
+
+    impl Reached {
+        /// Checks the property for that many generated cases.
+        pub(crate) fn check<S: Strategy>(
+            &self,
+            cases: u32,
+            generator: S,
+            property: impl Fn(S::Value) -> TestCaseResult,
+        ) {
+            let config = Config {
+                failure_persistence: None,
+                ..Config::with_cases(cases)
+            };
+            let counted = |case| {
+                self.cases.set(self.cases.get() + 1);
+                property(case)
+            };
+            if let Err(failure) = TestRunner::new(config).run(&generator, counted) {
+                panic!("{failure}");
+            }
+        }
+
+        /// Counts a case that reaches `outcome`.
+        pub(crate) fn count(&self, outcome: &'static str) {
+            *self.counts.borrow_mut().entry(outcome).or_default() += 1;
+        }
+
+        /// Each outcome must be reached in at least so many percent of the cases, and no other may be.
+        #[track_caller]
+        pub(crate) fn assert_floors(&self, percent: &[(&'static str, u32)]) {
+            let counts = self.counts.borrow();
+            let cases = self.cases.get();
+            println!("of {cases} cases: {counts:?}");
+            for (outcome, floor) in percent {
+                let count = counts.get(outcome).copied().unwrap_or_default();
+                assert!(
+                    count > 0 && count * 100 >= floor * cases,
+                    "{outcome} is reached by {count} of {cases} cases, less than {floor} %: {counts:?}"
+                );
+            }
+            let unexpected = counts
+                .keys()
+                .find(|outcome| !percent.iter().any(|(expected, _)| expected == *outcome));
+            assert_eq!(unexpected, None, "an outcome without a floor");
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::fixtures::*;
+    use super::*;
+
+    fn ids(ring: &Ring) -> Vec<KeyId> {
+        ring.keys().map(|key| key.id).collect()
+    }
 
     #[test]
     fn rotation_moves_every_key_one_role_on() {
-        let before = ring();
-        let (next, primary) = (before.next.id, before.primary.id);
-        let after = before.rotated(secret(), None, &POLICY, at(3600));
-        assert_eq!(after.generation, 2);
-        assert_eq!(after.primary.id, next);
-        assert_eq!(after.previous[0].id, primary);
-        assert!(after.keys().filter(|key| key.id == after.next.id).count() == 1);
+        let first = ring();
+        let before = ids(&first);
+        let second = first.rotated(secret(), None, &POLICY, at(3600));
+        let third = second.clone().rotated(secret(), None, &POLICY, at(7200));
+        assert_eq!((second.generation, third.generation), (2, 3));
+        assert_eq!((third.changed_at, third.rotated_at), (at(7200), at(7200)));
+        assert_eq!(ids(&second)[1..], before, "newest first, and none lost");
+        assert_eq!(ids(&third)[1..], ids(&second));
+        let distinct: std::collections::BTreeSet<_> = ids(&third).into_iter().collect();
+        assert_eq!(distinct.len(), 4, "the new key is none of the old ones");
     }
 
     #[test]
     fn a_previous_key_outlives_every_ticket_that_a_late_proxy_may_have_sealed() {
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let latest_seal = at(3600) + POLICY.max_unacked_wait;
-        assert!(ring.previous[0].open_until >= latest_seal + POLICY.lifetime);
+        assert_eq!(ring.previous[0].seal_until, at(3600));
+        assert_eq!(ring.previous[0].open_until, latest_seal + POLICY.lifetime);
+    }
+
+    #[test]
+    fn a_proxy_that_hears_of_no_rotation_seals_for_a_day_or_for_two_intervals() {
+        for (interval_hours, window_hours) in [(1, 24), (12, 24), (13, 26), (48, 96)] {
+            let policy = RotationPolicy {
+                rotation_interval: SignedDuration::from_hours(interval_hours),
+                ..POLICY
+            };
+            let window = SignedDuration::from_hours(window_hours);
+            let ring = Ring::new(1, secret(), secret(), &policy, at(0));
+            let times = |key: &TicketKey| (key.created_at, key.seal_until, key.open_until);
+            let primary_ends = at(0) + window;
+            let primary = (at(0), primary_ends, primary_ends + POLICY.lifetime);
+            assert_eq!(times(&ring.primary), primary, "interval of {interval_hours} h");
+            // A window in which it may still be promoted, and one in which it then seals.
+            let next_ends = at(0) + window + window;
+            let next = (at(0), next_ends, next_ends + POLICY.lifetime);
+            assert_eq!(times(&ring.next), next, "interval of {interval_hours} h");
+            let rotated = ring.rotated(secret(), None, &policy, at(3600));
+            let promoted_ends = at(3600) + window;
+            let promoted = (at(0), promoted_ends, promoted_ends + POLICY.lifetime);
+            assert_eq!(
+                times(&rotated.primary),
+                promoted,
+                "interval of {interval_hours} h"
+            );
+        }
     }
 
     #[test]
     fn expired_keys_are_dropped_and_the_generation_grows() {
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let end = ring.previous[0].open_until;
-        let ring = ring.without_expired(end);
-        assert!(ring.previous.is_empty());
-        assert_eq!(ring.generation, 3);
+        let before = end - SignedDuration::from_secs(1);
+        let still_there = ring.clone().without_expired(before);
+        assert_eq!((still_there.previous.len(), still_there.generation), (1, 3));
+        let dropped = ring.without_expired(end);
+        assert!(dropped.previous.is_empty());
+        assert_eq!((dropped.generation, dropped.changed_at), (3, end));
+        assert_eq!(dropped.rotated_at, at(3600), "no rotation");
+    }
+
+    #[test]
+    fn a_rotation_takes_expired_keys_along() {
+        let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+        let (oldest, end) = (ring.previous[0].id, ring.previous[0].open_until);
+        let primary = ring.primary.id;
+        let rotated = ring.rotated(secret(), None, &POLICY, end);
+        assert!(!ids(&rotated).contains(&oldest), "an expired key stayed");
+        assert_eq!(rotated.previous.len(), 1);
+        assert_eq!(rotated.previous[0].id, primary);
+    }
+
+    #[test]
+    fn a_reissued_ring_is_newer_and_holds_the_same_keys() {
+        let before = ring().rotated(secret(), None, &POLICY, at(3600));
+        let after = before.clone().reissued(9, at(7200));
+        assert_eq!((after.generation, after.changed_at), (9, at(7200)));
+        let unchanged = Ring {
+            generation: before.generation,
+            changed_at: before.changed_at,
+            ..after
+        };
+        assert_eq!(unchanged, before);
     }
 }

@@ -119,6 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ring::fixtures::Reached;
 
     fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
         let mut record = vec![kind, 3, 3];
@@ -163,9 +164,81 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = carries_ticket(&record(HANDSHAKE_RECORD, &bytes));
-            let _ = carries_ticket(&bytes);
+        fn whole_handshake_records_are_read_and_nothing_else(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            other in any::<u8>().prop_filter("another type", |kind| *kind != HANDSHAKE_RECORD),
+        ) {
+            let whole = record(HANDSHAKE_RECORD, &bytes);
+            prop_assert_eq!(clear_handshake(&whole), bytes.clone());
+            prop_assert_eq!(clear_handshake(&[whole.clone(), bytes.clone()].concat())[..bytes.len()].to_vec(), bytes.clone());
+            prop_assert!(clear_handshake(&whole[..whole.len() - 1]).is_empty(), "cut");
+            prop_assert!(clear_handshake(&[record(other, &bytes), whole].concat()).is_empty(), "encrypted");
         }
+    }
+
+    /// A server's first messages: some of them tickets, of that many bytes.
+    fn messages() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+        let ticket = (0..4_usize).prop_map(|length| {
+            let mut body = vec![0, 0, 14, 16, 0, length as u8];
+            body.extend(vec![9; length]);
+            (NEW_SESSION_TICKET, body)
+        });
+        let other = (5..20_u8, prop::collection::vec(any::<u8>(), 0..60));
+        prop::collection::vec(prop_oneof![1 => ticket, 4 => other], 0..8)
+    }
+
+    /// 21 % of the streams show a ticket. In 21 % the first one is encrypted or has not come whole, in 6 % it is empty; the
+    /// rest has none.
+    #[test]
+    fn the_first_ticket_that_arrives_whole_and_in_the_clear_tells() {
+        let reached = Reached::default();
+        let encrypted_from = prop_oneof![Just(usize::MAX), 0..12_usize];
+        let missing = prop_oneof![Just(0), 0..200_usize];
+        let streams = (messages(), 1..80_usize, encrypted_from, missing);
+        reached.check(
+            1024,
+            streams,
+            |(messages, record_size, encrypted_from, missing)| {
+                let plain: Vec<u8> = messages
+                    .iter()
+                    .flat_map(|(kind, body)| message(*kind, body))
+                    .collect();
+                let mut stream = Vec::new();
+                // For each record, where in the stream it ends and how much of the messages has come by then.
+                let mut ends = Vec::new();
+                let mut sent = 0;
+                for (n, part) in plain.chunks(record_size).enumerate() {
+                    if n == encrypted_from {
+                        stream.extend(record(20, &[1]));
+                    }
+                    stream.extend(record(HANDSHAKE_RECORD, part));
+                    sent += part.len();
+                    if n < encrypted_from {
+                        ends.push((stream.len(), sent));
+                    }
+                }
+                stream.truncate(stream.len().saturating_sub(missing));
+                let arrived = ends
+                    .iter()
+                    .rev()
+                    .find(|(end, _)| *end <= stream.len())
+                    .map_or(0, |(_, sent)| *sent);
+                let mut end = 0;
+                let first = messages.iter().find_map(|(kind, body)| {
+                    end += MESSAGE_HEADER + body.len();
+                    (*kind == NEW_SESSION_TICKET).then_some((end, body.len() > 6))
+                });
+                let (outcome, expected) = match first {
+                    None => ("none", false),
+                    Some((end, _)) if end > arrived => ("encrypted or cut", false),
+                    Some((_, false)) => ("empty", false),
+                    Some((_, true)) => ("seen", true),
+                };
+                reached.count(outcome);
+                prop_assert_eq!(carries_ticket(&stream), expected, "{}", outcome);
+                Ok(())
+            },
+        );
+        reached.assert_floors(&[("none", 15), ("encrypted or cut", 8), ("empty", 3), ("seen", 10)]);
     }
 }

@@ -145,8 +145,7 @@ impl Reloader {
             None => {}
             Some(Ok(fresh)) => {
                 if let Some(ring) = fresh {
-                    self.shared.keys.replace(&ring);
-                    self.shared.keys.forget_expired(now);
+                    self.shared.keys.replace(&ring, now);
                     self.shared.metrics.set_ring(ring.generation, ring.changed_at);
                     self.shared.metrics.reloaded(FileKind::Ring);
                     info!(generation = ring.generation, primary = %ring.primary.id, "ring loaded");
@@ -171,4 +170,77 @@ impl Reloader {
 fn parse_config(bytes: &[u8]) -> Result<(ProxyConfig, String), ConfigFileError> {
     let text = std::str::from_utf8(bytes).map_err(|_| ConfigFileError::NotText)?;
     Ok((ProxyConfig::parse(text)?, fingerprint(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use jiff::SignedDuration;
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+    use crate::ring::Ring;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+
+    /// A reloader whose ring file holds `ring`, started at `now`.
+    fn start(dir: &Path, ring: &Ring, now: Timestamp) -> (Reloader, Arc<Shared>) {
+        fs::create_dir_all(dir).expect("created");
+        let (ring_file, config_file) = (dir.join("ring.json"), dir.join("config.yaml"));
+        fs::write(&ring_file, &*ring.to_document()).expect("written");
+        let config = format!(
+            r#"
+version: 1
+farm: web/shop
+listen: {{https: "[::]:8443", admin: "[::]:9090"}}
+ring: {}
+tickets: {{lifetime: 4h, maxAge: 24h}}
+drainPeriod: 25s
+hosts:
+- name: shop
+  hostnames: [shop.example.com]
+  certificates: [{{name: shop-tls, certificate: missing.crt, key: missing.key}}]
+  routes: [{{path: /, backend: {{addresses: ["127.0.0.1:8000"]}}}}]
+"#,
+            ring_file.display()
+        );
+        fs::write(&config_file, config).expect("written");
+        let provider = Arc::new(default_provider());
+        Reloader::start(
+            &config_file,
+            provider,
+            Endpoints::fixed(),
+            Metrics::default(),
+            now,
+        )
+        .expect("started")
+    }
+
+    fn first_expiry(shared: &Shared) -> Option<Timestamp> {
+        shared
+            .keys
+            .read(|keys| keys.next_expiry(Timestamp::MIN))
+            .expect("a ring is loaded")
+    }
+
+    #[test]
+    fn keys_are_forgotten_when_their_time_is_over_though_no_file_changes() {
+        let dir = std::env::temp_dir().join(format!("tlsfarm-reload-{}", std::process::id()));
+        let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+        let (previous_ends, primary_ends) = (ring.previous[0].open_until, ring.primary.open_until);
+        let (mut reloader, shared) = start(&dir.join("clock"), &ring, at(3600));
+        reloader.poll(previous_ends - SignedDuration::from_secs(1));
+        assert_eq!(first_expiry(&shared), Some(previous_ends));
+        reloader.poll(previous_ends);
+        assert_eq!(first_expiry(&shared), Some(primary_ends));
+
+        let (_, shared) = start(&dir.join("start"), &ring, previous_ends);
+        let first = first_expiry(&shared);
+        assert_eq!(
+            first,
+            Some(primary_ends),
+            "an expired key of the file was taken into use"
+        );
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 }

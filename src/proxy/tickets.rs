@@ -34,9 +34,10 @@ const MOST_TRIED: usize = 4;
 pub(crate) struct SharedKeys(RwLock<Option<TicketKeys>>);
 
 impl SharedKeys {
-    /// Takes a ring into use.
-    pub(crate) fn replace(&self, ring: &Ring) {
-        let keys = TicketKeys::new(ring);
+    /// Takes a ring into use, but for the keys whose time is over.
+    pub(crate) fn replace(&self, ring: &Ring, now: Timestamp) {
+        let mut keys = TicketKeys::new(ring);
+        keys.without_expired(now);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
     }
 

@@ -200,6 +200,33 @@ mod tests {
         let key = TicketKey::next(KeySecret::from_slice(&bytes).expect("strong"), &POLICY, at(0));
         let shown = format!("{key:?}");
         assert!(!shown.contains("100") && !shown.contains("64656667"), "{shown}");
+        assert!(
+            shown.contains(&key.id.to_string()),
+            "{shown} does not say which key"
+        );
+        assert!(
+            shown.contains(&key.open_until.to_string()),
+            "{shown} does not say until when"
+        );
+    }
+
+    #[test]
+    fn a_key_with_another_id_or_another_time_is_another_key() {
+        let key = TicketKey::next(KeySecret::generate().expect("randomness"), &POLICY, at(0));
+        assert_eq!(key, key.clone());
+        let other = |change: fn(&mut TicketKey)| {
+            let mut other = key.clone();
+            change(&mut other);
+            other
+        };
+        for altered in [
+            other(|key| key.id = KeyId::generate()),
+            other(|key| key.created_at = at(1)),
+            other(|key| key.seal_until = at(1)),
+            other(|key| key.open_until = at(1)),
+        ] {
+            assert_ne!(key, altered);
+        }
     }
 
     #[test]

@@ -1,3 +1,6 @@
+mod counts;
+mod lifetimes;
+
 use jiff::SignedDuration;
 
 use super::*;
@@ -33,13 +36,17 @@ struct Farm {
 
 impl Farm {
     fn with_ring() -> (Self, Ring) {
+        let ring = ring();
+        (Self::with(&ring, at(0)), ring)
+    }
+
+    fn with(ring: &Ring, now: Timestamp) -> Self {
         let farm = Self {
             keys: Arc::default(),
             metrics: Metrics::default(),
         };
-        let ring = ring();
-        farm.keys.replace(&ring);
-        (farm, ring)
+        farm.keys.replace(ring, now);
+        farm
     }
 
     fn connection(&self, version: TicketVersion) -> ConnectionTickets {
@@ -92,7 +99,7 @@ fn a_chain_of_resumptions_ends_a_day_after_the_full_handshake() {
         let mut ticket = farm.connection(version).seal(b"first", at(0)).expect("sealed");
         for hour in (3..24).step_by(3) {
             ring = ring.rotated(secret(), None, &POLICY, at(hour * 3600));
-            farm.keys.replace(&ring);
+            farm.keys.replace(&ring, at(hour * 3600));
             ticket = resume(&farm, &ticket, version, hour * 3600).expect("sealed");
         }
         let late = farm.connection(version);
@@ -129,7 +136,8 @@ fn every_offered_ticket_has_one_outcome() {
         .seal(b"s", at(0))
         .expect("sealed");
     resume(&farm, &ticket, TicketVersion::Tls13, 1);
-    farm.keys.replace(&ring.rotated(secret(), None, &POLICY, at(2)));
+    farm.keys
+        .replace(&ring.rotated(secret(), None, &POLICY, at(2)), at(2));
     resume(&farm, &ticket, TicketVersion::Tls13, 3);
 
     let connection = farm.connection(TicketVersion::Tls13);
@@ -185,12 +193,56 @@ fn without_ring_certificate_or_permission_there_are_no_tickets() {
 
 #[test]
 fn expired_keys_are_forgotten_by_the_clock() {
-    let (farm, _) = Farm::with_ring();
+    let (farm, ring) = Farm::with_ring();
     assert!(!farm.keys.forget_expired(at(0)));
     let primary_ends = at(24 * 3600) + POLICY.lifetime;
+    assert!(
+        !farm
+            .keys
+            .forget_expired(primary_ends - SignedDuration::from_secs(1))
+    );
     assert!(farm.keys.forget_expired(primary_ends));
     assert!(!farm.keys.forget_expired(primary_ends));
-    assert_eq!(farm.keys.read(|keys| keys.can_seal(primary_ends)), Some(false));
+    let first = farm.keys.read(|keys| keys.next_expiry(Timestamp::MIN));
+    assert_eq!(first, Some(Some(ring.next.open_until)), "the primary is gone");
+    assert!(
+        !<Arc<SharedKeys>>::default().forget_expired(primary_ends),
+        "no ring"
+    );
+}
+
+#[test]
+fn a_key_that_has_expired_opens_nothing_after_a_reload_of_its_ring() {
+    let (farm, ring) = Farm::with_ring();
+    let generous = TicketPolicy {
+        lifetime: SignedDuration::from_hours(100),
+        max_age: SignedDuration::from_hours(100),
+    };
+    let connect = || {
+        let rules = rules(scope(), Some(generous), TicketVersion::Tls13);
+        farm.connection_with(rules, Cached::default())
+    };
+    let ticket = connect().seal(b"s", at(0)).expect("sealed");
+    let rotated = ring.rotated(secret(), None, &POLICY, at(3600));
+    let end = rotated.previous[0].open_until;
+    let before = end - SignedDuration::from_secs(1);
+
+    farm.keys.replace(&rotated, before);
+    assert!(connect().open(&ticket, before).is_some());
+    assert!(connect().open(&ticket, end).is_none(), "still held, but over");
+    assert_eq!(
+        farm.metrics.offered(TicketOutcome::Refused(OpenError::Expired)),
+        1
+    );
+
+    farm.keys.replace(&rotated, end);
+    // Not even for a clock that is set back.
+    assert!(connect().open(&ticket, before).is_none());
+    assert_eq!(
+        farm.metrics
+            .offered(TicketOutcome::Refused(OpenError::UnknownKey)),
+        1
+    );
 }
 
 /// A single-use ticket of this connection, and the entry that it names.
@@ -209,7 +261,7 @@ fn a_chain_of_single_use_tickets_ends_a_day_after_the_full_handshake() {
     assert_eq!(entry.lifetime, Duration::from_secs(4 * 3600));
     for hour in (3..24).step_by(3) {
         ring = ring.rotated(secret(), None, &POLICY, at(hour * 3600));
-        farm.keys.replace(&ring);
+        farm.keys.replace(&ring, at(hour * 3600));
         let next = farm.cached(TicketVersion::Tls13, Some((&name, CacheKind::SingleUse, &entry)));
         let session = next.open(&name, at(hour * 3600));
         assert_eq!(session.as_deref(), Some(b"session".as_slice()));
