@@ -77,18 +77,22 @@ pub(super) async fn inspect(
         let listed = listed.map_err(ReconcileError::api("list", format!("{kind}s")))?;
         found.extend(listed.items.into_iter().map(|object| (kind, object)));
     }
-    for key in &wanted {
-        let is_listed = |(kind, object): &(Kind, DynamicObject)| (*kind, object.name_any()) == *key;
-        if found.iter().any(is_listed) {
-            continue;
-        }
-        // Absent, or there without our label.
+    for key in not_listed(&wanted, &found) {
         let (kind, name) = key;
         let object = api(client, id, *kind).get_opt(name).await;
         let object = object.map_err(ReconcileError::api("get", named(key)))?;
         found.extend(object.map(|object| (*kind, object)));
     }
     Ok(Inspection::of(id, &wanted, found))
+}
+
+/// The wanted objects that are absent, or there without our label.
+fn not_listed<'a>(wanted: &'a [Key], listed: &[(Kind, DynamicObject)]) -> Vec<&'a Key> {
+    let listed: Vec<Key> = listed
+        .iter()
+        .map(|(kind, object)| (*kind, object.name_any()))
+        .collect();
+    wanted.iter().filter(|key| !listed.contains(key)).collect()
 }
 
 /// Tells that an object keeps the farm from being carried out.
@@ -259,14 +263,18 @@ async fn delete(client: &Client, id: &FarmId, kind: Kind, orphan: &DynamicObject
         Ok(_) => {
             info!(namespace = id.namespace(), %kind, name, "deleted an object that the farm no longer needs")
         }
-        // It is gone, or another object has its name now.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+        Err(error) if is_gone(&error) => {}
         Err(error) => {
             let failed = ReconcileError::api("delete", format!("{kind} {name}"))(error);
             return Err(ApplyError::Failed(failed));
         }
     }
     Ok(())
+}
+
+/// Whether an orphan need not be deleted any more: it is gone, or another object has its name now.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
 impl Record {

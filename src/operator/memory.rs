@@ -57,10 +57,16 @@ struct Loading {
 }
 
 impl FarmMemory {
-    /// Whether all of the farm's objects must be looked at again although none of them has changed.
-    pub(super) fn must_look(&self, generation: Option<i64>, verdict: &Result<(), Refusal>) -> bool {
+    /// Whether all of the farm's objects must be looked at again. `touched` tells that one of them has changed.
+    pub(super) fn must_look(
+        &self,
+        touched: bool,
+        generation: Option<i64>,
+        verdict: &Result<(), Refusal>,
+    ) -> bool {
         self.objects.as_ref().is_none_or(|objects| {
-            objects.generation != generation
+            touched
+                || objects.generation != generation
                 || objects.verdict != *verdict
                 || objects.failed
                 || (verdict.is_ok() && objects.refusal.is_some())
@@ -76,6 +82,15 @@ impl FarmMemory {
                 (None, Some(objects)) => objects.refusal.is_none(),
                 (None, None) => false,
             }
+    }
+
+    /// Whether Secrets of the caches may be left and must go: from a farm without sidecars, once a pass has done all else.
+    pub(super) fn must_remove_certificates(&self, has_sidecars: bool, has_failed: bool) -> bool {
+        let accepted = self
+            .objects
+            .as_ref()
+            .is_some_and(|objects| objects.refusal.is_none());
+        accepted && !has_sidecars && !has_failed && !self.cache_secrets_gone
     }
 
     /// What was wrong with the ring that the one of this generation replaces.

@@ -31,9 +31,9 @@ use super::ring_secret::{self, Stored};
 use super::ring_step::{self, RingStep, Situation, tend_ring};
 use super::rotate;
 use super::schedule::{Outlook, next_pass, retry_after};
-use super::status::Facts;
+use super::status::{Facts, is_ready};
 use super::validate::{Refusal, validate};
-use crate::api::{Backend, ConditionStatus, ConditionType, SessionCacheMode, TLSFarm};
+use crate::api::{Backend, SessionCacheMode, TLSFarm};
 use crate::ring::{Plan, RotationPolicy};
 
 /// How long one pass may take: far more than any does unless the API server hangs.
@@ -159,7 +159,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         let foreign_cache = cache_secrets.as_ref().and_then(|secrets| secrets.foreign(id));
         judge(farm, id, known, &stored, foreign_cache)
     };
-    let prepared = if touched || memory.must_look(farm.metadata.generation, &verdict) {
+    let prepared = if memory.must_look(touched, farm.metadata.generation, &verdict) {
         Some(prepare(farm, id, context).await?)
     } else {
         None
@@ -200,7 +200,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .clone()
         .expect("the objects are looked at whenever none are remembered");
 
-    if !has_sidecars && !memory.cache_secrets_gone && objects.refusal.is_none() && failure.is_none() {
+    if memory.must_remove_certificates(has_sidecars, failure.is_some()) {
         match cache_step::remove(context, id).await {
             Ok(gone) => memory.cache_secrets_gone = gone,
             Err(error) => _ = failure.get_or_insert(error),
@@ -241,9 +241,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         now,
     };
     let status = super::status::status(&facts, memory.status(farm));
-    let ready = status.conditions.iter().any(|condition| {
-        condition.type_ == ConditionType::Ready && condition.status == ConditionStatus::True
-    });
+    let ready = is_ready(&status);
     publish::publish(farm, id, context, memory, status).await?;
     if let Some(error) = failure {
         return Err(error);

@@ -126,6 +126,25 @@ fn status_is_told_of_the_farms_own_objects_and_of_no_others() {
     assert_eq!(of_others.config, None);
 }
 
+#[test]
+fn names_that_no_labelled_object_has_are_looked_up_one_by_one() {
+    let wanted =
+        [Kind::Service, Kind::ConfigMap, Kind::Deployment].map(|kind| (kind, "shop-proxy".to_owned()));
+    let listed = [
+        found(Kind::ConfigMap, "shop-proxy", Owner::Shop),
+        found(Kind::Service, "shop-old", Owner::Shop),
+    ];
+    assert_eq!(not_listed(&wanted, &listed), [&wanted[0], &wanted[2]]);
+}
+
+#[test]
+fn an_orphan_that_somebody_else_deleted_or_replaced_is_no_failure() {
+    let refused = |code| kube::Error::Api(kube::core::Status::failure("no", "No").with_code(code).boxed());
+    assert!(is_gone(&refused(404)) && is_gone(&refused(409)));
+    assert!(!is_gone(&refused(403)) && !is_gone(&refused(500)));
+    assert!(!is_gone(&kube::Error::TlsRequired));
+}
+
 /// The cluster as the last apply of `objects` left it.
 fn after_apply(objects: &[Object]) -> (BTreeMap<Key, DynamicObject>, Applied) {
     let (mut live, mut applied) = (BTreeMap::new(), Applied::new());

@@ -150,19 +150,54 @@ fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as
     };
     let taken = |objects: &mut Objects| objects.refusal = Some(refusal());
     let failed = |objects: &mut Objects| objects.failed = true;
-    assert!(FarmMemory::default().must_look(Some(4), &good), "they never were");
-    assert!(!looked(|_| ()).must_look(Some(4), &good));
-    assert!(looked(|_| ()).must_look(Some(5), &good), "another spec");
-    assert!(looked(|_| ()).must_look(Some(4), &bad), "it is refused now");
-    assert!(looked(failed).must_look(Some(4), &good), "something failed");
-    assert!(!looked(refused).must_look(Some(4), &bad), "it is still refused");
-    assert!(looked(refused).must_look(Some(4), &good), "it is accepted now");
-    let reworded = Err(Refusal::new(crate::api::Reason::Invalid, "still no"));
-    assert!(looked(refused).must_look(Some(4), &reworded));
     assert!(
-        looked(taken).must_look(Some(4), &good),
+        FarmMemory::default().must_look(false, Some(4), &good),
+        "they never were"
+    );
+    assert!(!looked(|_| ()).must_look(false, Some(4), &good));
+    assert!(looked(|_| ()).must_look(false, Some(5), &good), "another spec");
+    assert!(
+        looked(|_| ()).must_look(false, Some(4), &bad),
+        "it is refused now"
+    );
+    assert!(
+        looked(failed).must_look(false, Some(4), &good),
+        "something failed"
+    );
+    assert!(
+        !looked(refused).must_look(false, Some(4), &bad),
+        "it is still refused"
+    );
+    assert!(
+        looked(refused).must_look(false, Some(4), &good),
+        "it is accepted now"
+    );
+    let reworded = Err(Refusal::new(crate::api::Reason::Invalid, "still no"));
+    assert!(looked(refused).must_look(false, Some(4), &reworded));
+    assert!(
+        looked(taken).must_look(false, Some(4), &good),
         "the name may be free again"
     );
+}
+
+#[test]
+fn certificates_of_caches_go_with_the_sidecars_once_and_never_in_a_pass_that_failed() {
+    let removes = |memory: &FarmMemory, has_sidecars, has_failed| {
+        memory.must_remove_certificates(has_sidecars, has_failed)
+    };
+    let accepted = looked(|_| ());
+    assert!(removes(&accepted, false, false));
+    assert!(!removes(&accepted, true, false));
+    assert!(!removes(&accepted, false, true));
+    let refused = looked(|objects| objects.refusal = Some(refusal()));
+    assert!(
+        !removes(&refused, false, false),
+        "nothing of a refused farm is changed"
+    );
+    let mut gone = looked(|_| ());
+    gone.cache_secrets_gone = true;
+    assert!(!removes(&gone, false, false));
+    assert!(!removes(&FarmMemory::default(), false, false));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use self::world::{World, parse, problem, with_sidecars};
 use super::*;
-use crate::api::{ConditionStatus, ConditionType, Reason};
+use crate::api::Reason;
 use crate::operator::names::id;
 use crate::ring::fixtures::{POLICY, at, ring, secret};
 
@@ -56,6 +56,16 @@ fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
         ("3/3", 3, 1)
     );
     assert_eq!(ring.next_rotation, at(3600));
+}
+
+#[test]
+fn a_farm_is_ready_when_its_condition_ready_is_true() {
+    let mut world = World::new();
+    assert!(is_ready(&world.status(None)));
+    world.problem = Some("quota".into());
+    let unready = world.status(None);
+    assert!(!is_ready(&unready), "others are true");
+    assert!(!is_ready(&TLSFarmStatus::default()));
 }
 
 #[test]
