@@ -238,7 +238,10 @@ mod tests {
             "RotateKeys",
             "key 0a1b seals tickets now, generation 7",
         );
-        assert_eq!(told(Change::Rotated { late: Vec::new() }), [rotated.clone()]);
+        assert_eq!(
+            told(Change::Rotated { late: Vec::new() }),
+            std::slice::from_ref(&rotated)
+        );
         let overdue = Happening::warning(
             "AcknowledgementOverdue",
             "RotateKeys",
