@@ -438,4 +438,114 @@ hosts:
         let slow = "sessionCache: {server: {unix: a}, sessionIdLifetime: 1h, lookupTimeout: 51ms}\nhosts:";
         assert!(refused("hosts:", slow).contains("50ms"));
     }
+
+    /// The example with one change: refused with these words, or accepted.
+    fn changed(from: &str, to: &str) -> Result<ProxyConfig, String> {
+        assert!(EXAMPLE.contains(from), "{from}");
+        ProxyConfig::parse(&EXAMPLE.replacen(from, to, 1)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn bounds_themselves_are_accepted_and_what_lies_beyond_is_not() {
+        for field in ["lifetime: 4h", "maxAge: 24h"] {
+            let name = field.split(':').next().expect("a name");
+            assert!(changed(field, &format!("{name}: 168h")).is_ok(), "{name}");
+            let refusal = changed(field, &format!("{name}: 169h")).expect_err("refused");
+            assert!(refusal.contains("at most 168h"), "{refusal}");
+        }
+        let lookup = |timeout: &str| {
+            let cache = format!(
+                "sessionCache: {{server: {{unix: a}}, sessionIdLifetime: 1h, lookupTimeout: {timeout}}}"
+            );
+            changed("hosts:", &format!("{cache}\nhosts:"))
+        };
+        assert!(lookup("1ms").is_ok() && lookup("50ms").is_ok());
+        for timeout in ["0s", "51ms", "1s"] {
+            let refusal = lookup(timeout).expect_err("refused");
+            assert!(refusal.contains("between 1ms and 50ms"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn no_time_limit_can_be_switched_off() {
+        for limit in [
+            "handshake",
+            "requestHead",
+            "bodyIdle",
+            "keepAlive",
+            "http2Idle",
+            "writeStall",
+            "connect",
+            "responseHead",
+            "responseIdle",
+        ] {
+            let refusal =
+                changed("hosts:", &format!("timeouts: {{{limit}: 0s}}\nhosts:")).expect_err("refused");
+            assert!(refusal.starts_with(&format!("{limit} of ")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_host_needs_names_certificates_and_routes_and_a_farm_needs_a_host() {
+        let certificates = "certificates: [{name: shop-tls, certificate: tls.crt, key: tls.key}]";
+        let hostnames = "hostnames: [shop.example.com, \"*.shop.example.com\"]";
+        let routes = &EXAMPLE[EXAMPLE.find("routes:").expect("there")..];
+        for (from, to) in [
+            (hostnames, "hostnames: []"),
+            (certificates, "certificates: []"),
+            (routes, "routes: []"),
+        ] {
+            let refusal = changed(from, to).expect_err("refused");
+            assert!(
+                refusal.contains("it needs host names, certificates and routes"),
+                "{refusal}"
+            );
+        }
+        let hosts = &EXAMPLE[EXAMPLE.find("hosts:").expect("there")..];
+        let refusal = changed(hosts, "hosts: []").expect_err("refused");
+        assert!(refusal.contains("there must be at least one"), "{refusal}");
+    }
+
+    #[test]
+    fn two_hosts_share_neither_a_name_nor_a_host_name() {
+        let with_second = |name: &str, hostname: &str| {
+            let second = format!(
+                "- name: {name}\n  hostnames: [{hostname}]\n  certificates: [{{name: c, certificate: c, key: k}}]\n  \
+                 routes: [{{path: /, backend: {{addresses: [\"127.0.0.1:1\"]}}}}]\n"
+            );
+            ProxyConfig::parse(&format!("{EXAMPLE}{second}")).map_err(|error| error.to_string())
+        };
+        assert!(with_second("blog", "blog.example.com").is_ok());
+        assert!(
+            with_second("shop.example.com", "shop").is_ok(),
+            "names of hosts are no host names"
+        );
+        let refusal = with_second("shop", "blog.example.com").expect_err("refused");
+        assert!(refusal.contains("\"shop\" is claimed by two hosts"), "{refusal}");
+        let refusal = with_second("blog", "shop.example.com").expect_err("refused");
+        assert!(
+            refusal.contains("\"shop.example.com\" is claimed by two hosts"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn single_use_tickets_are_accepted_with_a_session_cache() {
+        let cached = EXAMPLE
+            .replacen("hostnames:", "ticketKind: SingleUse\n  hostnames:", 1)
+            .replacen(
+                "hosts:",
+                "sessionCache: {server: {unix: a}, sessionIdLifetime: 1h}\nhosts:",
+                1,
+            );
+        let config = ProxyConfig::parse(&cached).expect("valid");
+        let cache = config.session_cache.expect("there is one");
+        assert_eq!(cache.lookup_timeout, Duration::from_millis(5), "by default");
+    }
+
+    #[test]
+    fn a_fingerprint_is_short_stable_and_another_for_another_file() {
+        assert_eq!(fingerprint(b""), "e3b0c44298fc1c14");
+        assert_ne!(fingerprint(b"a"), fingerprint(b"b"));
+    }
 }

@@ -158,4 +158,29 @@ peers:
         );
         assert!(refused("sizeMiB", "size").contains("size"));
     }
+
+    #[test]
+    fn either_kind_of_address_is_enough_and_no_limit_is_zero() {
+        let changed = |from: &str, to: &str| {
+            assert!(EXAMPLE.contains(from), "{from}");
+            CacheConfig::parse(&EXAMPLE.replacen(from, to, 1)).map_err(|error| error.to_string())
+        };
+        assert!(changed("unix: /run/tlsfarm/cache.sock, ", "").is_ok());
+        assert!(changed("tcp: '127.0.0.1:6379', ", "").is_ok());
+        assert!(changed("sizeMiB: 64", "sizeMiB: 1").is_ok());
+        let refusal = changed("sizeMiB: 64", "sizeMiB: 64\ndefaultLifetime: 0s").expect_err("refused");
+        assert!(refusal.contains("defaultLifetime"), "{refusal}");
+        let refusal = changed("serverName:", "timeout: 0s\n  serverName:").expect_err("refused");
+        assert!(refusal.contains("no time limit may be zero"), "{refusal}");
+    }
+
+    #[test]
+    fn what_is_not_said_has_safe_values() {
+        let config = CacheConfig::parse(EXAMPLE).expect("valid");
+        assert_eq!(config.default_lifetime, Duration::from_secs(3600));
+        assert_eq!(
+            config.peers.map(|peers| peers.timeout),
+            Some(Duration::from_millis(20))
+        );
+    }
 }

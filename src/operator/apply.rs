@@ -5,7 +5,6 @@
 //! is repaired, while defaults, normalisation and the fields of others never cause a write.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
@@ -25,7 +24,10 @@ use crate::api::{FARM_LABEL, Reason};
 use crate::runtime::cluster::describe;
 
 /// What is remembered of the objects that were applied.
-pub(super) type Applied = BTreeMap<(Kind, String), Record>;
+pub(super) type Applied = BTreeMap<Key, Record>;
+
+/// Which object of the farm's namespace is meant.
+type Key = (Kind, String);
 
 /// One object right after it was applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,7 +39,7 @@ pub(super) struct Record {
 
 /// The farm's objects as they are.
 pub(super) struct Inspection {
-    live: BTreeMap<(Kind, String), DynamicObject>,
+    live: BTreeMap<Key, DynamicObject>,
     orphans: Vec<(Kind, DynamicObject)>,
     /// An object that has one of the farm's names and is not the farm's.
     pub(super) conflict: Option<Refusal>,
@@ -66,41 +68,31 @@ pub(super) async fn inspect(
     id: &FarmId,
     desired: &Desired,
 ) -> Result<Inspection, ReconcileError> {
-    let wanted = desired.objects().into_iter();
-    let names: Vec<_> = wanted.map(|object| (object.kind, object.name)).collect();
+    let objects = desired.objects().into_iter();
+    let wanted: Vec<Key> = objects.map(|object| (object.kind, object.name)).collect();
     let labelled = ListParams::default().labels(&format!("{FARM_LABEL}={}", id.name()));
-    let mut inspection = Inspection {
-        live: BTreeMap::new(),
-        orphans: Vec::new(),
-        conflict: None,
-    };
+    let mut found = Vec::new();
     for kind in Kind::ALL {
         let listed = api(client, id, kind).list(&labelled).await;
-        for object in listed.map_err(ReconcileError::api("list", format!("{kind}s")))? {
-            let key = (kind, object.name_any());
-            if names.contains(&key) {
-                inspection.live.insert(key, object);
-            } else if id.ownership(&object.metadata) == Ownership::Ours {
-                inspection.orphans.push((kind, object));
-            }
-        }
+        let listed = listed.map_err(ReconcileError::api("list", format!("{kind}s")))?;
+        found.extend(listed.items.into_iter().map(|object| (kind, object)));
     }
-    for (kind, name) in names {
-        let key = (kind, name);
-        if let Entry::Vacant(absent) = inspection.live.entry(key) {
-            // Absent, or there without our label.
-            let name = &absent.key().1;
-            let found = api(client, id, kind).get_opt(name).await;
-            if let Some(object) = found.map_err(ReconcileError::api("get", named(absent.key())))? {
-                absent.insert(object);
-            }
-        }
+    for key in not_listed(&wanted, &found) {
+        let (kind, name) = key;
+        let object = api(client, id, *kind).get_opt(name).await;
+        let object = object.map_err(ReconcileError::api("get", named(key)))?;
+        found.extend(object.map(|object| (*kind, object)));
     }
-    inspection.conflict = inspection
-        .live
+    Ok(Inspection::of(id, &wanted, found))
+}
+
+/// The wanted objects that are absent, or there without our label.
+fn not_listed<'a>(wanted: &'a [Key], listed: &[(Kind, DynamicObject)]) -> Vec<&'a Key> {
+    let listed: Vec<Key> = listed
         .iter()
-        .find_map(|(key, object)| conflict(&named(key), id.ownership(&object.metadata)));
-    Ok(inspection)
+        .map(|(kind, object)| (*kind, object.name_any()))
+        .collect();
+    wanted.iter().filter(|key| !listed.contains(key)).collect()
 }
 
 /// Tells that an object keeps the farm from being carried out.
@@ -118,6 +110,29 @@ pub(super) fn conflict(object: &str, ownership: Ownership) -> Option<Refusal> {
 }
 
 impl Inspection {
+    /// Sorts what was found: by the names that the farm wants, and by whose it is.
+    ///
+    /// Labels are anybody's to set, so what bears the farm's label and is not the farm's is none of its orphans.
+    fn of(id: &FarmId, wanted: &[Key], found: Vec<(Kind, DynamicObject)>) -> Self {
+        let (mut live, mut orphans) = (BTreeMap::new(), Vec::new());
+        for (kind, object) in found {
+            let key = (kind, object.name_any());
+            if wanted.contains(&key) {
+                live.insert(key, object);
+            } else if id.ownership(&object.metadata) == Ownership::Ours {
+                orphans.push((kind, object));
+            }
+        }
+        let conflict = live
+            .iter()
+            .find_map(|(key, object)| conflict(&named(key), id.ownership(&object.metadata)));
+        Self {
+            live,
+            orphans,
+            conflict,
+        }
+    }
+
     /// What status is told while nothing is applied.
     pub(super) fn live(&self, id: &FarmId) -> Live {
         let name = id.proxy_name();
@@ -143,6 +158,15 @@ impl Inspection {
     }
 }
 
+/// One request.
+#[derive(Debug, PartialEq)]
+enum Step<'a> {
+    /// Ask whether the API server would take the object.
+    DryRun(&'a Object),
+    Apply(&'a Object),
+    Delete(Kind, &'a DynamicObject),
+}
+
 /// Applies what differs and deletes orphans. Nothing may conflict.
 pub(super) async fn apply(
     client: &Client,
@@ -153,36 +177,53 @@ pub(super) async fn apply(
     metrics: &Metrics,
 ) -> Result<Live, ApplyError> {
     let objects = desired.objects();
-    let due: Vec<&Object> = objects
-        .iter()
-        .filter(|object| {
-            let key = (object.kind, object.name.clone());
-            let as_it_should_be = match (inspection.live.get(&key), applied.get(&key)) {
-                (Some(live), Some(record)) => *record == Record::of(live, object),
-                _ => false,
-            };
-            !as_it_should_be
-        })
-        .collect();
-    // A spec can make a Deployment or Service that the API server refuses; then nothing at all may change.
-    for object in due
-        .iter()
-        .filter(|object| matches!(object.kind, Kind::Deployment | Kind::Service))
-    {
-        patch(client, id, object, PatchParams::apply(MANAGER).force().dry_run()).await?;
-    }
-    for object in due {
-        let live = patch(client, id, object, PatchParams::apply(MANAGER).force()).await?;
-        metrics.wrote(object.kind);
-        let key = (object.kind, object.name.clone());
-        applied.insert(key.clone(), Record::of(&live, object));
-        inspection.live.insert(key, live);
-    }
-    for (kind, orphan) in &inspection.orphans {
-        delete(client, id, *kind, orphan).await?;
-        metrics.wrote(kind);
+    let orphans = std::mem::take(&mut inspection.orphans);
+    for step in steps(&objects, &inspection.live, &orphans, applied) {
+        match step {
+            Step::DryRun(object) => {
+                patch(client, id, object, PatchParams::apply(MANAGER).force().dry_run()).await?;
+            }
+            Step::Apply(object) => {
+                let live = patch(client, id, object, PatchParams::apply(MANAGER).force()).await?;
+                metrics.wrote(object.kind);
+                let key = (object.kind, object.name.clone());
+                applied.insert(key.clone(), Record::of(&live, object));
+                inspection.live.insert(key, live);
+            }
+            Step::Delete(kind, orphan) => {
+                delete(client, id, kind, orphan).await?;
+                metrics.wrote(kind);
+            }
+        }
     }
     Ok(inspection.live(id))
+}
+
+/// The requests that make `live` what it should be, in order.
+///
+/// A spec can make a Deployment or Service that the API server refuses; then nothing at all may change. So it is asked
+/// about all of those before the first write.
+fn steps<'a>(
+    objects: &'a [Object],
+    live: &BTreeMap<Key, DynamicObject>,
+    orphans: &'a [(Kind, DynamicObject)],
+    applied: &Applied,
+) -> Vec<Step<'a>> {
+    let is_due = |object: &&Object| {
+        let key = (object.kind, object.name.clone());
+        match (live.get(&key), applied.get(&key)) {
+            (Some(live), Some(record)) => *record != Record::of(live, object),
+            _ => true,
+        }
+    };
+    let due: Vec<&Object> = objects.iter().filter(is_due).collect();
+    let may_be_refused = due
+        .iter()
+        .filter(|object| matches!(object.kind, Kind::Deployment | Kind::Service));
+    let dry_runs = may_be_refused.map(|object| Step::DryRun(object));
+    let applies = due.iter().map(|object| Step::Apply(object));
+    let deletions = orphans.iter().map(|(kind, orphan)| Step::Delete(*kind, orphan));
+    dry_runs.chain(applies).chain(deletions).collect()
 }
 
 async fn patch(
@@ -193,17 +234,20 @@ async fn patch(
 ) -> Result<DynamicObject, ApplyError> {
     let api = api(client, id, object.kind);
     let answer = api.patch(&object.name, &how, &Patch::Apply(&object.body)).await;
-    answer.map_err(|error| {
-        let what = format!("{} {}", object.kind, object.name);
-        match &error {
-            // Bad request, too large, unprocessable.
-            kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => {
-                let message = format!("the API server refuses {what}: {}", describe(&error));
-                ApplyError::Refused(Refusal::new(Reason::Invalid, message))
-            }
-            _ => ApplyError::Failed(ReconcileError::api("apply", what)(error)),
+    answer.map_err(|error| not_applied(object, error))
+}
+
+/// Tells a spec that makes no valid object from what may work the next time.
+fn not_applied(object: &Object, error: kube::Error) -> ApplyError {
+    let what = format!("{} {}", object.kind, object.name);
+    match &error {
+        // Bad request, too large, unprocessable.
+        kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => {
+            let message = format!("the API server refuses {what}: {}", describe(&error));
+            ApplyError::Refused(Refusal::new(Reason::Invalid, message))
         }
-    })
+        _ => ApplyError::Failed(ReconcileError::api("apply", what)(error)),
+    }
 }
 
 async fn delete(client: &Client, id: &FarmId, kind: Kind, orphan: &DynamicObject) -> Result<(), ApplyError> {
@@ -219,14 +263,18 @@ async fn delete(client: &Client, id: &FarmId, kind: Kind, orphan: &DynamicObject
         Ok(_) => {
             info!(namespace = id.namespace(), %kind, name, "deleted an object that the farm no longer needs")
         }
-        // It is gone, or another object has its name now.
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
+        Err(error) if is_gone(&error) => {}
         Err(error) => {
             let failed = ReconcileError::api("delete", format!("{kind} {name}"))(error);
             return Err(ApplyError::Failed(failed));
         }
     }
     Ok(())
+}
+
+/// Whether an orphan need not be deleted any more: it is gone, or another object has its name now.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
 impl Record {
@@ -246,7 +294,7 @@ impl Record {
     }
 }
 
-fn named((kind, name): &(Kind, String)) -> String {
+fn named((kind, name): &Key) -> String {
     format!("{kind} {name}")
 }
 
@@ -255,70 +303,4 @@ fn api(client: &Client, id: &FarmId, kind: Kind) -> Api<DynamicObject> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn live(fields: Value) -> DynamicObject {
-        serde_json::from_value(json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {
-                "name": "shop-proxy",
-                "uid": "1",
-                "managedFields": [
-                    {"manager": "kubectl", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {}}},
-                    {"manager": "tlsfarm", "operation": "Apply", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields},
-                ],
-            },
-            "spec": {"type": "ClusterIP"},
-        }))
-        .expect("an object")
-    }
-
-    fn wanted(body: Value) -> Object {
-        Object {
-            kind: Kind::Service,
-            name: "shop-proxy".into(),
-            body,
-        }
-    }
-
-    #[test]
-    fn only_a_change_of_our_fields_or_of_what_we_want_is_a_difference() {
-        let ours = json!({"f:spec": {"f:type": {}}});
-        let record = Record::of(&live(ours.clone()), &wanted(json!({"a": 1})));
-
-        let mut touched_by_others = live(ours.clone());
-        touched_by_others.data["status"] = json!({"loadBalancer": {}});
-        touched_by_others.metadata.resource_version = Some("99".into());
-        assert_eq!(record, Record::of(&touched_by_others, &wanted(json!({"a": 1}))));
-
-        assert_ne!(
-            record,
-            Record::of(&live(json!({"f:spec": {}})), &wanted(json!({"a": 1}))),
-            "a lost field"
-        );
-        assert_ne!(
-            record,
-            Record::of(&live(ours.clone()), &wanted(json!({"a": 2}))),
-            "a new wish"
-        );
-        let mut recreated = live(ours);
-        recreated.metadata.uid = Some("2".into());
-        assert_ne!(
-            record,
-            Record::of(&recreated, &wanted(json!({"a": 1}))),
-            "another object of the name"
-        );
-    }
-
-    #[test]
-    fn conflicts_name_the_object() {
-        assert_eq!(conflict("ConfigMap shop-proxy", Ownership::Ours), None);
-        let refusal = conflict("ConfigMap shop-proxy", Ownership::Foreign).expect("refused");
-        assert_eq!(refusal.reason, Reason::NameConflict);
-        assert!(refusal.message.contains("ConfigMap shop-proxy"));
-    }
-}
+pub(super) mod tests;

@@ -76,4 +76,32 @@ mod tests {
         assert_eq!(port_name(&service, 53), None);
         assert_eq!(port_name(&service, 443), None);
     }
+
+    #[test]
+    fn a_backend_of_several_routes_is_looked_up_once() {
+        let route = |path: &str, service: &str, port: u16| json!({"path": path, "backend": {"service": service, "port": port}});
+        let host = |name: &str, routes: serde_json::Value| {
+            json!({
+                "name": name,
+                "hostnames": [format!("{name}.example.com")],
+                "tls": {"certificateRefs": [{"name": "tls"}]},
+                "routes": routes,
+            })
+        };
+        let farm: TLSFarm = serde_json::from_value(json!({
+            "apiVersion": "tlsfarm.dev/v1alpha1",
+            "kind": "TLSFarm",
+            "metadata": {"name": "shop"},
+            "spec": {"hosts": [
+                host("a", json!([route("/", "web", 80), route("/x", "web", 81)])),
+                host("b", json!([route("/", "web", 80), route("/y", "api", 80)])),
+            ]},
+        }))
+        .expect("a farm");
+        let named: Vec<_> = backends(&farm)
+            .into_iter()
+            .map(|backend| (backend.service.as_str(), backend.port))
+            .collect();
+        assert_eq!(named, [("api", 80), ("web", 80), ("web", 81)]);
+    }
 }

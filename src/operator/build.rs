@@ -55,7 +55,7 @@ pub(super) struct Desired {
 }
 
 /// One object as it should be applied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Object {
     pub(super) kind: Kind,
     pub(super) name: String,
@@ -111,7 +111,7 @@ fn object<K: kube::Resource + Serialize>(kind: Kind, object: &K) -> Object {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
@@ -127,7 +127,7 @@ mod tests {
         .expect("a farm")
     }
 
-    pub(super) fn spec() -> Value {
+    pub(in crate::operator) fn spec() -> Value {
         json!({
             "hosts": [{
                 "name": "shop",
@@ -138,7 +138,7 @@ mod tests {
         })
     }
 
-    pub(super) fn built(spec: Value) -> BTreeMap<(String, String), Value> {
+    pub(in crate::operator) fn desired(spec: Value) -> Desired {
         let image = ProxyImage {
             image: "tlsfarm:1".into(),
             pull_policy: "IfNotPresent".into(),
@@ -151,6 +151,10 @@ mod tests {
             Some("http".into()),
         )]);
         build(&farm(spec), &id("shop"), &ports, &image)
+    }
+
+    pub(super) fn built(spec: Value) -> BTreeMap<(String, String), Value> {
+        desired(spec)
             .objects()
             .into_iter()
             .map(|object| ((object.kind.to_string(), object.name), object.body))

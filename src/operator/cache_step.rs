@@ -60,12 +60,14 @@ impl CacheSecrets {
         }
     }
 
-    fn exist(&self) -> bool {
-        matches!((&self.authority, &self.leaf), (Found::Ours(..), Found::Ours(..)))
+    /// Whether certificates may be written: a farm that is not accepted keeps what it has, renewed, and gets nothing new.
+    fn may_be_tended(&self, id: &FarmId, may_create: bool) -> bool {
+        let exist = matches!((&self.authority, &self.leaf), (Found::Ours(..), Found::Ours(..)));
+        self.foreign(id).is_none() && (may_create || exist)
     }
 }
 
-/// Makes, announces and renews certificates. A farm that is not accepted keeps what it has, renewed.
+/// Makes, announces and renews certificates.
 pub(super) async fn tend_certificates(
     id: &FarmId,
     secrets: CacheSecrets,
@@ -73,7 +75,7 @@ pub(super) async fn tend_certificates(
     context: &Context,
     now: Timestamp,
 ) -> Result<CacheStep, ReconcileError> {
-    if secrets.foreign(id).is_some() || !(may_create || secrets.exist()) {
+    if !secrets.may_be_tended(id, may_create) {
         return Ok(CacheStep::default());
     }
     let server_name = id.cache_server_name();
@@ -201,4 +203,83 @@ fn leaf_secret(id: &FarmId, leaf: &Leaf) -> Wanted {
 
 fn bytes(text: &str) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::names::id;
+    use crate::operator::secret::tests::{stored, wanted};
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().expect("a time")
+    }
+
+    fn foreign() -> Found {
+        Found::Foreign(Ownership::Foreign)
+    }
+
+    #[test]
+    fn a_secret_of_somebody_else_is_told_by_name_the_authority_first() {
+        let told = |authority, leaf| {
+            let foreign = CacheSecrets { authority, leaf }.foreign(&id("shop"));
+            foreign.map(|(name, _)| name)
+        };
+        assert_eq!(told(Found::Missing, Found::Missing), None);
+        assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
+        assert_eq!(told(foreign(), Found::Missing).as_deref(), Some("shop-cache-ca"));
+        assert_eq!(told(Found::Missing, foreign()).as_deref(), Some("shop-cache-tls"));
+        assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
+    }
+
+    #[test]
+    fn a_refused_farm_keeps_the_certificates_that_it_has_and_gets_none() {
+        let tended = |authority, leaf, may_create| {
+            CacheSecrets { authority, leaf }.may_be_tended(&id("shop"), may_create)
+        };
+        let ours = || stored(wanted("a"));
+        assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));
+        assert!(tended(Found::Missing, Found::Missing, true));
+        assert!(!tended(Found::Missing, Found::Missing, false));
+        assert!(!tended(ours(), Found::Missing, false));
+        assert!(!tended(Found::Missing, ours(), false));
+        assert!(
+            !tended(foreign(), ours(), true),
+            "nothing of others is written over"
+        );
+        assert!(
+            !tended(ours(), foreign(), true),
+            "nothing of others is written over"
+        );
+    }
+
+    #[test]
+    fn certificates_that_are_written_are_read_back() {
+        let (farm, name) = (id("shop"), id("shop").cache_server_name());
+        let authority = Authority::create(now()).expect("made");
+        let leaf = Leaf::issue(&authority, None, &name, now()).expect("made");
+        let (read_authority, version) = read_authority(stored(authority_secret(&farm, &authority)));
+        assert_eq!(version, Some(Version("7".into())));
+        let (read_leaf, version) = read_leaf(stored(leaf_secret(&farm, &leaf)));
+        assert_eq!(version, Some(Version("7".into())));
+        let step = plan(read_authority.as_ref(), read_leaf.as_ref(), &name, now());
+        assert_eq!(
+            step,
+            Step::Keep {
+                until: leaf.renewal()
+            }
+        );
+        let read_leaf = read_leaf.expect("read");
+        assert_eq!(read_leaf.trusted_since(), Some(now()));
+    }
+
+    #[test]
+    fn damaged_certificates_are_replaced_and_missing_ones_created() {
+        let (authority, version) = read_authority(stored(wanted("shop-cache-ca")));
+        assert!(authority.is_none() && version.is_some());
+        let (leaf, version) = read_leaf(stored(wanted("shop-cache-tls")));
+        assert!(leaf.is_none() && version.is_some());
+        assert!(matches!(read_authority(Found::Missing), (None, None)));
+        assert!(matches!(read_leaf(foreign()), (None, None)));
+    }
 }

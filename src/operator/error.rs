@@ -91,3 +91,66 @@ fn is_namespace_terminating(error: &kube::Error) -> bool {
         .iter()
         .any(|cause| cause.reason == "NamespaceTerminating")
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use serde_json::json;
+
+    use super::*;
+
+    /// What the API server answers in a namespace that is being deleted, or for another cause.
+    fn forbidden(cause: &str) -> kube::Error {
+        let mut status = Status::failure("the Secret holds hunter2", "Forbidden").with_code(403);
+        let details = json!({"causes": [{"reason": "Other"}, {"reason": cause}]});
+        status.details = serde_json::from_value(details).expect("details");
+        kube::Error::Api(status.boxed())
+    }
+
+    #[test]
+    fn a_namespace_that_is_being_deleted_is_told_from_other_refusals() {
+        let going = || forbidden("NamespaceTerminating");
+        for error in [
+            ReconcileError::api("create", "Deployment shop-proxy")(going()),
+            ReconcileError::secret("create", "shop-ring", &going()),
+        ] {
+            assert_eq!(error.reason(), "NamespaceTerminating");
+            assert!(
+                error.to_string().ends_with("the namespace is being deleted"),
+                "{error}"
+            );
+        }
+        let other = ReconcileError::api("create", "Deployment shop-proxy")(forbidden("FieldValueForbidden"));
+        assert_eq!(other.reason(), "Api");
+        assert!(
+            other
+                .to_string()
+                .starts_with("cannot create Deployment shop-proxy"),
+            "{other}"
+        );
+        let unanswered = ReconcileError::api("create", "Deployment shop-proxy")(kube::Error::TlsRequired);
+        assert_eq!(unanswered.reason(), "Api");
+    }
+
+    #[test]
+    fn an_error_about_a_secret_quotes_nothing_that_the_server_said() {
+        let error = ReconcileError::secret("update", "shop-ring", &forbidden("FieldValueForbidden"));
+        assert_eq!(error.reason(), "Secret");
+        assert_eq!(
+            error.to_string(),
+            "cannot update Secret shop-ring: Forbidden (403)"
+        );
+        let unanswered = ReconcileError::secret("update", "shop-ring", &kube::Error::TlsRequired);
+        assert_eq!(
+            unanswered.to_string(),
+            "cannot update Secret shop-ring: no answer from the API server"
+        );
+    }
+
+    #[test]
+    fn a_pass_that_took_too_long_says_so() {
+        let error = ReconcileError::Timeout(Duration::from_secs(30));
+        assert_eq!(error.reason(), "Timeout");
+        assert!(error.to_string().ends_with("not finished within 30 s"), "{error}");
+    }
+}

@@ -185,6 +185,104 @@ mod tests {
         assert_eq!(transitions(&[serving], &[starting]).len(), 1);
     }
 
+    /// What is told when a condition of this type, status and reason becomes another; `None` for one that is new.
+    fn told(
+        type_: ConditionType,
+        before: Option<(ConditionStatus, Reason)>,
+        after: (ConditionStatus, Reason),
+    ) -> Vec<Happening> {
+        let before: Vec<Condition> = before
+            .map(|(status, reason)| condition(type_, status, reason))
+            .into_iter()
+            .collect();
+        transitions(&before, &[condition(type_, after.0, after.1)])
+    }
+
+    #[test]
+    fn a_farm_that_becomes_ready_is_told_of_and_one_that_is_not_is_told_by_what_is_wrong() {
+        use ConditionStatus::{False, True};
+        let ready = [Happening::normal(Reason::FarmReady, "Reconcile", "why")];
+        let before = Some((False, Reason::Progressing));
+        assert_eq!(
+            told(ConditionType::Ready, before, (True, Reason::FarmReady)),
+            ready
+        );
+        assert_eq!(told(ConditionType::Ready, None, (True, Reason::FarmReady)), ready);
+        let same = Some((True, Reason::FarmReady));
+        assert_eq!(told(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
+        assert_eq!(
+            told(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
+            []
+        );
+    }
+
+    #[test]
+    fn every_condition_that_becomes_false_is_a_warning_but_for_ordinary_work() {
+        use ConditionStatus::{False, True, Unknown};
+        for (type_, good, bad) in [
+            (ConditionType::Accepted, Reason::Valid, Reason::HostnameConflict),
+            (
+                ConditionType::CertificatesReady,
+                Reason::CertificatesLoaded,
+                Reason::CertificateExpired,
+            ),
+            (
+                ConditionType::BackendsReady,
+                Reason::BackendsResolved,
+                Reason::BackendNotFound,
+            ),
+            (
+                ConditionType::Available,
+                Reason::ProxiesReady,
+                Reason::ProxiesUnavailable,
+            ),
+            (
+                ConditionType::KeysSynced,
+                Reason::Acknowledged,
+                Reason::AcknowledgementOverdue,
+            ),
+            (
+                ConditionType::SessionCacheReady,
+                Reason::CacheReachable,
+                Reason::CacheUnreachable,
+            ),
+        ] {
+            let warning = [Happening::warning(bad, "Reconcile", "why")];
+            assert_eq!(told(type_, Some((True, good)), (False, bad)), warning, "{type_}");
+            assert_eq!(told(type_, Some((False, bad)), (True, good)), [], "{type_}");
+            assert_eq!(
+                told(type_, Some((True, good)), (Unknown, Reason::Pending)),
+                [],
+                "{type_}"
+            );
+        }
+        for reason in [Reason::Distributing, Reason::RingRepaired] {
+            let synced = Some((True, Reason::Acknowledged));
+            assert_eq!(told(ConditionType::KeysSynced, synced, (False, reason)), []);
+        }
+        let serving = Some((True, Reason::ProxiesReady));
+        assert_eq!(
+            told(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
+            []
+        );
+        let scaled_up = Some((False, Reason::ScaledToZero));
+        assert_eq!(
+            told(
+                ConditionType::Available,
+                scaled_up,
+                (False, Reason::ProxiesUnavailable)
+            ),
+            []
+        );
+    }
+
+    #[test]
+    fn notes_that_the_api_server_takes_are_not_cut() {
+        let longest = "x".repeat(LONGEST_NOTE);
+        assert_eq!(shortened(longest.clone()), longest);
+        assert_eq!(shortened(longest + "x"), "x".repeat(LONGEST_NOTE - 3) + "…");
+    }
+
     #[test]
     fn long_notes_are_cut_between_characters() {
         let note = shortened("ä".repeat(2000));

@@ -148,4 +148,60 @@ mod tests {
         let later = Timestamp::from_second(1000).expect("in range");
         assert_eq!(status(&invalid, &written, later), first, "it is written once");
     }
+
+    fn unreadable() -> InvalidObject {
+        let metadata = kube::api::ObjectMeta {
+            generation: Some(4),
+            ..Default::default()
+        };
+        let error = "missing field `hosts`".into();
+        InvalidObject { error, metadata }
+    }
+
+    #[test]
+    fn only_what_can_be_told_of_an_unreadable_farm_is_told() {
+        let status = status(&unreadable(), &Value::Null, Timestamp::UNIX_EPOCH);
+        assert_eq!(status.observed_generation, Some(4));
+        assert_eq!(status.ring, None);
+        for condition in status.conditions {
+            let expected = match condition.type_ {
+                ConditionType::Accepted | ConditionType::Ready => (ConditionStatus::False, Reason::Invalid),
+                _ => (ConditionStatus::Unknown, Reason::Pending),
+            };
+            assert_eq!(
+                (condition.status, condition.reason),
+                expected,
+                "{}",
+                condition.type_
+            );
+            assert_eq!(condition.observed_generation, 4);
+        }
+    }
+
+    #[test]
+    fn keys_of_a_ring_that_can_be_read_stay_in_the_status() {
+        let key = json!({
+            "id": "0a", "role": "primary",
+            "createdAt": "2026-01-01T00:00:00Z", "openUntil": "2026-01-02T00:00:00Z",
+        });
+        let ids = |keys: Value| {
+            let before = json!({"ring": {"generation": 7, "keys": keys}});
+            let ring = status(&unreadable(), &before, Timestamp::UNIX_EPOCH)
+                .ring
+                .expect("kept");
+            ring.keys.into_iter().map(|key| key.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(json!([key, "nonsense"])), ["0a"]);
+        assert_eq!(ids(json!([])), ["unreadable"], "the schema requires one");
+        let nothing = json!({"ring": {"keys": [key]}});
+        assert_eq!(status(&unreadable(), &nothing, Timestamp::UNIX_EPOCH).ring, None);
+        let whole = json!({"ring": {
+            "generation": 7, "primary": "0a", "keys": [key], "acknowledged": 2, "acked": "2/3",
+            "lastRotation": "2026-01-01T00:00:00Z", "nextRotation": "2026-01-01T01:00:00Z",
+        }});
+        let ring = status(&unreadable(), &whole, Timestamp::UNIX_EPOCH)
+            .ring
+            .expect("kept");
+        assert_eq!((ring.acked.as_str(), ring.primary.as_str()), ("2/3", "0a"));
+    }
 }

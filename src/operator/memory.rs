@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::apply::{Applied, Live};
+use super::apply::{Applied, Inspection, Live};
 use super::names::{FarmId, FarmKey};
 use super::observe::ProxyMemory;
 use super::validate::Refusal;
@@ -56,14 +57,53 @@ struct Loading {
 }
 
 impl FarmMemory {
-    /// Whether all of the farm's objects must be looked at again although none of them has changed.
-    pub(super) fn must_look(&self, generation: Option<i64>, verdict: &Result<(), Refusal>) -> bool {
+    /// Whether all of the farm's objects must be looked at again. `touched` tells that one of them has changed.
+    pub(super) fn must_look(
+        &self,
+        touched: bool,
+        generation: Option<i64>,
+        verdict: &Result<(), Refusal>,
+    ) -> bool {
         self.objects.as_ref().is_none_or(|objects| {
-            objects.generation != generation
+            touched
+                || objects.generation != generation
                 || objects.verdict != *verdict
                 || objects.failed
                 || (verdict.is_ok() && objects.refusal.is_some())
         })
+    }
+
+    /// Whether the farm is accepted: by what spec, neighbours and ring say, and by its objects as they were inspected now
+    /// or else at the last look. A farm that is not gets no ring and no certificates.
+    pub(super) fn is_accepted(&self, verdict: &Result<(), Refusal>, inspected: Option<&Inspection>) -> bool {
+        verdict.is_ok()
+            && match (inspected, &self.objects) {
+                (Some(inspection), _) => inspection.conflict.is_none(),
+                (None, Some(objects)) => objects.refusal.is_none(),
+                (None, None) => false,
+            }
+    }
+
+    /// Whether Secrets of the caches may be left and must go: from a farm without sidecars, once a pass has done all else.
+    pub(super) fn must_remove_certificates(&self, has_sidecars: bool, has_failed: bool) -> bool {
+        let accepted = self
+            .objects
+            .as_ref()
+            .is_some_and(|objects| objects.refusal.is_none());
+        accepted && !has_sidecars && !has_failed && !self.cache_secrets_gone
+    }
+
+    /// What was wrong with the ring that the one of this generation replaces.
+    pub(super) fn repair(&self, generation: u64) -> Option<&str> {
+        let repaired = self.repaired.as_ref().filter(|(at, _)| *at == generation);
+        repaired.map(|(_, why)| why.as_str())
+    }
+
+    /// How long the ring that this process wrote took to reach every ready proxy; told once, when it has.
+    pub(super) fn acknowledged(&mut self, now: Timestamp) -> Option<Duration> {
+        let ring = self.ring.as_ref()?;
+        let awaited = self.awaited.take() == Some(ring.generation);
+        awaited.then(|| now.duration_since(ring.changed_at).unsigned_abs())
     }
 
     /// Notes that ready proxies are, or are not, loading this ring and configuration; tells for how long they have.
@@ -222,84 +262,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::operator::names::id;
-
-    fn services(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(|&name| name.to_owned()).collect()
-    }
-
-    #[test]
-    fn farms_are_found_by_the_services_that_they_route_to_now() {
-        let farms = Farms::default();
-        let (shop, blog) = (id("shop").key, id("blog").key);
-        farms.set_backends(&shop, services(&["web", "api"]));
-        farms.set_backends(&blog, services(&["web"]));
-        assert_eq!(farms.routing_to("web", "web"), [blog.clone(), shop.clone()]);
-        assert_eq!(farms.routing_to("other", "web"), []);
-        farms.set_backends(&shop, services(&["api"]));
-        assert_eq!(farms.routing_to("web", "web"), std::slice::from_ref(&blog));
-        farms.forget(&blog);
-        assert_eq!(farms.routing_to("web", "web"), []);
-        assert_eq!(
-            lock(&farms.backends).farms.len(),
-            1,
-            "nothing is left of what is gone"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_farm_that_is_created_again_starts_without_the_old_ones_keys() {
-        let farms = Farms::default();
-        farms.memory(&id("shop")).await.ring = Some(crate::ring::fixtures::ring());
-        assert!(farms.memory(&id("shop")).await.ring.is_some());
-        let again = FarmId {
-            uid: "another".into(),
-            ..id("shop")
-        };
-        assert!(farms.memory(&again).await.ring.is_none());
-    }
-
-    #[test]
-    fn a_late_watch_does_not_hide_the_status_that_was_written() {
-        let farm = |version: &str, proxies: &str| -> TLSFarm {
-            serde_json::from_value(serde_json::json!({
-                "apiVersion": "tlsfarm.dev/v1alpha1",
-                "kind": "TLSFarm",
-                "metadata": {"name": "shop", "resourceVersion": version},
-                "spec": {"hosts": []},
-                "status": {"proxies": proxies},
-            }))
-            .expect("a farm")
-        };
-        let mut memory = FarmMemory::default();
-        memory.wrote_status(&farm("12", "new"));
-        let proxies = |seen: &TLSFarm| memory.status(seen).map(|status| status.proxies.clone());
-        assert_eq!(proxies(&farm("11", "old")).as_deref(), Some("new"));
-        assert_eq!(proxies(&farm("13", "meddled")).as_deref(), Some("meddled"));
-    }
-
-    #[test]
-    fn loading_starts_anew_with_every_change() {
-        let at = |second| Timestamp::from_second(second).expect("in range");
-        let mut memory = FarmMemory::default();
-        assert_eq!(
-            memory.loading(true, Some(1), None, at(0)),
-            Some(SignedDuration::ZERO)
-        );
-        assert_eq!(
-            memory.loading(true, Some(1), None, at(9)),
-            Some(SignedDuration::from_secs(9))
-        );
-        assert_eq!(
-            memory.loading(true, Some(2), None, at(9)),
-            Some(SignedDuration::ZERO)
-        );
-        assert_eq!(memory.loading(false, Some(2), None, at(10)), None);
-        assert_eq!(
-            memory.loading(true, Some(2), None, at(20)),
-            Some(SignedDuration::ZERO)
-        );
-    }
-}
+mod tests;

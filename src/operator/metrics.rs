@@ -167,4 +167,42 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_happens_is_counted() {
+        let (metrics, registry) = Metrics::new();
+        let farm = FarmKey {
+            namespace: "web".into(),
+            name: "shop".into(),
+        };
+        metrics.reconciled(Duration::from_secs(2), None);
+        metrics.reconciled(
+            Duration::from_secs(1),
+            Some(&ReconcileError::Timeout(Duration::ZERO)),
+        );
+        metrics.wrote("Secret");
+        metrics.wrote("Secret");
+        metrics.rotated();
+        metrics.ring(&farm, 6);
+        metrics.ring(&farm, 7);
+        metrics.acknowledged(Duration::from_secs(3));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+        for line in [
+            "reconciles_total 2",
+            "reconcile_duration_seconds_sum 3.0",
+            "reconcile_failures_total{reason=\"Timeout\"} 1",
+            "api_writes_total{kind=\"Secret\"} 2",
+            "rotations_total 1",
+            "ring_generation{namespace=\"web\",farm=\"shop\"} 7",
+            "acknowledge_seconds_sum 3.0",
+        ] {
+            let line = format!("tlsfarm_operator_{line}");
+            assert!(text.lines().any(|other| other == line), "no {line} in {text}");
+        }
+        metrics.forget(&farm);
+        text.clear();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+        assert!(!text.contains("shop"), "{text}");
+    }
 }

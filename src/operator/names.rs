@@ -215,4 +215,97 @@ mod tests {
         };
         assert_eq!(farm.ownership(&labelled_only), Ownership::Foreign);
     }
+
+    #[test]
+    fn every_object_of_a_farm_has_a_name_of_its_own() {
+        let farm = id("shop");
+        let names = [
+            farm.proxy_name(),
+            farm.metrics_name(),
+            farm.ring_name(),
+            farm.cache_name(),
+            farm.cache_authority_name(),
+            farm.cache_tls_name(),
+        ];
+        let expected = [
+            "shop-proxy",
+            "shop-proxy-metrics",
+            "shop-ring",
+            "shop-cache",
+            "shop-cache-ca",
+            "shop-cache-tls",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(farm.cache_server_name(), "cache.shop.web.tlsfarm");
+    }
+
+    #[test]
+    fn the_selector_of_the_proxies_is_made_of_labels_that_every_object_bears() {
+        let farm = id("shop");
+        let selector = "tlsfarm.dev/farm=shop,app.kubernetes.io/component=proxy";
+        assert_eq!(farm.pod_selector(), selector);
+        let labels: Vec<String> = farm
+            .pod_labels()
+            .iter()
+            .map(|(label, value)| format!("{label}={value}"))
+            .collect();
+        assert!(
+            labels.iter().all(|label| selector.contains(label.as_str())),
+            "{labels:?}"
+        );
+        assert_eq!(labels.len(), 2);
+        let all = farm.labels();
+        assert!(
+            farm.pod_labels()
+                .iter()
+                .all(|(label, value)| all.get(label) == Some(value))
+        );
+    }
+
+    #[test]
+    fn an_object_belongs_to_the_farm_of_its_label_or_else_of_its_controller() {
+        let ours = id("shop").metadata("x".into());
+        let unlabelled = ObjectMeta {
+            labels: None,
+            ..ours.clone()
+        };
+        assert_eq!(farm_of(&unlabelled), Some(id("shop").key));
+        let labelled = ObjectMeta {
+            labels: Some(id("blog").labels()),
+            ..ours.clone()
+        };
+        assert_eq!(farm_of(&labelled), Some(id("blog").key));
+        let neither = ObjectMeta {
+            labels: None,
+            owner_references: None,
+            ..ours
+        };
+        assert_eq!(farm_of(&neither), None);
+    }
+
+    #[test]
+    fn objects_of_other_farms_and_of_other_kinds_of_owner_are_foreign() {
+        let farm = id("shop");
+        assert_eq!(
+            farm.ownership(&id("blog").metadata("x".into())),
+            Ownership::Foreign
+        );
+        let mut of_a_replica_set = farm.metadata("x".into());
+        of_a_replica_set.owner_references.as_mut().expect("set")[0].kind = "ReplicaSet".into();
+        assert_eq!(farm.ownership(&of_a_replica_set), Ownership::Foreign);
+    }
+
+    #[test]
+    fn a_farm_is_identified_once_the_api_server_has_completed_it() {
+        let complete = ObjectMeta {
+            uid: Some("uid-of-shop".into()),
+            ..id("shop").metadata("shop".into())
+        };
+        assert_eq!(FarmId::of(&complete), Some(id("shop")));
+        let without_uid = ObjectMeta {
+            uid: None,
+            ..complete
+        };
+        assert_eq!(FarmId::of(&without_uid), None);
+    }
 }

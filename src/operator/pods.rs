@@ -157,7 +157,7 @@ pub(super) mod tests {
     use super::*;
     use crate::operator::names::id;
 
-    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+    pub(in crate::operator) fn pod(change: impl FnOnce(&mut Value)) -> Pod {
         let mut pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -185,7 +185,7 @@ pub(super) mod tests {
         serde_json::from_value(pod).expect("a pod")
     }
 
-    fn waiting(reason: &str, restarts: i32) -> Value {
+    pub(in crate::operator) fn waiting(reason: &str, restarts: i32) -> Value {
         json!({
             "name": "proxy", "ready": false, "restartCount": restarts, "image": "", "imageID": "",
             "state": {"waiting": {"reason": reason}},
@@ -210,11 +210,68 @@ pub(super) mod tests {
             pod(|pod| pod["status"]["phase"] = json!("Failed")),
             pod(|pod| pod["metadata"]["ownerReferences"] = json!([])),
             pod(|pod| pod["metadata"]["ownerReferences"][0]["name"] = json!("other-proxy-6b5")),
+            pod(|pod| pod["metadata"]["ownerReferences"][0]["name"] = json!("shop-proxy2-6b5")),
+            pod(|pod| pod["metadata"]["ownerReferences"][0]["kind"] = json!("StatefulSet")),
+            pod(|pod| pod["metadata"]["ownerReferences"][0]["controller"] = json!(false)),
             pod(|pod| pod["metadata"]["creationTimestamp"] = json!("2025-12-31T23:59:59Z")),
+            pod(|pod| pod["metadata"]["creationTimestamp"] = Value::Null),
+            pod(|pod| pod["status"]["phase"] = json!("Succeeded")),
         ];
         for pod in none {
             assert_eq!(seen(pod.clone()), [], "{pod:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_as_old_as_the_farm_is_the_farms() {
+        let same_second = pod(|pod| pod["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z"));
+        assert_eq!(seen(same_second).len(), 1);
+    }
+
+    #[test]
+    fn proxies_are_sorted_by_name_so_that_messages_do_not_change() {
+        let named = |name: &str| pod(|pod| pod["metadata"]["name"] = json!(name));
+        let proxies = proxies(&[named("b"), named("c"), named("a")], &id("shop"), None);
+        let names: Vec<_> = proxies.iter().map(|proxy| proxy.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_pod_is_ready_while_its_ready_condition_is_true_and_since_that_changed() {
+        let conditions = |conditions: Value| {
+            let proxies = seen(pod(|pod| pod["status"]["conditions"] = conditions));
+            proxies[0].ready_since
+        };
+        let since = "2026-01-01T00:02:00Z";
+        let condition =
+            |type_: &str, status: &str| json!({"type": type_, "status": status, "lastTransitionTime": since});
+        assert_eq!(
+            conditions(json!([condition("Ready", "True")])),
+            since.parse().ok()
+        );
+        let beside = json!([condition("ContainersReady", "True"), condition("Ready", "False")]);
+        assert_eq!(conditions(beside), None);
+        assert_eq!(conditions(json!([condition("Ready", "Unknown")])), None);
+        assert_eq!(conditions(Value::Null), None);
+        let without_a_time = json!([{"type": "Ready", "status": "True"}]);
+        assert_eq!(conditions(without_a_time), Some(Timestamp::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn a_ready_pod_serves_whatever_else_is_said_of_it() {
+        let crashed = pod(|pod| pod["status"]["containerStatuses"] = json!([waiting("CrashLoopBackOff", 1)]));
+        assert!(
+            seen(crashed)[0].may_serve,
+            "the kubelet's words are not all of one moment"
+        );
+    }
+
+    #[test]
+    fn a_pod_tells_what_it_was_told_to_refresh_for() {
+        assert_eq!(seen(pod(|_| ()))[0].refreshed_for, None);
+        let told =
+            pod(|pod| pod["metadata"]["annotations"] = json!({REFRESH_ANNOTATION: "ring=7", "other": "x"}));
+        assert_eq!(seen(told)[0].refreshed_for.as_deref(), Some("ring=7"));
     }
 
     #[test]
@@ -237,6 +294,15 @@ pub(super) mod tests {
         assert!(may_serve(&container(waiting("ContainerCreating", 0))));
         assert!(may_serve(&container(waiting("PodInitializing", 0))));
         assert!(may_serve(&|pod| pod["status"]["containerStatuses"] = json!([])));
+        assert!(may_serve(&|pod| pod["status"] = Value::Null));
+        let mut sidecar = waiting("CrashLoopBackOff", 1);
+        sidecar["name"] = json!("cache");
+        assert!(may_serve(&container(sidecar)), "the proxy's container counts");
+        let mut ended = waiting("", 0);
+        ended["state"] = json!({"terminated": {"exitCode": 1}});
+        assert!(!may_serve(&container(ended.clone())));
+        ended["state"] = Value::Null;
+        assert!(!may_serve(&container(ended)));
         assert!(!may_serve(&container(waiting("CrashLoopBackOff", 1))));
         assert!(!may_serve(&container(waiting("ContainerCreating", 1))));
         assert!(!may_serve(&container(waiting("ErrImageNeverPull", 0))));
@@ -261,12 +327,44 @@ pub(super) mod tests {
             obstacle(&|pod| pod["status"]["conditions"] = unscheduled.clone()).as_deref(),
             Some("0/2 nodes are available: 2 Insufficient cpu.")
         );
+        let without_words = json!([{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]);
+        assert_eq!(
+            obstacle(&|pod| pod["status"]["conditions"] = without_words.clone()).as_deref(),
+            Some("Unschedulable")
+        );
+        let scheduled = json!([{"type": "PodScheduled", "status": "True", "message": "no"}]);
+        assert_eq!(
+            obstacle(&|pod| pod["status"]["conditions"] = scheduled.clone()),
+            None
+        );
+        let refused = json!([{"type": "Ready", "status": "False", "message": "no"}]);
+        assert_eq!(
+            obstacle(&|pod| pod["status"]["conditions"] = refused.clone()),
+            None
+        );
+        assert_eq!(waits("PodInitializing", json!({})), None, "it is being started");
         let pulling = waits("ErrImagePull", json!({}));
         assert_eq!(
             pulling.as_deref(),
             Some("cannot pull the image example.com/proxy:1")
         );
         assert_eq!(waits("ImagePullBackOff", json!({})), pulling);
+        assert_eq!(
+            waits("InvalidImageName", json!({})).as_deref(),
+            Some("InvalidImageName example.com/proxy:1")
+        );
+        assert_eq!(
+            waits("ErrImageNeverPull", json!({})).as_deref(),
+            Some("ErrImageNeverPull example.com/proxy:1")
+        );
+        assert_eq!(
+            waits("CreateContainerConfigError", json!({})).as_deref(),
+            Some("CreateContainerConfigError")
+        );
+        assert_eq!(
+            waits("CrashLoopBackOff", json!({"terminated": {"exitCode": 3}})).as_deref(),
+            Some("CrashLoopBackOff, exit code 3")
+        );
         let ended = |reason: &str| json!({"terminated": {"reason": reason, "exitCode": 2}});
         assert_eq!(
             waits("CrashLoopBackOff", ended("Error")).as_deref(),

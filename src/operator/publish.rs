@@ -53,3 +53,25 @@ pub(super) fn applied(id: &FarmId, status: &TLSFarmStatus) -> Value {
         "status": status,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::names::id;
+
+    #[test]
+    fn a_status_is_applied_to_this_very_farm_and_to_nothing_but_its_status() {
+        let status = TLSFarmStatus {
+            proxies: "3/3".into(),
+            ..TLSFarmStatus::default()
+        };
+        let body = applied(&id("shop"), &status);
+        let metadata = json!({"name": "shop", "namespace": "web", "uid": "uid-of-shop"});
+        assert_eq!(
+            (&body["apiVersion"], &body["kind"], &body["metadata"]),
+            (&json!("tlsfarm.dev/v1alpha1"), &json!("TLSFarm"), &metadata)
+        );
+        assert_eq!(body["status"]["proxies"], "3/3");
+        assert_eq!(body.as_object().map(serde_json::Map::len), Some(4));
+    }
+}

@@ -17,23 +17,24 @@ use tracing::{debug, warn};
 use super::apply::{self, ApplyError, Inspection, Live};
 use super::backends;
 use super::build::{self, Desired, ProxyImage};
-use super::cache_step::{self, CacheSecrets, CacheStep};
+use super::cache_step::{self, CacheStep};
 use super::error::ReconcileError;
 use super::events::{Events, Happening};
 use super::invalid;
 use super::memory::{FarmMemory, Farms, Objects};
 use super::metrics::Metrics;
-use super::names::{FarmId, FarmKey};
+use super::names::{FarmId, FarmKey, Ownership};
 use super::observe::{self, Observed};
 use super::publish;
 use super::refresh::{self, Target};
 use super::ring_secret::{self, Stored};
-use super::ring_step::{RingStep, Situation, due, tend_ring};
+use super::ring_step::{self, RingStep, Situation, tend_ring};
 use super::rotate;
 use super::schedule::{Outlook, next_pass, retry_after};
-use super::status::Facts;
+use super::status::{Facts, is_ready};
 use super::validate::{Refusal, validate};
-use crate::api::{Backend, ConditionStatus, ConditionType, SessionCacheMode, TLSFarm};
+use crate::api::{Backend, SessionCacheMode, TLSFarm};
+use crate::ring::{Plan, RotationPolicy};
 
 /// How long one pass may take: far more than any does unless the API server hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -152,20 +153,19 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     } else {
         None
     };
-    let verdict = judge(farm, id, &stored, cache_secrets.as_ref(), context);
-    let prepared = if touched || memory.must_look(farm.metadata.generation, &verdict) {
+    let verdict = {
+        let known = context.store.state();
+        let known = known.iter().filter_map(|other| other.0.as_ref().ok());
+        let foreign_cache = cache_secrets.as_ref().and_then(|secrets| secrets.foreign(id));
+        judge(farm, id, known, &stored, foreign_cache)
+    };
+    let prepared = if memory.must_look(touched, farm.metadata.generation, &verdict) {
         Some(prepare(farm, id, context).await?)
     } else {
         None
     };
-    let accepted = verdict.is_ok()
-        && match &prepared {
-            Some(prepared) => prepared.inspection.conflict.is_none(),
-            None => memory
-                .objects
-                .as_ref()
-                .is_some_and(|objects| objects.refusal.is_none()),
-        };
+    let inspection = prepared.as_ref().map(|prepared| &prepared.inspection);
+    let accepted = memory.is_accepted(&verdict, inspection);
     let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
 
     let policy = rotate::policy(&farm.spec.resumption.tickets);
@@ -200,7 +200,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .clone()
         .expect("the objects are looked at whenever none are remembered");
 
-    if !has_sidecars && !memory.cache_secrets_gone && objects.refusal.is_none() && failure.is_none() {
+    if memory.must_remove_certificates(has_sidecars, failure.is_some()) {
         match cache_step::remove(context, id).await {
             Ok(gone) => memory.cache_secrets_gone = gone,
             Err(error) => _ = failure.get_or_insert(error),
@@ -236,60 +236,41 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         ring: memory.ring.as_ref(),
         plan: ring_step.plan.as_ref(),
         policy: &policy,
-        repaired: memory
-            .repaired
-            .as_ref()
-            .filter(|(at, _)| Some(*at) == generation)
-            .map(|(_, why)| why.as_str()),
+        repaired: generation.and_then(|generation| memory.repair(generation)),
         certificate_renewal: cache_step.renewal,
         now,
     };
     let status = super::status::status(&facts, memory.status(farm));
-    let ready = status.conditions.iter().any(|condition| {
-        condition.type_ == ConditionType::Ready && condition.status == ConditionStatus::True
-    });
+    let ready = is_ready(&status);
     publish::publish(farm, id, context, memory, status).await?;
     if let Some(error) = failure {
         return Err(error);
     }
 
     let is_loading = count_acknowledgements(&observed, target, memory, metrics, now);
-    let overdue = observed.iter().filter_map(|one| one.memory.behind_since).min();
     let outlook = Outlook {
         loading_for: memory.loading(is_loading, target.ring, target.config, now),
         refused: objects.refusal.is_some(),
         ready,
         overtaken: ring_step.overtaken || cache_step.overtaken,
-        due: [
-            ring_step.plan.as_ref().map(due),
-            cache_step.due,
-            overdue.map(|since| since + policy.max_unacked_wait),
-        ]
-        .into_iter()
-        .flatten()
-        .filter(|due| *due > now)
-        .min(),
+        due: due(ring_step.plan.as_ref(), cache_step.due, &observed, &policy, now),
     };
     Ok(next_pass(&outlook, now))
 }
 
-/// What can be said against the farm before its objects are looked at.
-fn judge(
+/// What can be said against the farm before its objects are looked at. `known` are the farms of all namespaces.
+fn judge<'a>(
     farm: &TLSFarm,
     id: &FarmId,
-    stored: &Stored,
-    cache_secrets: Option<&CacheSecrets>,
-    context: &Context,
+    known: impl Iterator<Item = &'a TLSFarm>,
+    ring: &Stored,
+    foreign_cache: Option<(String, Ownership)>,
 ) -> Result<(), Refusal> {
-    let farms = context.store.state();
-    let neighbours = farms
-        .iter()
-        .filter(|other| other.meta().namespace.as_deref() == Some(id.namespace()))
-        .filter_map(|other| other.0.as_ref().ok());
+    let neighbours = known.filter(|other| other.metadata.namespace.as_deref() == Some(id.namespace()));
     validate(farm, neighbours)?;
-    let foreign = match stored {
+    let foreign = match ring {
         Stored::Foreign(ownership) => Some((id.ring_name(), *ownership)),
-        _ => cache_secrets.and_then(|secrets| secrets.foreign(id)),
+        _ => foreign_cache,
     };
     let conflict =
         foreign.and_then(|(name, ownership)| apply::conflict(&format!("Secret {name}"), ownership));
@@ -372,13 +353,25 @@ fn count_acknowledgements(
             .is_none_or(|generation| one.memory.has_acknowledged(generation));
         configured &= target.config.is_none_or(|config| one.memory.runs(config)) && !one.memory.is_shaky();
     }
-    if acknowledged
-        && let Some(ring) = &memory.ring
-        && memory.awaited.take() == Some(ring.generation)
-    {
-        metrics.acknowledged(now.duration_since(ring.changed_at).unsigned_abs());
+    if acknowledged && let Some(took) = memory.acknowledged(now) {
+        metrics.acknowledged(took);
     }
     !acknowledged || !configured
+}
+
+/// The first moment from now on at which there is something to do by the clock: for the ring, for the certificates of
+/// the caches, or because a proxy's acknowledgement is overdue then.
+fn due(
+    plan: Option<&Plan>,
+    certificates: Option<Timestamp>,
+    observed: &[Observed],
+    policy: &RotationPolicy,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let behind_since = observed.iter().filter_map(|one| one.memory.behind_since).min();
+    let overdue = behind_since.map(|since| since + policy.max_unacked_wait);
+    let moments = [plan.map(ring_step::due), certificates, overdue];
+    moments.into_iter().flatten().filter(|due| *due > now).min()
 }
 
 /// Drops what is remembered of a farm that is gone.
@@ -386,3 +379,6 @@ pub(super) fn forget(farm: &FarmKey, farms: &Farms, metrics: &Metrics) {
     farms.forget(farm);
     metrics.forget(farm);
 }
+
+#[cfg(test)]
+mod tests;

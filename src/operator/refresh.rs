@@ -190,4 +190,42 @@ mod tests {
             None
         );
     }
+
+    #[test]
+    fn a_pod_is_told_of_what_there_is() {
+        let behind = observed(6, "old", None, None);
+        let told = |ring, config| wanted(&behind, Target { ring, config }, at(100)).map(|(value, _)| value);
+        assert_eq!(told(None, None), None);
+        assert_eq!(told(Some(7), None), Some("ring=7".into()));
+        assert_eq!(told(None, Some("abc")), Some("config=abc".into()));
+        assert_eq!(told(Some(6), Some("abc")), Some("ring=6 config=abc".into()));
+        assert_eq!(told(Some(6), Some("old")), None);
+    }
+
+    #[test]
+    fn a_change_is_told_anew_whatever_was_told_of_the_last_one() {
+        let three_times = observed(6, "abc", Some("ring=6 config=abc again=2"), Some((3, at(99))));
+        let told = wanted(&three_times, TARGET, at(100));
+        assert_eq!(told, Some(("ring=7 config=abc".into(), 1)));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_load_anything_is_told_once() {
+        let mut stuck = observed(6, "abc", Some("ring=7 config=abc"), Some((1, at(0))));
+        stuck.proxy.may_serve = false;
+        assert_eq!(wanted(&stuck, TARGET, at(100)), None);
+        stuck.proxy.refreshed_for = None;
+        let told = wanted(&stuck, TARGET, at(100));
+        assert_eq!(
+            told,
+            Some(("ring=7 config=abc".into(), 1)),
+            "its mounts are refreshed before it starts again"
+        );
+    }
+
+    #[test]
+    fn a_pod_that_another_operator_told_is_not_told_again() {
+        let told = observed(6, "abc", Some("ring=7 config=abc"), None);
+        assert_eq!(wanted(&told, TARGET, at(100)), None);
+    }
 }

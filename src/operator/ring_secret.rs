@@ -26,19 +26,26 @@ pub(super) enum Stored {
 
 /// Reads the ring Secret.
 pub(super) async fn read(client: &Client, id: &FarmId) -> Result<Stored, ReconcileError> {
-    let (content, version) = match secret::read(client, id, &id.ring_name()).await? {
-        Found::Missing => return Ok(Stored::Missing),
-        Found::Foreign(ownership) => return Ok(Stored::Foreign(ownership)),
-        Found::Ours(content, version) => (content, version),
-    };
-    let ring = match content.get(RING_KEY) {
-        Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
-        None => Err(format!("it has no key {RING_KEY}")),
-    };
-    Ok(match ring {
-        Ok(ring) => Stored::Good(Box::new(ring), version),
-        Err(why) => Stored::Damaged(why, version),
-    })
+    let found = secret::read(client, id, &id.ring_name()).await?;
+    Ok(Stored::from(found))
+}
+
+impl From<Found> for Stored {
+    fn from(found: Found) -> Self {
+        let (content, version) = match found {
+            Found::Missing => return Self::Missing,
+            Found::Foreign(ownership) => return Self::Foreign(ownership),
+            Found::Ours(content, version) => (content, version),
+        };
+        let ring = match content.get(RING_KEY) {
+            Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
+            None => Err(format!("it has no key {RING_KEY}")),
+        };
+        match ring {
+            Ok(ring) => Self::Good(Box::new(ring), version),
+            Err(why) => Self::Damaged(why, version),
+        }
+    }
 }
 
 /// Writes `ring` in place of the Secret of `version`, or creates the Secret where there must be none.
@@ -50,11 +57,58 @@ pub(super) async fn write(
     ring: &Ring,
     version: Option<&Version>,
 ) -> Result<Written, ReconcileError> {
-    let wanted = Wanted {
+    secret::write(client, id, wanted(id, ring), version).await
+}
+
+fn wanted(id: &FarmId, ring: &Ring) -> Wanted {
+    Wanted {
         name: id.ring_name(),
         type_: RING_SECRET_TYPE,
         annotations: BTreeMap::new(),
         data: vec![(RING_KEY, ring.to_document())],
-    };
-    secret::write(client, id, wanted, version).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::names::id;
+    use crate::operator::secret::tests::stored;
+    use crate::ring::fixtures::ring;
+
+    #[test]
+    fn a_ring_that_is_written_is_read_back() {
+        let ring = ring();
+        let read = Stored::from(stored(wanted(&id("shop"), &ring)));
+        assert!(
+            matches!(&read, Stored::Good(same, version) if **same == ring && version.0 == "7"),
+            "{read:?}"
+        );
+    }
+
+    #[test]
+    fn a_secret_without_a_usable_ring_says_why_and_which_version_it_is() {
+        let damaged = |change: &dyn Fn(&mut Wanted)| {
+            let mut secret = wanted(&id("shop"), &ring());
+            change(&mut secret);
+            match Stored::from(stored(secret)) {
+                Stored::Damaged(why, version) => (why, version.0),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (why, version) = damaged(&|secret| secret.data.clear());
+        assert_eq!((why.as_str(), version.as_str()), ("it has no key ring.json", "7"));
+        let (why, _) = damaged(&|secret| secret.data[0].1.truncate(100));
+        assert!(!why.is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_or_somebody_elses_is_told_apart() {
+        assert!(matches!(Stored::from(Found::Missing), Stored::Missing));
+        let foreign = Found::Foreign(Ownership::Leftover);
+        assert!(matches!(
+            Stored::from(foreign),
+            Stored::Foreign(Ownership::Leftover)
+        ));
+    }
 }

@@ -14,7 +14,7 @@ use super::ring_secret::{self, Stored};
 use super::rotate::{self, Change, Decision, Known};
 use super::secret::Written;
 use crate::api::{Reason, TLSFarm};
-use crate::ring::{Plan, RotationPolicy};
+use crate::ring::{Acknowledgement, Plan, Ring, RotationPolicy};
 
 /// What a pass did to the ring.
 #[derive(Default)]
@@ -54,17 +54,9 @@ pub(super) async fn tend_ring(
     let now = Timestamp::now();
     memory.request = rotate::requested(farm, memory.request.as_ref(), now);
     let acknowledgements = acknowledgements(proxies, &memory.proxies);
-    let generations = [
-        memory.ring.as_ref().map(|ring| ring.generation),
-        memory
-            .status(farm)
-            .and_then(|status| status.ring.as_ref())
-            .map(|ring| ring.generation),
-        acknowledgements.iter().filter_map(|one| one.generation).max(),
-    ];
     let known = Known {
         ring: memory.ring.as_ref(),
-        generation: generations.into_iter().flatten().max().unwrap_or_default(),
+        generation: newest_generation(farm, memory, &acknowledgements),
     };
     let request = memory.request.as_ref();
     let decision = rotate::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
@@ -99,16 +91,32 @@ pub(super) async fn tend_ring(
         context.metrics.rotated();
     }
     let told = happenings(&change, generation, &ring.primary.id.to_string());
-    memory.awaited = Some(generation);
-    memory.ring = Some(ring);
-    memory.repaired = match change {
-        Change::Repaired(why) => Some((generation, why)),
-        _ => None,
-    };
+    wrote(memory, ring, change);
     Ok(RingStep {
         told,
         ..RingStep::default()
     })
+}
+
+/// The highest ring generation that memory, status or any proxy speaks of; 0 when none does.
+fn newest_generation(farm: &TLSFarm, memory: &FarmMemory, acknowledgements: &[Acknowledgement]) -> u64 {
+    let in_status = memory.status(farm).and_then(|status| status.ring.as_ref());
+    let generations = [
+        memory.ring.as_ref().map(|ring| ring.generation),
+        in_status.map(|ring| ring.generation),
+        acknowledgements.iter().filter_map(|one| one.generation).max(),
+    ];
+    generations.into_iter().flatten().max().unwrap_or_default()
+}
+
+/// Remembers a ring that was written, and what it repaired.
+fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
+    memory.awaited = Some(ring.generation);
+    memory.repaired = match change {
+        Change::Repaired(why) => Some((ring.generation, why)),
+        _ => None,
+    };
+    memory.ring = Some(ring);
 }
 
 fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
@@ -144,5 +152,122 @@ pub(super) fn due(plan: &Plan) -> Timestamp {
         Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
         // They are carried out at once.
         Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+
+    fn farm(status: Value) -> TLSFarm {
+        serde_json::from_value(json!({
+            "apiVersion": "tlsfarm.dev/v1alpha1",
+            "kind": "TLSFarm",
+            "metadata": {"name": "shop", "resourceVersion": "1"},
+            "spec": {"hosts": []},
+            "status": status,
+        }))
+        .expect("a farm")
+    }
+
+    fn in_status(generation: u64) -> Value {
+        json!({"ring": {
+            "generation": generation, "primary": "", "keys": [], "acknowledged": 0, "acked": "",
+            "lastRotation": "2026-01-01T00:00:00Z", "nextRotation": "2026-01-01T01:00:00Z",
+        }})
+    }
+
+    fn acknowledged(generations: &[Option<u64>]) -> Vec<Acknowledgement> {
+        let generations = generations.iter();
+        let acknowledgements = generations.map(|&generation| Acknowledgement {
+            proxy: "a".into(),
+            generation,
+        });
+        acknowledgements.collect()
+    }
+
+    #[test]
+    fn the_newest_generation_is_the_highest_that_anybody_speaks_of() {
+        let mut remembering = FarmMemory::default();
+        remembering.ring = Some(ring().reissued(6, at(0)));
+        let nothing = FarmMemory::default();
+        let (new, old) = (farm(Value::Null), farm(in_status(5)));
+        assert_eq!(newest_generation(&new, &nothing, &acknowledged(&[None])), 0);
+        assert_eq!(newest_generation(&new, &remembering, &[]), 6);
+        assert_eq!(newest_generation(&old, &nothing, &[]), 5);
+        assert_eq!(
+            newest_generation(&old, &remembering, &acknowledged(&[Some(4)])),
+            6
+        );
+        let heard = acknowledged(&[None, Some(7), Some(3)]);
+        assert_eq!(newest_generation(&old, &remembering, &heard), 7);
+    }
+
+    #[test]
+    fn a_ring_that_was_written_is_awaited_and_a_repair_is_told_of_until_the_next_one() {
+        let mut memory = FarmMemory::default();
+        let first = ring();
+        wrote(
+            &mut memory,
+            first.clone(),
+            Change::Repaired("it was missing".into()),
+        );
+        assert_eq!((memory.awaited, memory.ring.as_ref()), (Some(1), Some(&first)));
+        assert_eq!(memory.repair(1), Some("it was missing"));
+        assert_eq!(memory.repair(2), None, "another operator wrote the next ring");
+        let second = first.rotated(secret(), None, &POLICY, at(5));
+        wrote(&mut memory, second.clone(), Change::Rotated { late: Vec::new() });
+        assert_eq!((memory.awaited, memory.ring.as_ref()), (Some(2), Some(&second)));
+        assert_eq!((memory.repair(1), memory.repair(2)), (None, None));
+    }
+
+    #[test]
+    fn events_tell_of_rotations_of_whom_they_did_not_wait_for_and_of_repairs() {
+        let told = |change| happenings(&change, 7, "0a1b");
+        assert_eq!(told(Change::Created), []);
+        assert_eq!(told(Change::Expired), []);
+        assert_eq!(
+            told(Change::Repaired("it was missing".into())),
+            [Happening::warning("RingRepaired", "RepairRing", "it was missing")]
+        );
+        let rotated = Happening::normal(
+            "KeysRotated",
+            "RotateKeys",
+            "key 0a1b seals tickets now, generation 7",
+        );
+        assert_eq!(
+            told(Change::Rotated { late: Vec::new() }),
+            std::slice::from_ref(&rotated)
+        );
+        let overdue = Happening::warning(
+            "AcknowledgementOverdue",
+            "RotateKeys",
+            "rotated to generation 7 without waiting for a, b",
+        );
+        let late = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(told(Change::Rotated { late }), [rotated, overdue]);
+    }
+
+    #[test]
+    fn every_plan_that_waits_is_made_again_when_its_wait_is_over() {
+        let until = at(90);
+        let missing = vec!["a".to_owned()];
+        for waits in [
+            Plan::Keep { until },
+            Plan::Wait { missing, until },
+            Plan::Full { until },
+        ] {
+            assert_eq!(due(&waits), until);
+        }
+        let rotate = Plan::Rotate {
+            request: None,
+            late: Vec::new(),
+        };
+        for at_once in [Plan::Expire, rotate] {
+            assert!(due(&at_once) < at(0));
+        }
     }
 }

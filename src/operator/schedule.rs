@@ -95,8 +95,35 @@ mod tests {
         };
         assert_eq!(loading(0), FAST);
         assert_eq!(loading(9), FAST);
+        assert_eq!(loading(10), Duration::from_secs(1));
         assert_eq!(loading(20), Duration::from_secs(2));
         assert_eq!(loading(100_000), AT_REST);
+    }
+
+    #[test]
+    fn a_farm_is_looked_at_the_sooner_the_more_there_is_to_wait_for() {
+        let now = at(0);
+        let rest = Outlook {
+            ready: true,
+            ..Outlook::default()
+        };
+        assert_eq!(next_pass(&rest, now), AT_REST);
+        assert_eq!(next_pass(&Outlook::default(), now), UNWELL);
+        let refused = Outlook {
+            refused: true,
+            ..Outlook::default()
+        };
+        assert_eq!(next_pass(&refused, now), CONFLICT);
+        let loading = Outlook {
+            loading_for: Some(SignedDuration::ZERO),
+            ..refused
+        };
+        assert_eq!(next_pass(&loading, now), FAST);
+        let overtaken = Outlook {
+            overtaken: true,
+            ..loading
+        };
+        assert_eq!(next_pass(&overtaken, now), OVERTAKEN);
     }
 
     #[test]
@@ -114,13 +141,18 @@ mod tests {
         assert_eq!(rest(1000), AT_REST);
         assert_eq!(rest(102), Duration::from_millis(2005));
         assert_eq!(rest(99), AT_REST);
+        assert_eq!(rest(100), AT_REST);
     }
 
     #[test]
     fn failures_are_retried_later_each_time_and_not_all_at_once() {
         assert_eq!(retry_after(1, 1.0), Duration::from_secs(1));
         assert_eq!(retry_after(1, 0.0), Duration::from_millis(500));
+        assert_eq!(retry_after(0, 1.0), Duration::from_secs(1));
+        assert_eq!(retry_after(2, 1.0), Duration::from_secs(2));
         assert_eq!(retry_after(4, 1.0), Duration::from_secs(8));
+        assert_eq!(retry_after(4, 0.5), Duration::from_secs(6));
+        assert_eq!(retry_after(4, 7.0), Duration::from_secs(8));
         assert_eq!(retry_after(u32::MAX, 1.0), LAST_RETRY);
     }
 }

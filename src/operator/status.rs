@@ -11,8 +11,8 @@ use super::names::FarmId;
 use super::observe::Observed;
 use super::validate::Refusal;
 use crate::api::{
-    Backend, KeyRole, KeyStatus, RingStatus, SessionCacheMode, SessionCacheStatus, TLSFarm, TLSFarmStatus,
-    merge_conditions,
+    Backend, ConditionStatus, ConditionType, KeyRole, KeyStatus, RingStatus, SessionCacheMode,
+    SessionCacheStatus, TLSFarm, TLSFarmStatus, merge_conditions,
 };
 use crate::ring::{Plan, Ring, RotationPolicy, TicketKey};
 
@@ -78,6 +78,13 @@ pub(super) fn status(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> TLSFa
         session_cache: session_cache(facts, before),
         conditions: merge_conditions(old_conditions, conditions::conditions(facts)),
     }
+}
+
+/// Whether the farm is as its spec says.
+pub(super) fn is_ready(status: &TLSFarmStatus) -> bool {
+    let mut conditions = status.conditions.iter();
+    conditions
+        .any(|condition| condition.type_ == ConditionType::Ready && condition.status == ConditionStatus::True)
 }
 
 fn ring_status(facts: &Facts<'_>, ring: &Ring) -> RingStatus {

@@ -178,4 +178,59 @@ mod tests {
             assert_eq!(refusal.expect_err("refused").reason, Reason::Invalid, "{name}");
         }
     }
+
+    #[test]
+    fn the_longest_name_that_a_service_could_carry_is_accepted() {
+        let (created, hosts) = ("2026-01-01T00:00:00Z", [("a", "x.example.com")]);
+        let verdict = |name: &str| validate(&farm(name, created, &hosts), [].into_iter());
+        let name = "x".repeat(49);
+        assert_eq!(crate::operator::names::id(&name).metrics_name().len(), 63);
+        assert_eq!(verdict(&name), Ok(()));
+        let refusal = verdict(&(name + "x")).expect_err("refused");
+        assert_eq!(refusal.reason, Reason::Invalid);
+        assert!(refusal.message.contains("49"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn host_names_are_compared_without_regard_to_case() {
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let twice = farm("shop", old, &[("a", "x.example.com"), ("b", "X.Example.com")]);
+        assert!(validate(&twice, [].into_iter()).is_err());
+        let older = farm("older", old, &[("a", "X.EXAMPLE.com")]);
+        let younger = farm("shop", new, &[("b", "x.example.COM")]);
+        assert!(validate(&younger, [older].iter()).is_err());
+    }
+
+    #[test]
+    fn a_farm_does_not_conflict_with_an_older_state_of_itself() {
+        let seen_before = farm("shop", "2026-01-01T00:00:00Z", &[("a", "x.example.com")]);
+        let now = farm("shop", "2026-01-02T00:00:00Z", &[("b", "x.example.com")]);
+        assert_eq!(validate(&now, [seen_before].iter()), Ok(()));
+    }
+
+    #[test]
+    fn a_refusal_names_four_conflicts_and_counts_the_rest() {
+        let names: Vec<(String, String)> = (0..6)
+            .map(|n| (format!("host{n}"), format!("{n}.example.com")))
+            .collect();
+        let refusal = |count: usize| {
+            let hosts: Vec<_> = names[..count]
+                .iter()
+                .map(|(host, name)| (host.as_str(), name.as_str()))
+                .collect();
+            let older = farm("older", "2026-01-01T00:00:00Z", &hosts);
+            let younger = farm("shop", "2026-01-02T00:00:00Z", &hosts);
+            validate(&younger, [older].iter()).expect_err("refused").message
+        };
+        assert_eq!(refusal(1).matches("already").count(), 1);
+        let four = refusal(4);
+        assert_eq!(
+            (four.matches("already").count(), four.contains("more")),
+            (4, false),
+            "{four}"
+        );
+        let six = refusal(6);
+        assert_eq!(six.matches("already").count(), 4, "{six}");
+        assert!(six.ends_with("; and 2 more"), "{six}");
+    }
 }

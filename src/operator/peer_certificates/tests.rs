@@ -87,6 +87,68 @@ fn a_new_farm_gets_an_authority_and_a_leaf_that_last() {
 }
 
 #[test]
+fn an_authority_signs_leaves_and_no_leaf_signs_anything() {
+    let world = World::new(day(0));
+    let authority = world.authority.as_ref().expect("there");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&authority.certificate.der).expect("parses");
+    let constraints = parsed
+        .basic_constraints()
+        .expect("readable")
+        .expect("there")
+        .value;
+    assert_eq!((constraints.ca, constraints.path_len_constraint), (true, Some(0)));
+    let usage = parsed.key_usage().expect("readable").expect("there").value;
+    assert!(usage.key_cert_sign() && !usage.key_encipherment());
+    assert!(parsed.subject().to_string().contains("TLSFarm session cache"));
+
+    let (_, parsed) = x509_parser::parse_x509_certificate(&world.leaf().certificate.der).expect("parses");
+    assert!(!parsed.is_ca());
+    let usage = parsed.key_usage().expect("readable").expect("there").value;
+    assert!(usage.digital_signature() && !usage.key_cert_sign());
+}
+
+#[test]
+fn pem_has_lines_of_64_characters_as_every_reader_wants() {
+    let world = World::new(day(0));
+    let text = world.leaf().certificate();
+    let lines: Vec<&str> = text.lines().collect();
+    let (first, rest) = lines.split_first().expect("lines");
+    let (last, body) = rest.split_last().expect("lines");
+    assert_eq!(*first, "-----BEGIN CERTIFICATE-----");
+    assert_eq!(*last, "-----END CERTIFICATE-----");
+    let (short, full) = body.split_last().expect("lines");
+    assert!((1..=64).contains(&short.len()));
+    assert!(
+        full.len() > 4 && full.iter().all(|line| line.len() == 64),
+        "{text}"
+    );
+    // The last line is full as well when the length allows.
+    assert_eq!(pem(&CertificateDer::from(vec![0; 96])).lines().count(), 4);
+}
+
+#[test]
+fn the_old_authority_is_trusted_until_every_cache_has_had_time_to_load_the_new_leaf() {
+    let mut world = World::new(day(0));
+    world.authority = Some(Authority::create(day(1)).expect("made"));
+    world.tend(day(1));
+    let issued = day(1) + OVERLAP;
+    let settled = issued + OVERLAP;
+    assert_eq!(world.tend(issued), [Step::Issue, Step::Keep { until: settled }]);
+    let just_before = settled - SignedDuration::from_secs(1);
+    assert_eq!(world.tend(just_before), [Step::Keep { until: settled }]);
+    assert_eq!(world.tend(settled)[0], Step::Announce);
+    assert_eq!(world.leaf().authorities().matches("BEGIN").count(), 1);
+}
+
+#[test]
+fn an_authority_lasts_ten_years_and_is_replaced_after_two_thirds_of_them() {
+    let authority = Authority::create(day(0)).expect("made");
+    let due = authority.certificate.renewal();
+    assert!((day(2433)..day(2434)).contains(&due), "{due}");
+    assert_eq!(authority.certificate.not_after, day(3650));
+}
+
+#[test]
 fn what_is_written_is_read_and_what_is_damaged_is_not() {
     let world = World::new(day(0));
     let authority = world.authority.as_ref().expect("there");
@@ -132,6 +194,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
         let Some(Step::Keep { until }) = world.tend(now).pop() else {
             panic!("it does not settle")
         };
+        assert!(until > now, "nothing is put off to a moment that is over");
         now = until;
     }
     let mut before = again(world.leaf());

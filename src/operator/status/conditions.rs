@@ -374,3 +374,6 @@ fn some_of<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String 
         more => format!("{named}{separator}and {more} more"),
     }
 }
+
+#[cfg(test)]
+mod tests;

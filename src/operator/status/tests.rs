@@ -1,136 +1,12 @@
+pub(super) mod world;
+
 use serde_json::{Value, json};
 
+use self::world::{World, parse, problem, with_sidecars};
 use super::*;
-use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
+use crate::api::Reason;
 use crate::operator::names::id;
-use crate::operator::observe::ProxyMemory;
-use crate::operator::pods::Proxy;
-use crate::report::{CertificateReport, Problem, ProxyReport, SessionCacheReport};
-use crate::ring::fixtures::{POLICY, at, ring};
-
-/// A farm of three proxies of which everything is well.
-struct World {
-    farm: TLSFarm,
-    refusal: Option<Refusal>,
-    missing_backends: Vec<Backend>,
-    live: Live,
-    problem: Option<String>,
-    proxies: Vec<Observed>,
-    ring: Option<Ring>,
-    plan: Option<Plan>,
-    repaired: Option<String>,
-    certificate_renewal: Option<Timestamp>,
-    now: Timestamp,
-}
-
-impl World {
-    fn new() -> Self {
-        let farm = json!({
-            "apiVersion": "tlsfarm.dev/v1alpha1",
-            "kind": "TLSFarm",
-            "metadata": {"name": "shop", "namespace": "web", "generation": 4},
-            "spec": {"hosts": []},
-        });
-        Self {
-            farm: serde_json::from_value(farm).expect("a farm"),
-            refusal: None,
-            missing_backends: Vec::new(),
-            live: Live {
-                deployment: Some(parse(json!({
-                    "metadata": {"generation": 2},
-                    "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3},
-                }))),
-                service: Some(parse(
-                    json!({"spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}}),
-                )),
-                config: Some("abc".into()),
-            },
-            problem: None,
-            proxies: ["a", "b", "c"].map(proxy).into(),
-            ring: Some(ring()),
-            plan: None,
-            repaired: None,
-            certificate_renewal: None,
-            now: at(60),
-        }
-    }
-
-    fn status(&self, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
-        let facts = Facts {
-            farm: &self.farm,
-            id: &id("shop"),
-            refusal: self.refusal.as_ref(),
-            missing_backends: &self.missing_backends,
-            live: &self.live,
-            problem: self.problem.as_deref(),
-            proxies: &self.proxies,
-            ring: self.ring.as_ref(),
-            plan: self.plan.as_ref(),
-            policy: &POLICY,
-            repaired: self.repaired.as_deref(),
-            certificate_renewal: self.certificate_renewal,
-            now: self.now,
-        };
-        status(&facts, before)
-    }
-
-    fn condition(&self, type_: ConditionType) -> Condition {
-        let found = self
-            .status(None)
-            .conditions
-            .into_iter()
-            .find(|condition| condition.type_ == type_);
-        found.expect("every condition is there")
-    }
-
-    /// Changes a good world and returns one condition's status, reason and message.
-    fn after(type_: ConditionType, change: impl FnOnce(&mut Self)) -> (ConditionStatus, Reason, String) {
-        let mut world = Self::new();
-        change(&mut world);
-        let condition = world.condition(type_);
-        (condition.status, condition.reason, condition.message)
-    }
-}
-
-fn parse<K: serde::de::DeserializeOwned>(object: Value) -> K {
-    serde_json::from_value(object).expect("an object")
-}
-
-fn proxy(name: &str) -> Observed {
-    let mut report = ProxyReport {
-        ready: true,
-        ..ProxyReport::default()
-    };
-    report.config.fingerprint = "abc".into();
-    Observed {
-        proxy: Proxy {
-            name: name.into(),
-            uid: format!("uid-of-{name}"),
-            address: None,
-            ready_since: Some(at(0)),
-            may_serve: true,
-            obstacle: None,
-            refreshed_for: None,
-        },
-        memory: ProxyMemory {
-            acknowledged: Some(1),
-            report: Some(report),
-            ..ProxyMemory::default()
-        },
-    }
-}
-
-fn problem(reason: Reason, message: &str) -> CertificateReport {
-    CertificateReport {
-        host: "shop".into(),
-        certificate: "shop-tls".into(),
-        not_after: None,
-        problem: Some(Problem {
-            reason,
-            message: message.into(),
-        }),
-    }
-}
+use crate::ring::fixtures::{POLICY, at, ring, secret};
 
 use ConditionStatus::{False, True, Unknown};
 use ConditionType::{
@@ -180,6 +56,16 @@ fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
         ("3/3", 3, 1)
     );
     assert_eq!(ring.next_rotation, at(3600));
+}
+
+#[test]
+fn a_farm_is_ready_when_its_condition_ready_is_true() {
+    let mut world = World::new();
+    assert!(is_ready(&world.status(None)));
+    world.problem = Some("quota".into());
+    let unready = world.status(None);
+    assert!(!is_ready(&unready), "others are true");
+    assert!(!is_ready(&TLSFarmStatus::default()));
 }
 
 #[test]
@@ -398,18 +284,6 @@ fn the_load_balancers_address_goes_before_the_clusters() {
     assert_eq!(world.status(None).addresses, ["192.0.2.1", "lb.example.com"]);
 }
 
-/// A farm with sidecars of which every proxy but those in `cut_off` reaches its cache.
-fn with_sidecars(world: &mut World, cut_off: &[&str]) {
-    world.farm.spec.resumption.session_cache.mode = SessionCacheMode::Sidecar;
-    for one in &mut world.proxies {
-        let away = cut_off.contains(&one.proxy.name.as_str());
-        one.memory.report.as_mut().expect("reported").session_cache = Some(SessionCacheReport {
-            reachable: !away,
-            problem: away.then(|| "no connection".into()),
-        });
-    }
-}
-
 #[test]
 fn the_session_cache_counts_who_reaches_it_and_names_who_does_not() {
     let mut world = World::new();
@@ -461,4 +335,86 @@ fn a_cache_of_which_a_proxy_has_not_told_is_neither_well_nor_ill() {
     });
     assert_eq!(status, Unknown);
     assert!(message.contains('b'), "{message}");
+}
+
+#[test]
+fn every_key_of_the_ring_is_listed_with_its_role_and_times_in_whole_seconds() {
+    let mut world = World::new();
+    let first = ring();
+    let a_moment_later = at(3600) + jiff::SignedDuration::from_millis(999);
+    let rotated = first.rotated(secret(), None, &POLICY, a_moment_later);
+    world.ring = Some(rotated.clone());
+    world.proxies[0].memory.acknowledged = Some(2);
+    let status = world.status(None).ring.expect("there is a ring");
+    let keys: Vec<_> = status.keys.iter().map(|key| (key.id.clone(), key.role)).collect();
+    let expected = [
+        (rotated.next.id.to_string(), KeyRole::Next),
+        (rotated.primary.id.to_string(), KeyRole::Primary),
+        (rotated.previous[0].id.to_string(), KeyRole::Previous),
+    ];
+    assert_eq!(keys, expected);
+    assert_eq!(status.primary, rotated.primary.id.to_string());
+    assert_eq!((status.acknowledged, status.acked.as_str()), (1, "1/3"));
+    assert_eq!((status.last_rotation, status.next_rotation), (at(3600), at(7200)));
+    assert_eq!(status.keys[0].created_at, at(3600));
+}
+
+#[test]
+fn a_ring_that_was_not_seen_in_this_pass_stays_in_the_status() {
+    let mut world = World::new();
+    let before = world.status(None);
+    world.ring = None;
+    assert_eq!(world.status(Some(&before)).ring, before.ring);
+    assert_eq!(world.status(None).ring, None);
+}
+
+#[test]
+fn proxies_that_do_not_serve_count_as_replicas_and_for_nothing_else() {
+    let mut world = World::new();
+    world.proxies[0].proxy.ready_since = None;
+    let status = world.status(None);
+    assert_eq!((status.replicas, status.ready_replicas), (3, 2));
+    assert_eq!(status.proxies, "2/3");
+    assert_eq!(status.ring.expect("there is a ring").acked, "2/2");
+    assert_eq!(status.selector, id("shop").pod_selector());
+}
+
+#[test]
+fn a_service_that_has_no_address_yet_shows_none() {
+    let addresses = |service: Option<Value>| {
+        let mut world = World::new();
+        world.live.service = service.map(parse);
+        world.status(None).addresses
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(addresses(None), none);
+    assert_eq!(addresses(Some(json!({}))), none);
+    assert_eq!(
+        addresses(Some(
+            json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}})
+        )),
+        none
+    );
+    assert_eq!(addresses(Some(json!({"spec": {"clusterIP": ""}}))), none);
+    assert_eq!(
+        addresses(Some(json!({"spec": {"clusterIP": "10.0.0.1"}}))),
+        ["10.0.0.1"]
+    );
+    let both = json!({"spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"]}});
+    assert_eq!(addresses(Some(both)), ["10.0.0.1", "fd00::1"]);
+}
+
+#[test]
+fn only_sidecars_have_certificates_to_renew() {
+    let mut world = World::new();
+    with_sidecars(&mut world, &[]);
+    world.certificate_renewal = Some(at(90));
+    let before = world.status(None);
+    world.farm.spec.resumption.session_cache.mode = SessionCacheMode::Redis;
+    let cache = world.status(Some(&before)).session_cache.expect("there is one");
+    assert_eq!(cache.certificate_renewal, None);
+    assert_eq!(
+        (cache.mode, cache.reachable.as_str()),
+        (SessionCacheMode::Redis, "3/3")
+    );
 }
