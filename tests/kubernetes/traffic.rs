@@ -24,8 +24,7 @@ const SLOWEST_ROUND: Duration = Duration::from_secs(5);
 const KEPT: Stream = (100, true);
 const NEW: Stream = (20, false);
 
-/// Kills of the operator: before the first write of a rotation, and after each of those to the ring, the pods and the
-/// status.
+/// Kills of the operator: before the first write of a rotation, and after those to the ring, the three pods and the events.
 const KILLS: usize = 6;
 
 #[test]
@@ -131,7 +130,7 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
     let before = namespace.ring_generation("shop");
     for round in 0..KILLS {
         let operator = operator_process(&namespace);
-        let mut writes = Followed::from_now(&user);
+        let writes = Followed::from_now(&user);
         namespace.kubectl(&[
             "annotate",
             "--overwrite",
@@ -140,15 +139,7 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
             &format!("tlsfarm.dev/rotate=kill-{round}"),
         ]);
         // One write later in each round, so that the kill meets each step of the rotation.
-        let mut seen = Vec::new();
-        wait_for(
-            &format!("write {round} of the rotation"),
-            Duration::from_secs(30),
-            || {
-                seen.extend(writes.new_writes());
-                (seen.len() >= round).then_some(())
-            },
-        );
+        let seen = writes.wait_for(round, Duration::from_secs(30));
         signal(operator, "KILL");
         println!("round {round}: killed after {seen:?}");
         replace_operator(&namespace);

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -58,8 +60,21 @@ impl Followed {
         }
     }
 
+    /// Waits until there have been so many writes and returns all that there have been. It returns so soon after the last
+    /// one that what follows can still be kept from happening.
+    pub fn wait_for(mut self, count: usize, limit: Duration) -> Vec<Write> {
+        let deadline = Instant::now() + limit;
+        let mut writes = self.new_writes();
+        while writes.len() < count {
+            assert!(Instant::now() < deadline, "{count} writes were due: {writes:?}");
+            thread::sleep(Duration::from_millis(1));
+            writes.extend(self.new_writes());
+        }
+        writes
+    }
+
     /// The writes since the last call.
-    pub fn new_writes(&mut self) -> Vec<Write> {
+    fn new_writes(&mut self) -> Vec<Write> {
         let mut writes = Vec::new();
         let (mut next, mut drained) = (None, false);
         loop {
