@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -131,6 +132,13 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
     for round in 0..KILLS {
         let operator = operator_process(&namespace);
         let writes = Followed::from_now(&user);
+        // One write later in each round, so that the kill meets each step of the rotation. They may all come before kubectl
+        // has ended.
+        let killer = thread::spawn(move || {
+            let seen = writes.wait_for(round, Duration::from_secs(30));
+            signal(operator, "KILL");
+            seen
+        });
         namespace.kubectl(&[
             "annotate",
             "--overwrite",
@@ -138,9 +146,7 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
             "shop",
             &format!("tlsfarm.dev/rotate=kill-{round}"),
         ]);
-        // One write later in each round, so that the kill meets each step of the rotation.
-        let seen = writes.wait_for(round, Duration::from_secs(30));
-        signal(operator, "KILL");
+        let seen = killer.join().expect("the operator writes");
         println!("round {round}: killed after {seen:?}");
         replace_operator(&namespace);
         wait_for(
