@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
-use super::client::Client;
+use super::client::{Client, OWNER_IS_SILENT};
 use super::command::{Command, CommandError, Credentials, Keys, LONGEST_LIFETIME, OneKey, Other, Set, Verb};
 use super::forward;
 use super::info;
@@ -277,7 +277,7 @@ impl Node {
             reply.unwrap_or_else(|_| match verb {
                 // A miss is what every client is prepared for.
                 Verb::Get | Verb::Take => Reply::Null,
-                _ => error("ERR the cache that owns this key does not answer"),
+                _ => error(OWNER_IS_SILENT),
             })
         };
         Answer::Later(answer.boxed_local())

@@ -15,6 +15,9 @@ const CACHES: &str = "app.kubernetes.io/name=tlsfarm,app.kubernetes.io/component
 /// Entries that are set at one cache and read at another: enough that each cache owns some.
 const ENTRIES: usize = 64;
 
+/// Most answers of owners that may be late among all pairs of caches.
+const MOST_LATE: usize = 4;
+
 #[test]
 fn caches_of_the_chart_are_one_and_an_upgrade_keeps_authority_and_password() {
     let namespace = Namespace::for_operator("test-cache-chart");
@@ -80,6 +83,13 @@ impl Cache {
         redis_cli(self.address, &["-a", PASSWORD, "--no-auth-warning"], commands)
     }
 
+    /// Commands of this kind whose owner did not answer it in time.
+    fn unavailable(&self, command: &str) -> u64 {
+        self.metric(&format!(
+            "tlsfarm_cache_requests_total{{command=\"{command}\",outcome=\"unavailable\"}} "
+        ))
+    }
+
     /// The value of a series of its metrics; 0 when there is none.
     fn metric(&self, series: &str) -> u64 {
         let url = format!("http://{}/metrics", SocketAddr::new(self.address, 9090));
@@ -118,24 +128,37 @@ fn wait_caches(namespace: &Namespace, count: usize) -> Vec<Cache> {
     })
 }
 
-/// Demands that what is set at one cache is read at every other, whichever owns it.
+/// Demands that what is set at one cache is read at every other, whichever owns it. The machine is busy, so a few answers
+/// of owners may be late; each is counted by the very cache that was asked.
 fn are_one(caches: &[Cache]) {
+    let mut late = 0;
     for setter in caches {
         for getter in caches {
             let key = |number: usize| format!("{}:{}:{number}", setter.name, getter.name);
-            let (mut sets, mut gets, mut values) = (String::new(), String::new(), String::new());
+            let (mut sets, mut gets) = (String::new(), String::new());
             for number in 0..ENTRIES {
                 sets += &format!("SET {} value-{number} EX 600\n", key(number));
                 gets += &format!("GET {}\n", key(number));
-                values += &format!("value-{number}\n");
             }
-            // An owner that takes too long is a miss, and the machine is busy.
-            wait_for("entries of one cache at another", PATIENCE, || {
-                setter.ask(&sets);
-                (getter.ask(&gets) == values).then_some(())
-            });
+            let pair = format!("{} -> {}", setter.name, getter.name);
+            let (not_set, not_answered) = (setter.unavailable("set"), getter.unavailable("get"));
+            let set = setter.ask(&sets).lines().filter(|answer| *answer == "OK").count();
+            let not_set = (setter.unavailable("set") - not_set) as usize;
+            assert_eq!(set, ENTRIES - not_set, "{pair}: entries were not taken");
+            let answers = getter.ask(&gets);
+            let not_answered = (getter.unavailable("get") - not_answered) as usize;
+            let right = |(number, answer): &(usize, &str)| *answer == format!("value-{number}");
+            let read = answers.lines().enumerate().filter(right).count();
+            // An owner whose answer is late may have the entry.
+            assert!(
+                read + not_set + not_answered >= ENTRIES,
+                "{pair}: {read} of {ENTRIES} entries were read, {not_set} not set, {not_answered} not answered:\n{answers}"
+            );
+            late += not_set + not_answered;
         }
     }
+    println!("{late} late answers");
+    assert!(late <= MOST_LATE, "{late} answers of owners were late");
     for cache in caches {
         let entries = cache.metric("tlsfarm_cache_entries ");
         assert!(entries > 0, "{} owns nothing", cache.name);

@@ -1,29 +1,38 @@
-//! A farm `shop` whose sessions are in a cache, and what is demanded of it.
+//! A farm `shop` whose sessions are in a cache: making one, and asking it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Handshake, Namespace, Version, farm, run, s_client, scratch};
+use crate::harness::{Metrics, Namespace, farm, run, scratch, wait_for};
 
 pub const SHOP: &str = "shop.example.com";
 pub const BANK: &str = "bank.example.com";
 
+/// Port of a cache for the other caches.
+pub const PEERS_PORT: u16 = 7443;
+
 /// How long the kubelet may take to notice a changed Secret, or a dead container, and the farm to settle.
 pub const PATIENCE: Duration = Duration::from_secs(150);
 
+/// As long as the API allows: the machine is busy, and misses are failures here.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// The settings of a cache in sidecars.
 pub fn sidecars() -> Value {
-    json!({"mode": "Sidecar", "lookupTimeout": LOOKUP_TIMEOUT})
+    json!({"mode": "Sidecar", "lookupTimeout": lookup_timeout()})
 }
 
-/// As long as may be: the machine is busy, and misses are failures here.
-pub const LOOKUP_TIMEOUT: &str = "50ms";
+/// [`LOOKUP_TIMEOUT`] as the API spells it.
+pub fn lookup_timeout() -> String {
+    format!("{}ms", LOOKUP_TIMEOUT.as_millis())
+}
 
-/// A farm `shop` with this cache and two hosts, of which `bank` has single-use tickets; waits until it is ready.
+/// A farm `shop` with this cache, three proxies and two hosts, of which `bank` has single-use tickets; waits until it is
+/// ready.
 pub fn deploy(namespace: &Namespace, session_cache: Value) {
     namespace.create_certificate("shop-tls", &[SHOP]);
     namespace.create_certificate("bank-tls", &[BANK]);
@@ -35,150 +44,86 @@ pub fn deploy(namespace: &Namespace, session_cache: Value) {
     namespace.wait_ready("shop");
 }
 
-/// Demands that a session of each proxy resumes at each: by its id as often as it is offered, and a single-use one once.
-pub fn resumes_everywhere(namespace: &Namespace) {
-    let proxies = namespace.proxies("shop");
-    assert_eq!(proxies.len(), 3);
-    let session = scratch(namespace.name).join("session.pem");
-    for (issuer, at) in &proxies {
-        for (resumer, elsewhere) in &proxies {
-            let pair = format!("{issuer} -> {resumer}");
-            unless_disturbed(namespace, &pair, || {
-                resumes_by_session_id(&session, *at, *elsewhere)
-            });
-            unless_disturbed(namespace, &pair, || {
-                let everywhere = proxies.iter().map(|(_, address)| *address);
-                resumes_once(&session, *at, *elsewhere, everywhere)
-            });
+/// A proxy of the farm, with or without a cache beside it.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    pub name: String,
+    pub address: SocketAddr,
+    pub has_sidecar: bool,
+}
+
+impl Proxy {
+    pub fn metrics(&self) -> Result<Metrics, String> {
+        Metrics::of(SocketAddr::new(self.address.ip(), 9090))
+    }
+
+    /// Of the cache beside it; of nobody where there is none.
+    pub fn cache_metrics(&self) -> Result<Metrics, String> {
+        match self.has_sidecar {
+            true => Metrics::of(SocketAddr::new(self.address.ip(), 9091)),
+            false => Ok(Metrics::default()),
         }
     }
-}
 
-fn resumes_by_session_id(session: &Path, at: SocketAddr, elsewhere: SocketAddr) -> Result<(), String> {
-    let ask = |address, hostname, save, offer| {
-        s_client(address, hostname, Version::Tls12WithoutTickets, save, offer)
-    };
-    full(ask(at, SHOP, Some(session), None), "a new session");
-    for time in ["once", "again"] {
-        let next = ask(elsewhere, SHOP, None, Some(session));
-        resumed(next, &format!("its id, {time}"))?;
-    }
-    full(
-        ask(elsewhere, BANK, None, Some(session)),
-        "its id under another name",
-    );
-    Ok(())
-}
-
-fn resumes_once(
-    session: &Path,
-    at: SocketAddr,
-    elsewhere: SocketAddr,
-    everywhere: impl Iterator<Item = SocketAddr>,
-) -> Result<(), String> {
-    let ask = |address, save, offer| s_client(address, BANK, Version::Tls13, save, offer);
-    full(ask(at, Some(session), None), "a new session");
-    resumed(ask(elsewhere, None, Some(session)), "a single-use ticket")?;
-    for proxy in everywhere {
-        let again = ask(proxy, None, Some(session));
-        full(again, &format!("a single-use ticket a second time, at {proxy}"));
-    }
-    Ok(())
-}
-
-/// Demands a full handshake, whatever happens.
-pub fn full(seen: Handshake, what: &str) {
-    assert!(seen.served && !seen.resumed, "{what}: {seen:?}");
-}
-
-/// Demands a page, and a resumed session unless there is an explanation.
-pub fn resumed(seen: Handshake, what: &str) -> Result<(), String> {
-    assert!(seen.served, "{what}: {seen:?}");
-    match seen.resumed {
-        true => Ok(()),
-        false => Err(format!("{what} was not resumed")),
-    }
-}
-
-/// Demands that an attempt succeeds, at once or after attempts whose failure the metrics explain: on a machine that is
-/// busy with other tests a lookup may run out of time, or a pod be unready for a moment.
-pub fn unless_disturbed(namespace: &Namespace, what: &str, attempt: impl Fn() -> Result<(), String>) {
-    const ATTEMPTS: u32 = 5;
-    for _ in 0..ATTEMPTS {
-        let before = disturbances(namespace);
-        let Err(miss) = attempt() else { return };
-        let mut after = disturbances(namespace);
-        after.retain(|series| !before.contains(series));
-        assert!(!after.is_empty(), "{what}: {miss}, and nothing explains it");
-        println!("{what}: {miss}, which is tried again because of {after:?}");
-    }
-    panic!("{what}: none of {ATTEMPTS} attempts was left undisturbed");
-}
-
-/// Everything that proxies and caches have counted so far which makes a full handshake of a resumption that is due.
-fn disturbances(namespace: &Namespace) -> BTreeSet<String> {
-    type Counts = fn(&str) -> bool;
-    let mut found = BTreeSet::new();
-    let cache =
-        namespace.get("tlsfarm", "shop").expect("there")["spec"]["resumption"]["sessionCache"].clone();
-    let ports: &[(u16, Counts)] = match cache["mode"] == "Sidecar" {
-        true => &[(9090, unanswered), (9091, moved)],
-        false => &[(9090, unanswered)],
-    };
-    for (name, address) in namespace.proxies("shop") {
-        for (port, counts) in ports {
-            let url = format!("http://{}:{port}/metrics", address.ip());
-            let metrics = run("curl", &["--silent", "--fail", "--max-time", "10", &url], None)
-                .unwrap_or_else(|error| panic!("{name}: {error}"));
-            found.extend(
-                metrics
-                    .lines()
-                    .filter(|line| counts(line))
-                    .map(|line| format!("{name} {line}")),
-            );
+    /// Whether all ways of the proxy to its cache are open and those of that cache to `others` other ones are, too.
+    fn is_linked(&self, others: usize) -> Result<bool, String> {
+        let proxy = self.metrics()?;
+        let all_closed = |metrics: &Metrics, of: &str, count: Option<usize>| {
+            let breakers = |state| metrics.value(&format!("{of}_breakers{{state=\"{state}\"}}"));
+            let closed = breakers("closed");
+            breakers("open") + breakers("half_open") == 0.0
+                && metrics.value(&format!("{of}_reachable")) == closed
+                && count.map_or(closed > 0.0, |count| closed == count as f64)
+        };
+        if !all_closed(&proxy, "tlsfarm_proxy_session_cache", None) {
+            return Ok(false);
         }
+        let cache = self.cache_metrics()?;
+        Ok(!self.has_sidecar
+            || cache.value("tlsfarm_cache_peer_members") == (others + 1) as f64
+                && all_closed(&cache, "tlsfarm_cache_peer", Some(others)))
     }
-    found
 }
 
-/// A lookup or a put that came to nothing.
-fn unanswered(line: &str) -> bool {
-    let expected = ["hit", "miss", "stored"].map(|outcome| format!("outcome=\"{outcome}\""));
-    line.starts_with("tlsfarm_proxy_session_cache_requests_total{")
-        && !expected.iter().any(|outcome| line.contains(outcome))
-        && !line.ends_with(" 0")
+/// The ready proxies of the farm, sorted by name.
+pub fn proxies(namespace: &Namespace) -> Vec<Proxy> {
+    let farm = namespace.get("tlsfarm", "shop").expect("there");
+    let has_sidecar = farm["spec"]["resumption"]["sessionCache"]["mode"] == "Sidecar";
+    let proxies = namespace.proxies("shop").into_iter();
+    proxies
+        .map(|(name, address)| Proxy {
+            name,
+            address,
+            has_sidecar,
+        })
+        .collect()
 }
 
-/// Entries that are not where they were, or whose owner did not answer.
-fn moved(line: &str) -> bool {
-    let of_requests = line.starts_with("tlsfarm_cache_requests_total{");
-    (of_requests && line.contains("outcome=\"unavailable\""))
-        || line.starts_with("tlsfarm_cache_peer_member_changes_total")
-        || line.starts_with("tlsfarm_cache_evictions_total")
+/// Waits until there are so many ready proxies, each reaches its cache, and each cache all others and no more. From then
+/// on every resumption that is due takes place, unless an answer is late.
+pub fn when_linked(namespace: &Namespace, count: usize) -> Vec<Proxy> {
+    when_linked_within(namespace, count, PATIENCE)
 }
 
-/// Takes a session without a ticket at each proxy and offers it at each; returns the first miss.
-pub fn try_everywhere(namespace: &Namespace) -> Option<String> {
-    let proxies = namespace.proxies("shop");
-    let session = scratch(namespace.name).join("everywhere.pem");
-    for (issuer, at) in &proxies {
-        s_client(*at, SHOP, Version::Tls12WithoutTickets, Some(&session), None);
-        for (resumer, elsewhere) in &proxies {
-            let next = s_client(
-                *elsewhere,
-                SHOP,
-                Version::Tls12WithoutTickets,
-                None,
-                Some(&session),
-            );
-            if !next.resumed {
-                return Some(format!(
-                    "a session of {issuer} does not resume at {resumer}: {next:?}"
-                ));
+pub fn when_linked_within(namespace: &Namespace, count: usize, limit: Duration) -> Vec<Proxy> {
+    let mut last = None;
+    wait_for(
+        &format!("{count} proxies and caches to reach each other"),
+        limit,
+        || {
+            let proxies = proxies(namespace);
+            let linked: Vec<_> = proxies
+                .iter()
+                .map(|proxy| (proxy.name.clone(), proxy.is_linked(count - 1)))
+                .collect();
+            let all = linked.len() == count && linked.iter().all(|(_, linked)| *linked == Ok(true));
+            if last.as_ref() != Some(&linked) {
+                println!("linked: {linked:?}");
+                last = Some(linked);
             }
-        }
-    }
-    None
+            all.then_some(proxies)
+        },
+    )
 }
 
 /// Certificate and key of somebody who calls himself `name`.
@@ -212,4 +157,31 @@ pub fn ask_as_peer(address: SocketAddr, identity: Option<&(PathBuf, PathBuf)>) -
         args.extend(["-key", key.to_str().expect("UTF-8")]);
     }
     run("timeout", &args, Some("PING\r\nQUIT\r\n")).unwrap_or_else(|error| error)
+}
+
+/// What a Secret holds, decoded.
+pub fn secret_texts(namespace: &Namespace, name: &str) -> Option<BTreeMap<String, String>> {
+    let secret = namespace.get("secret", name)?;
+    let data = secret["data"].as_object().expect("a Secret holds something");
+    let decoded = |value: &Value| {
+        let text = value.as_str().expect("base64");
+        run("base64", &["--decode"], Some(text)).expect("base64")
+    };
+    Some(
+        data.iter()
+            .map(|(key, value)| (key.clone(), decoded(value)))
+            .collect(),
+    )
+}
+
+/// The fingerprint of the first certificate in a text.
+pub fn fingerprint(text: &str) -> String {
+    let args = ["x509", "-noout", "-fingerprint", "-sha256"];
+    run("openssl", &args, Some(text)).unwrap_or_else(|error| error)
+}
+
+/// The fingerprint of the certificate that a cache presents to its peers.
+pub fn presented_by(cache: SocketAddr) -> String {
+    // It refuses who presents none, after having presented its own.
+    fingerprint(&ask_as_peer(cache, None))
 }

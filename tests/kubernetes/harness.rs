@@ -3,9 +3,13 @@
 //! `make test` starts the cluster, loads the images and sets the environment. Without it every test here fails at once.
 
 mod audit;
+mod certificates;
 mod clients;
 mod helm;
+mod metrics;
+mod operator;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -16,8 +20,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-pub use audit::{audit_logs, writes_of};
+pub use audit::{Followed, audit_logs, writes_of};
+pub use certificates::{authority_file, certificate, certificate_of_a_stranger};
 pub use clients::{Handshake, Load, Version, s_client};
+pub use metrics::Metrics;
+pub use operator::{operator_process, replace_operator, signal};
 
 /// The image that `make image` built and `make cluster` loaded.
 pub fn image() -> String {
@@ -33,9 +40,23 @@ pub fn only_operator() -> RwLockWriteGuard<'static, ()> {
     OPERATORS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// More than the longest wait that any command here is told to make.
+const LONGEST_COMMAND: Duration = Duration::from_secs(420);
+
 /// Runs a command to its end and returns what it printed, or its failure in words.
 pub fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String, String> {
-    let mut child = Command::new(program)
+    run_within(LONGEST_COMMAND, program, args, input)
+}
+
+/// The same for at most `limit`; a command that takes longer has failed.
+pub fn run_within(
+    limit: Duration,
+    program: &str,
+    args: &[&str],
+    input: Option<&str>,
+) -> Result<String, String> {
+    let mut child = Command::new("timeout")
+        .args(["--kill-after=5", &limit.as_secs_f64().to_string(), program])
         .args(args)
         .stdin(if input.is_some() {
             Stdio::piped()
@@ -65,16 +86,18 @@ pub fn run(program: &str, args: &[&str], input: Option<&str>) -> Result<String, 
 }
 
 /// Calls `check` until it returns something, at most for `limit`.
-pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, limit: Duration, check: impl FnMut() -> Option<T>) -> T {
+    happens(limit, check).unwrap_or_else(|| panic!("timed out after {limit:?} waiting for {what}"))
+}
+
+/// The same, and nothing when it does not happen in time.
+pub fn happens<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(found) = check() {
+        let found = check();
+        if found.is_some() || Instant::now() >= deadline {
             return found;
         }
-        assert!(
-            Instant::now() < deadline,
-            "timed out after {limit:?} waiting for {what}"
-        );
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -268,7 +291,6 @@ impl Namespace {
         ]);
     }
 
-    /// The cluster address of a farm's Service.
     /// The farm's cluster IP, once connections to it arrive.
     ///
     /// A farm is ready a moment before kube-proxy has heard of it. What is sent to the cluster IP then is lost for good:
@@ -363,15 +385,9 @@ pub fn farm(name: &str, replicas: u32, hosts: &[(&str, &str)]) -> Value {
     })
 }
 
-/// Certificate and key in PEM, valid for whole years.
-pub fn certificate(hostnames: &[&str], years: std::ops::Range<i32>) -> (String, String) {
-    let names: Vec<String> = hostnames.iter().map(|name| (*name).to_owned()).collect();
-    let mut params = rcgen::CertificateParams::new(names).expect("DNS names");
-    params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
-    params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let certificate = params.self_signed(&key).expect("a certificate");
-    (certificate.pem(), key.serialize_pem())
+/// The lines of the probe's tables that say what share of the sessions was resumed.
+pub fn shares(probed: &str) -> BTreeSet<&str> {
+    probed.lines().filter(|line| line.ends_with(" %")).collect()
 }
 
 /// Status, reason and message of an object's condition.

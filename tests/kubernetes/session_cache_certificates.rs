@@ -10,25 +10,24 @@ use std::thread::{self, JoinHandle};
 use serde_json::{Value, json};
 
 use crate::cached_farm::{
-    PATIENCE, SHOP, ask_as_peer, deploy, hurry_kubelets, resumed, sidecars, unless_disturbed,
+    PATIENCE, PEERS_PORT, Proxy, SHOP, ask_as_peer, deploy, fingerprint, hurry_kubelets, presented_by,
+    secret_texts, sidecars, when_linked,
 };
+use crate::due::{Due, resume, take};
 use crate::harness::{
-    Namespace, Version, condition_of, farm, process, run, s_client, scratch, wait_for, writes_of,
+    Namespace, Version, farm, operator_process, replace_operator, run, scratch, signal, wait_for, writes_of,
 };
-
-const PEERS_PORT: u16 = 7443;
 
 #[test]
 fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
     let namespace = Namespace::with_operator("test-cache-leaf");
     deploy(&namespace, sidecars());
-    let authority = secret(&namespace, "shop-cache-ca").expect("the farm has an authority");
-    let leaf = secret(&namespace, "shop-cache-tls").expect("the farm has a leaf");
-    let proxies = namespace.proxies("shop");
-    assert_eq!(proxies.len(), 3);
+    let authority = secret_texts(&namespace, "shop-cache-ca").expect("the farm has an authority");
+    let leaf = secret_texts(&namespace, "shop-cache-tls").expect("the farm has a leaf");
+    let proxies = when_linked(&namespace, 3);
     let caches: Vec<_> = proxies
         .iter()
-        .map(|(_, address)| SocketAddr::new(address.ip(), PEERS_PORT))
+        .map(|proxy| SocketAddr::new(proxy.address.ip(), PEERS_PORT))
         .collect();
     let presented = || -> Vec<String> { caches.iter().map(|cache| presented_by(*cache)).collect() };
     assert_eq!(presented(), vec![fingerprint(&leaf["tls.crt"]); 3]);
@@ -42,17 +41,32 @@ fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
     let sessions: Vec<_> = (0..proxies.len())
         .map(|number| dir.join(format!("{number}.pem")))
         .collect();
-    for ((name, address), session) in proxies.iter().zip(&sessions) {
-        unless_disturbed(&namespace, name, || {
-            s_client(*address, SHOP, Version::Tls12WithoutTickets, Some(session), None);
-            resumes_at_all(&proxies, session)
+    let id = Version::Tls12WithoutTickets;
+    let mut due = Due::default();
+    let resumes_at_all = |session: &Path| {
+        proxies.iter().try_for_each(|at| {
+            resume(
+                at,
+                SHOP,
+                id,
+                session,
+                &format!("{} at {}", session.display(), at.name),
+            )
+        })
+    };
+    for (proxy, session) in proxies.iter().zip(&sessions) {
+        due.attempt(&proxy.name, || {
+            take(proxy, SHOP, id, session)?;
+            resumes_at_all(session)
         });
     }
 
     namespace.kubectl(&["delete", "secret", "shop-cache-tls"]);
-    let new = wait_for("a new leaf", PATIENCE, || secret(&namespace, "shop-cache-tls"));
+    let new = wait_for("a new leaf", PATIENCE, || {
+        secret_texts(&namespace, "shop-cache-tls")
+    });
     assert_ne!(fingerprint(&new["tls.crt"]), fingerprint(&leaf["tls.crt"]));
-    let same = secret(&namespace, "shop-cache-ca").as_ref() == Some(&authority);
+    let same = secret_texts(&namespace, "shop-cache-ca").as_ref() == Some(&authority);
     assert!(
         same && new["ca.crt"] == authority["ca.crt"],
         "there is another authority"
@@ -80,10 +94,10 @@ fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
             assert!(answer.contains("PONG"), "{cache} refuses a peer: {answer}");
         }
     }
+    let links = when_linked(&namespace, 3);
+    assert_eq!(names(&links), names(&proxies), "the pods were replaced");
     for session in &sessions {
-        unless_disturbed(&namespace, "a session of before", || {
-            resumes_at_all(&proxies, session)
-        });
+        due.attempt("a session of before", || resumes_at_all(session));
     }
     assert_eq!(
         self::containers(&namespace),
@@ -105,14 +119,18 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
         farm["spec"]["resumption"] = json!({"sessionCache": sidecars()});
         namespace.apply(&farm);
     };
-    let authority = |farm: &str| secret(&namespace, &format!("{farm}-cache-ca"));
-    let leaf = |farm: &str| secret(&namespace, &format!("{farm}-cache-tls"));
+    let authority = |farm: &str| secret_texts(&namespace, &format!("{farm}-cache-ca"));
+    let leaf = |farm: &str| secret_texts(&namespace, &format!("{farm}-cache-tls"));
 
     // While requests are under way, or their answers.
     let steps = ["ring", "cache-ca", "cache-tls"];
     for step in steps {
         let farm = format!("at-{step}");
-        let killer = kill_at(&namespace, operator(&namespace), &format!("secret/{farm}-{step}"));
+        let killer = kill_at(
+            &namespace,
+            operator_process(&namespace),
+            &format!("secret/{farm}-{step}"),
+        );
         apply(&farm);
         killer.join().expect("the Secret is made");
         replace_operator(&namespace);
@@ -123,13 +141,13 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
 
     // Between authority and leaf: the quota has room for the ring and one of them.
     limit_secrets(&namespace, 2);
-    let mut victim = operator(&namespace);
+    let mut victim = operator_process(&namespace);
     apply("between");
     let founded = wait_for("the authority", PATIENCE, || authority("between"));
     for _ in 0..3 {
-        kill(victim);
+        signal(victim, "KILL");
         replace_operator(&namespace);
-        victim = operator(&namespace);
+        victim = operator_process(&namespace);
         let same = authority("between").as_ref() == Some(&founded);
         assert!(same, "there is another authority");
         assert!(leaf("between").is_none(), "the quota does not hold");
@@ -157,41 +175,6 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
     namespace.delete();
 }
 
-/// What a Secret holds, decoded.
-fn secret(namespace: &Namespace, name: &str) -> Option<BTreeMap<String, String>> {
-    let secret = namespace.get("secret", name)?;
-    let data = secret["data"].as_object().expect("a Secret holds something");
-    let decoded = |value: &Value| {
-        let text = value.as_str().expect("base64");
-        run("base64", &["--decode"], Some(text)).expect("base64")
-    };
-    Some(
-        data.iter()
-            .map(|(key, value)| (key.clone(), decoded(value)))
-            .collect(),
-    )
-}
-
-/// The fingerprint of the first certificate in a text.
-fn fingerprint(text: &str) -> String {
-    let args = ["x509", "-noout", "-fingerprint", "-sha256"];
-    run("openssl", &args, Some(text)).unwrap_or_else(|error| error)
-}
-
-/// The fingerprint of the certificate that a cache presents to its peers.
-fn presented_by(cache: SocketAddr) -> String {
-    // It refuses who presents none, after having presented its own.
-    fingerprint(&ask_as_peer(cache, None))
-}
-
-fn resumes_at_all(proxies: &[(String, SocketAddr)], session: &Path) -> Result<(), String> {
-    for (name, address) in proxies {
-        let next = s_client(*address, SHOP, Version::Tls12WithoutTickets, None, Some(session));
-        resumed(next, &format!("{} at {name}", session.display()))?;
-    }
-    Ok(())
-}
-
 /// Every container of the farm's pods by pod and name, with its id and how often it was restarted.
 fn containers(namespace: &Namespace) -> BTreeMap<(String, String), (String, u64)> {
     let text = |value: &Value| value.as_str().expect("text").to_owned();
@@ -210,39 +193,17 @@ fn containers(namespace: &Namespace) -> BTreeMap<(String, String), (String, u64)
     found
 }
 
-const OPERATOR: &str = "app.kubernetes.io/component=operator";
-
-/// The process of the operator, once it is ready.
-fn operator(namespace: &Namespace) -> u32 {
-    wait_for("the operator to be ready", PATIENCE, || {
-        let pods = namespace.list("pods", OPERATOR);
-        let ready = pods.iter().find(|pod| condition_of(pod, "Ready").0 == "True")?;
-        let name = ready["metadata"]["name"].as_str().expect("named");
-        process("operator", &format!("HOSTNAME={name}"))
-    })
-}
-
-/// Lets another operator start at once, rather than when the kubelet sees fit.
-fn replace_operator(namespace: &Namespace) {
-    namespace.kubectl(&[
-        "delete",
-        "pod",
-        "--selector",
-        OPERATOR,
-        "--grace-period=0",
-        "--force",
-    ]);
-}
-
-/// Ends a process without a chance to finish what it does.
-fn kill(process: u32) {
-    run("kill", &["-KILL", &process.to_string()], None).unwrap_or_else(|error| panic!("{error}"));
+fn names(proxies: &[Proxy]) -> Vec<&str> {
+    proxies.iter().map(|proxy| proxy.name.as_str()).collect()
 }
 
 /// Kills a process as soon as a Secret is there.
 fn kill_at(namespace: &Namespace, process: u32, secret: &str) -> JoinHandle<()> {
-    let mut watch = Command::new("kubectl")
+    // Where it is not made there has to be an end.
+    let mut watch = Command::new("timeout")
         .args([
+            "120",
+            "kubectl",
             "--namespace",
             namespace.name,
             "get",
@@ -259,7 +220,7 @@ fn kill_at(namespace: &Namespace, process: u32, secret: &str) -> JoinHandle<()> 
     let secret = secret.to_owned();
     thread::spawn(move || {
         let seen = lines.map_while(Result::ok).any(|line| line == secret);
-        kill(process);
+        signal(process, "KILL");
         watch.kill().expect("our child");
         watch.wait().expect("our child");
         assert!(seen, "{secret} was not made");

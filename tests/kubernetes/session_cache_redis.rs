@@ -4,10 +4,8 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-use crate::cached_farm::{
-    BANK, LOOKUP_TIMEOUT, PATIENCE, SHOP, deploy, full, hurry_kubelets, resumes_everywhere, status,
-    try_everywhere, unless_disturbed,
-};
+use crate::cached_farm::{BANK, PATIENCE, SHOP, deploy, hurry_kubelets, lookup_timeout, status, when_linked};
+use crate::due::{Due, full};
 use crate::harness::{Namespace, Version, s_client, wait_for};
 use crate::redis_server::{Redis, USER};
 
@@ -28,7 +26,7 @@ fn proxies_share_a_redis_serve_without_it_and_say_what_is_wrong() {
     // An address, since the cluster of the tests has no DNS; so the name has to be said.
     let cache = json!({
         "mode": "Redis",
-        "lookupTimeout": LOOKUP_TIMEOUT,
+        "lookupTimeout": lookup_timeout(),
         "redis": {
             "address": address,
             "tls": {"secretRef": {"name": "redis-ca"}, "serverName": redis.server_name},
@@ -47,7 +45,8 @@ fn proxies_share_a_redis_serve_without_it_and_say_what_is_wrong() {
     ] {
         assert_eq!(namespace.get(kind, name), None, "{name} has no use");
     }
-    resumes_everywhere(&namespace);
+    let mut due = Due::default();
+    due.everywhere(&when_linked(&namespace, 3));
 
     redis.stop();
     let message = wait_unreachable(&namespace, "refused");
@@ -65,9 +64,7 @@ fn proxies_share_a_redis_serve_without_it_and_say_what_is_wrong() {
     }
 
     redis.start_again(PASSWORD);
-    wait_for("sessions to resume again", PATIENCE, || {
-        try_everywhere(&namespace).is_none().then_some(())
-    });
+    due.everywhere(&when_linked(&namespace, 3));
 
     redis.stop();
     redis.start_again(OTHER_PASSWORD);
@@ -89,9 +86,7 @@ fn proxies_share_a_redis_serve_without_it_and_say_what_is_wrong() {
     namespace.wait_condition_for("shop", "SessionCacheReady", "True", "CacheReachable", PATIENCE);
     namespace.wait_ready("shop");
     assert_eq!(status(&namespace)["reachable"], "3/3");
-    unless_disturbed(&namespace, "with the new password", || {
-        try_everywhere(&namespace).map_or(Ok(()), Err)
-    });
+    due.everywhere(&when_linked(&namespace, 3));
     namespace.delete();
 }
 

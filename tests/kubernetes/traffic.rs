@@ -1,19 +1,32 @@
 //! What clients see: sessions resume at every proxy, and nothing that happens to the farm loses one or fails a request.
 
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Load, Namespace, Version, farm, run, s_client, scratch, wait_for};
+use crate::harness::{
+    Followed, Load, Namespace, Version, authority_file, farm, operator_process, replace_operator, s_client,
+    scratch, signal, wait_for,
+};
 
 const SHOP: &str = "shop.example.com";
 const BLOG: &str = "blog.example.com";
 
 /// Requests a second, and whether connections are kept between them.
 type Stream = (u32, bool);
+
+/// What a round of the probe may take on a busy machine.
+const SLOWEST_ROUND: Duration = Duration::from_secs(5);
+
 const KEPT: Stream = (100, true);
 const NEW: Stream = (20, false);
+
+/// Kills of the operator: before the first write of a rotation, and after those to the ring, the three pods and the events.
+const KILLS: usize = 6;
 
 #[test]
 fn openssl_resumes_at_every_proxy_and_only_under_its_own_host_name() {
@@ -71,7 +84,9 @@ fn ten_rotations_in_a_row_lose_no_session_and_no_request() {
         slowest <= Duration::from_secs(2),
         "the slowest rotation took {slowest:?}"
     );
-    traffic.stop_without_losses();
+    let summary = traffic.stop_without_losses();
+    let across = summary["crossedRotation"]["resumed"].as_u64().expect("a number");
+    assert!(across >= 10, "{across} sessions were offered after a rotation");
     namespace.delete();
 }
 
@@ -112,8 +127,18 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
     namespace.wait_ready("shop");
     let traffic = Traffic::start(&namespace, "killed", &[KEPT, NEW]);
 
+    let user = format!("system:serviceaccount:{}:tlsfarm", namespace.name);
     let before = namespace.ring_generation("shop");
-    for round in 0..5u64 {
+    for round in 0..KILLS {
+        let operator = operator_process(&namespace);
+        let writes = Followed::from_now(&user);
+        // One write later in each round, so that the kill meets each step of the rotation. They may all come before kubectl
+        // has ended.
+        let killer = thread::spawn(move || {
+            let seen = writes.wait_for(round, Duration::from_secs(30));
+            signal(operator, "KILL");
+            seen
+        });
         namespace.kubectl(&[
             "annotate",
             "--overwrite",
@@ -121,28 +146,20 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
             "shop",
             &format!("tlsfarm.dev/rotate=kill-{round}"),
         ]);
-        // Later in each round, so that the kill meets another step of the rotation.
-        std::thread::sleep(Duration::from_millis(60 * round));
-        let operator = "app.kubernetes.io/component=operator";
-        namespace.kubectl(&[
-            "delete",
-            "pod",
-            "--selector",
-            operator,
-            "--grace-period=0",
-            "--force",
-        ]);
+        let seen = killer.join().expect("the operator writes");
+        println!("round {round}: killed after {seen:?}");
+        replace_operator(&namespace);
         wait_for(
             "the rotation to be finished by the next operator",
             Duration::from_secs(60),
             || {
                 let synced = namespace.condition("shop", "KeysSynced").0 == "True";
-                (synced && namespace.ring_generation("shop") > before + round).then_some(())
+                (synced && namespace.ring_generation("shop") > before + round as u64).then_some(())
             },
         );
         assert_eq!(
             namespace.ring_generation("shop"),
-            before + round + 1,
+            before + round as u64 + 1,
             "one request made more than one rotation"
         );
     }
@@ -156,6 +173,9 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
 struct Traffic {
     loads: Vec<Load>,
     probe: Child,
+    /// What the probe prints: a line a round, more than a pipe holds that nobody empties meanwhile.
+    output: PathBuf,
+    begun: Instant,
 }
 
 impl Traffic {
@@ -166,42 +186,49 @@ impl Traffic {
             .iter()
             .map(|(rate, keep_alive)| Load::start(name, SHOP, &address, *rate, *keep_alive, limit))
             .collect();
+        let output = scratch(name).join("probe.json");
         let probe = Command::new(env!("CARGO_BIN_EXE_tlsfarm"))
-            .args([
-                "probe",
-                "shop",
-                "--namespace",
-                namespace.name,
-                "--watch",
-                "--interval=500ms",
-                "--output=json",
-            ])
-            .stdout(Stdio::piped())
+            .args(["probe", "shop", "--namespace", namespace.name, "--ca-file"])
+            .arg(authority_file())
+            .args(["--watch", "--interval=500ms", "--output=json"])
+            .stdout(File::create(&output).expect("created"))
             .spawn()
             .expect("the probe starts");
-        Self { loads, probe }
+        Self {
+            loads,
+            probe,
+            output,
+            begun: Instant::now(),
+        }
     }
 
-    fn stop_without_losses(self) {
+    /// Demands that every request was served and every session resumed; returns what the probe says of all its rounds.
+    fn stop_without_losses(mut self) -> Value {
         let mut failures = Vec::new();
         for load in self.loads {
             let (requests, failed) = load.stop();
             println!("{requests} requests, failures: {failed:?}");
-            assert!(requests > 0, "the load tool sent nothing");
             failures.extend(failed);
         }
-        run("kill", &["-INT", &self.probe.id().to_string()], None).unwrap_or_else(|error| panic!("{error}"));
-        let output = self.probe.wait_with_output().expect("the probe ends");
-        let seen = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines: Vec<Value> = seen
+        let took = self.begun.elapsed();
+        signal(self.probe.id(), "INT");
+        let status = wait_for("the probe to end", Duration::from_secs(30), || {
+            self.probe.try_wait().expect("our child")
+        });
+        let seen = std::fs::read_to_string(&self.output).expect("written");
+        let last = seen
             .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        let summary = lines
             .last()
             .unwrap_or_else(|| panic!("the probe printed nothing"));
+        let summary: Value = serde_json::from_str(last).expect("JSON");
         println!("probe: {summary}");
-        assert!(output.status.success(), "the probe saw misses:\n{seen}");
+        assert!(status.success(), "the probe saw misses:\n{seen}");
         assert!(failures.is_empty(), "{failures:?}");
+        let rounds = summary["rounds"].as_u64().expect("a number");
+        assert!(
+            rounds >= took.as_secs() / SLOWEST_ROUND.as_secs(),
+            "the probe made {rounds} rounds in {took:?}"
+        );
+        summary
     }
 }

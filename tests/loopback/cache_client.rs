@@ -15,6 +15,7 @@ use tokio::runtime;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
+use crate::cache_peers::Caches;
 use crate::harness::{Farm, PATIENCE, wait_for};
 use crate::redis_server::Redis;
 
@@ -78,6 +79,38 @@ fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
             .await;
         });
     }
+}
+
+#[test]
+fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
+    const KEYS: u32 = 90;
+    let mut caches = Caches::start(3);
+    caches.wait_until_linked();
+    for gone in &mut caches.all[1..] {
+        gone.kill();
+    }
+    local(async {
+        let server = CacheServer::Unix(caches.all[0].unix.clone());
+        let client = Client::start(&server, NEVER, ClientMetrics::default());
+        let (mut stored, mut refused) = (0, 0);
+        // As many clients do that are new: nothing but what is stored tells of the cache.
+        for key in (0..KEYS).map(u32::to_be_bytes) {
+            match client.put(&key, b"session", NEVER).await {
+                Ok(()) => stored += 1,
+                Err(CacheError::Refused(why)) => {
+                    assert_eq!(why, "ERR the cache that owns this key does not answer");
+                    refused += 1;
+                }
+                Err(other) => panic!("after {stored} stored and {refused} refused: {other}"),
+            }
+        }
+        // Two of three are gone.
+        assert!(
+            stored >= 15 && refused >= 45,
+            "{stored} stored, {refused} refused"
+        );
+        assert!(client.reachable(), "{:?}", client.problem());
+    });
 }
 
 #[test]

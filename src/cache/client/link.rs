@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep_until};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::CacheError;
 use super::health::Keeper;
 use super::outstanding::{Answer, Expects, Outstanding, Request, Waiting};
+use super::{CacheError, OWNER_IS_SILENT};
 use crate::cache::breaker::BreakerState;
 use crate::cache::wire::{Reply, ReplyDecoder};
 
@@ -238,6 +238,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 Ok(())
             }
             Ok(_) => {
+                self.keeper.succeeded(now);
+                Ok(())
+            }
+            // It answered; another cache did not.
+            Err(CacheError::Refused(why)) if why == OWNER_IS_SILENT => {
                 self.keeper.succeeded(now);
                 Ok(())
             }
