@@ -249,4 +249,4 @@ impl SessionCache {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -105,8 +105,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             if self.take_requests(cx).is_break() {
                 return Poll::Ready(LinkEnd::Unused);
             }
-            if let Poll::Ready(Err(error)) = self.poll_write(cx) {
-                return Poll::Ready(LinkEnd::Broken(format!("it cannot be written to: {error}")));
+            let is_full = self.batch.len() >= FULL_BATCH;
+            match self.poll_write(cx) {
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(LinkEnd::Broken(format!("it cannot be written to: {error}")));
+                }
+                // More may wait than went into the batch, and nothing would wake this task for it.
+                Poll::Ready(Ok(())) if is_full => continue,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
             }
             match self.poll_read(cx) {
                 // There may be room for more requests now.

@@ -24,6 +24,7 @@ use crate::proxy::snapshot::fixtures::{certificate, config, snapshot};
 use crate::ring::Ring;
 use crate::ring::fixtures::{POLICY, secret};
 
+mod budget;
 mod edit;
 mod failures;
 
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A proxy without its sockets.
 struct Proxy {
+    /// From where its next client comes.
+    client: IpAddr,
     snapshot: Snapshot,
     keys: Arc<SharedKeys>,
     cache: SessionCache,
@@ -50,12 +53,14 @@ impl Proxy {
         let mut config = config();
         change(&mut config);
         let keys = Arc::new(SharedKeys::default());
-        keys.replace(&Ring::new(1, secret(), secret(), &POLICY, Timestamp::now()));
+        let now = Timestamp::now();
+        keys.replace(&Ring::new(1, secret(), secret(), &POLICY, now), now);
         let mut registry = Registry::default();
         Self {
+            client: Ipv4Addr::LOCALHOST.into(),
             snapshot: snapshot(config),
             keys,
-            cache: SessionCache::new(SessionCacheMetrics::default()),
+            cache: SessionCache::new(SessionCacheMetrics::register(&mut registry)),
             metrics: Metrics::register(&mut registry),
             registry,
         }
@@ -64,10 +69,9 @@ impl Proxy {
     /// What comes of a connection of this client, at either end.
     async fn meet<T>(&self, client: impl AsyncFnOnce(DuplexStream) -> T) -> (Accepted, T) {
         let (ours, theirs) = duplex(16 * 1024);
-        let address = Ipv4Addr::LOCALHOST.into();
         let accepting = accept(
             ours,
-            address,
+            self.client,
             &self.snapshot,
             &self.keys,
             &self.cache,

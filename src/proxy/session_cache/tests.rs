@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -27,15 +27,18 @@ const SESSIONS: usize = 2;
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A cache that answers no `SET` before it is told to.
+/// A cache that answers no `SET`, and nothing after one, before it is told to.
 #[derive(Default)]
-struct Reluctant {
-    taken: Cell<usize>,
-    answers: Notify,
+pub(in crate::proxy) struct Reluctant {
+    /// How many it has taken.
+    pub(in crate::proxy) taken: Cell<usize>,
+    /// How often it was asked whether it is there.
+    pub(in crate::proxy) pings: Cell<usize>,
+    pub(in crate::proxy) answers: Notify,
 }
 
 impl Reluctant {
-    fn start(socket: &PathBuf) -> Rc<Self> {
+    pub(in crate::proxy) fn start(socket: &PathBuf) -> Rc<Self> {
         let listener = UnixListener::bind(socket).expect("a socket of our own");
         let cache = Rc::<Self>::default();
         spawn_local(Rc::clone(&cache).serve(listener));
@@ -45,12 +48,12 @@ impl Reluctant {
     async fn serve(self: Rc<Self>, listener: UnixListener) {
         let (mut stream, _) = listener.accept().await.expect("a client");
         let (mut kept, mut part) = (Vec::new(), [0; 4096]);
-        let (mut owed, mut decoder) = (0, RequestDecoder::default());
+        let (mut owed, mut decoder) = (Vec::new(), RequestDecoder::default());
         loop {
             tokio::select! {
                 () = self.answers.notified() => {
-                    stream.write_all(&b"+OK\r\n".repeat(owed)).await.expect("written");
-                    owed = 0;
+                    stream.write_all(&owed).await.expect("written");
+                    owed.clear();
                 }
                 read = stream.read(&mut part) => {
                     let read = read.expect("readable");
@@ -64,9 +67,17 @@ impl Reluctant {
                 match request.get(0) {
                     Some(b"SET") => {
                         self.taken.set(self.taken.get() + 1);
-                        owed += 1;
+                        owed.extend(b"+OK\r\n");
                     }
-                    _ => stream.write_all(b"+PONG\r\n").await.expect("written"),
+                    _ => {
+                        self.pings.set(self.pings.get() + 1);
+                        // Answers come in the order of the requests.
+                        owed.extend(b"+PONG\r\n");
+                        if owed == b"+PONG\r\n" {
+                            stream.write_all(&owed).await.expect("written");
+                            owed.clear();
+                        }
+                    }
                 }
                 kept.drain(..length);
             }
@@ -74,17 +85,26 @@ impl Reluctant {
     }
 }
 
-fn sessions() -> Vec<Entry> {
+pub(in crate::proxy) fn sessions(count: usize) -> Vec<Entry> {
     let scope = Scope::new("web/shop", "shop", MinVersion::TLS13);
-    let entry = |number: u8| Entry {
-        key: CacheKey::new(CacheKind::SingleUse, &scope, &[number; 32]),
-        sealed: vec![number; 200],
+    let entry = |number: usize| Entry {
+        key: CacheKey::new(CacheKind::SingleUse, &scope, &number.to_be_bytes()),
+        sealed: vec![0; 200],
         lifetime: NEVER,
     };
-    (0..SESSIONS as u8).map(entry).collect()
+    (0..count).map(entry).collect()
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+/// A configuration whose time limits no test reaches.
+pub(in crate::proxy) fn patient(socket: &Path) -> config::SessionCache {
+    config::SessionCache {
+        server: CacheServer::Unix(socket.to_owned()),
+        session_id_lifetime: "1h".parse().expect("valid"),
+        lookup_timeout: crate::api::Duration::from_secs(NEVER.as_secs()),
+    }
+}
+
+pub(in crate::proxy) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -99,11 +119,7 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
     let socket = env::temp_dir().join(format!("tlsfarm-reluctant-{}", std::process::id()));
     let test = async {
         let server = Reluctant::start(&socket);
-        let config = config::SessionCache {
-            server: CacheServer::Unix(socket.clone()),
-            session_id_lifetime: "1h".parse().expect("valid"),
-            lookup_timeout: crate::api::Duration::from_secs(NEVER.as_secs()),
-        };
+        let config = patient(&socket);
         let metrics = SessionCacheMetrics::default();
         let cache = SessionCache::new(metrics.clone());
         cache.follow(Some(&config));
@@ -115,7 +131,7 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
             usize::try_from(counter.get()).expect("few")
         };
         let store = async || {
-            let stored = timeout(PATIENCE, cache.store(CLIENT, sessions())).await;
+            let stored = timeout(PATIENCE, cache.store(CLIENT, sessions(SESSIONS))).await;
             stored.expect("a handshake waits");
         };
         until("a connection", || {

@@ -157,7 +157,8 @@ fn offered_anything(snapshot: &Snapshot, name: &str, hello: &Hello) -> bool {
     let host = host(snapshot, name);
     let id = [7; 32];
     let keys = Arc::new(SharedKeys::default());
-    keys.replace(&Ring::new(1, secret(), secret(), &POLICY, Timestamp::now()));
+    let now = Timestamp::now();
+    keys.replace(&Ring::new(1, secret(), secret(), &POLICY, now), now);
     let issuer = {
         let tls12 = Hello {
             extended_master_secret: true,
