@@ -75,13 +75,6 @@ impl Client {
         Self::with(tls, Http::One)
     }
 
-    /// One that has never been here, each time that it comes.
-    pub fn forgetful(farm: &Farm) -> Self {
-        let mut tls = tls_config(farm, rustls::DEFAULT_VERSIONS);
-        tls.resumption = Resumption::disabled();
-        Self::with(tls, Http::One)
-    }
-
     fn with(mut tls: ClientConfig, http: Http) -> Self {
         tls.alpn_protocols = match http {
             Http::One => vec![b"http/1.1".to_vec()],

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Farm, Proxy, Visit, new_ring, rotated, visit, visit_with, wait_for};
 use crate::redis_server::Redis;
-use crate::session_cache::{self, BY_ID};
+use crate::session_cache;
+use crate::session_offers::{self, BY_ID};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
@@ -213,16 +214,16 @@ fn a_session_id_without_extended_master_secret_is_neither_made_nor_looked_up() {
     assert!(first.output.contains("Session-ID: \n"), "{}", first.output);
     assert_eq!(redis.entries(), 0);
 
-    let session = session_cache::session(&farm, &proxy, &BY_ID);
+    let session = session_offers::session(&farm, &proxy, &BY_ID);
     let offered = ["-no_ticket", "-sess_in", session.to_str().expect("a plain path")];
     let again = client.visit(&proxy, &offered);
     assert!(!again.reused, "{}", again.output);
     for outcome in ["hit", "miss"] {
-        assert_eq!(session_cache::requests(&proxy, "get", outcome), 0, "{outcome}");
+        assert_eq!(session_offers::requests(&proxy, "get", outcome), 0, "{outcome}");
     }
-    let with = session_cache::connect(&farm, &proxy, "shop.test", &BY_ID, "-sess_in", &session);
+    let with = session_offers::connect(&farm, &proxy, "shop.test", &BY_ID, "-sess_in", &session);
     assert!(with.served() && with.reused, "{}", with.output);
-    assert_eq!(session_cache::requests(&proxy, "get", "hit"), 1);
+    assert_eq!(session_offers::requests(&proxy, "get", "hit"), 1);
 }
 
 #[test]
