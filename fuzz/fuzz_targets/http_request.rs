@@ -51,9 +51,14 @@ fuzz_target!(|input: &[u8]| {
     let theirs = RUNTIME.with(|runtime| runtime.block_on(read_by_hyper(&whole.passed)));
     assert!(theirs.len() <= ours.len(), "hyper sees {theirs:?} in {ours:?}");
     for (theirs, ours) in theirs.iter().zip(&ours) {
-        assert_eq!(theirs.line, ours.line);
+        // hyper writes the scheme of an absolute target in lower case.
+        assert!(
+            theirs.line.eq_ignore_ascii_case(&ours.line),
+            "{theirs:?} {ours:?}"
+        );
         if theirs.complete {
-            assert_eq!(theirs, ours);
+            assert!(ours.complete);
+            assert_eq!(theirs.body, ours.body);
         }
     }
 });

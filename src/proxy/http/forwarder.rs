@@ -244,7 +244,14 @@ impl Forwarder {
                 });
             };
             let mut error = match sent {
-                Ok(response) => return Ok((response, lease)),
+                Ok(response) if headers::has_clear_framing(response.headers()) => {
+                    return Ok((response, lease));
+                }
+                Ok(_) => {
+                    debug!(endpoint = %endpoint.address, "the length of a response is unclear");
+                    self.metrics.upstream_error(UpstreamError::Response);
+                    return Err(bad_gateway());
+                }
                 Err(error) => error,
             };
             if let Some(refusal) = upload.and_then(UploadProgress::failure) {

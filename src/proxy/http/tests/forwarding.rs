@@ -190,6 +190,23 @@ fn backends_that_fail_give_a_bad_gateway_without_details() {
                 answering("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab").await,
             ),
             (
+                "a list of lengths",
+                answering("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab").await,
+            ),
+            (
+                "a length beside chunks",
+                answering(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n\
+                     2\r\nab\r\n0\r\n\r\n",
+                )
+                .await,
+            ),
+            (
+                "a coding that stays",
+                answering("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n")
+                    .await,
+            ),
+            (
                 "a bad length",
                 answering("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n").await,
             ),
