@@ -73,7 +73,7 @@ fuzz:
 mutants:
 	tests/mutants
 
-# What changed since CHANGE_BASE, by default since the commit before the last.
+# What changed since CHANGE_BASE, by default since the commit before this one.
 CHANGE_BASE ?= HEAD~1
 mutants-change:
 	tests/mutants since $(CHANGE_BASE)

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use tlsfarm::config::{CacheConfig, ProxyConfig};
 use tlsfarm::proxy::http::Routing;
 
-/// Parsing takes time in proportion to the length of what is said, and a message says where.
+/// An error message quotes at most a part of the file.
 const LONGEST_MESSAGE: usize = 1024;
 
 fuzz_target!(|input: &[u8]| {

@@ -1,5 +1,5 @@
 //! HTTP/1 requests: the same bytes pass whole or in pieces, and hyper finds in what passed the same requests with the
-//! same bodies, or refuses to go on. A request that only one of the two sees could be smuggled past the other.
+//! same bodies, or refuses them. A request that only one of the two sees could be smuggled past the other.
 //!
 //! The first byte of the input says how long the pieces are, the rest is what comes off the wire.
 
@@ -7,6 +7,8 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::error::Error;
+use std::io;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
 use tlsfarm::proxy::http::framing::{Framing, Refusal, Step};
@@ -28,12 +30,23 @@ thread_local! {
 /// As large as hyper's buffer in the proxy, so that hyper holds every head that the proxy passes.
 const READ_BUFFER: usize = 128 * 1024;
 
-/// A request line, and the body as far as it came.
-#[derive(Debug, Eq, PartialEq)]
+/// A request as far as it came.
+#[derive(Debug)]
 struct Seen {
+    /// Method and target.
     line: String,
     body: Vec<u8>,
     complete: bool,
+}
+
+/// What hyper made of a stream.
+#[derive(Default)]
+struct Read {
+    requests: Vec<Seen>,
+    /// It has a reason to read no further: it refused something, or a request said that it is the last one.
+    stops: bool,
+    /// The stream ended within a body.
+    wants_more: bool,
 }
 
 fuzz_target!(|input: &[u8]| {
@@ -49,18 +62,24 @@ fuzz_target!(|input: &[u8]| {
 
     let ours = whole.requests();
     let theirs = RUNTIME.with(|runtime| runtime.block_on(read_by_hyper(&whole.passed)));
-    assert!(theirs.len() <= ours.len(), "hyper sees {theirs:?} in {ours:?}");
-    for (theirs, ours) in theirs.iter().zip(&ours) {
-        // hyper writes the scheme of an absolute target in lower case.
-        assert!(
-            theirs.line.eq_ignore_ascii_case(&ours.line),
-            "{theirs:?} {ours:?}"
-        );
+    for (theirs, ours) in theirs.requests.iter().zip(&ours) {
+        assert_eq!(theirs.line, ours.line);
         if theirs.complete {
             assert!(ours.complete);
             assert_eq!(theirs.body, ours.body);
         }
     }
+    let (seen, passed) = (theirs.requests.len(), ours.len());
+    assert!(seen <= passed, "hyper sees {seen} requests in {passed}");
+    assert!(
+        seen == passed || theirs.stops,
+        "hyper sees {seen} requests in {passed}"
+    );
+    let last_is_complete = ours.last().is_none_or(|last| last.complete);
+    assert!(
+        !theirs.wants_more || !last_is_complete,
+        "hyper waits for more of a body that is complete"
+    );
 });
 
 /// What the framing made of a stream.
@@ -110,16 +129,13 @@ impl Judged {
         let mut start = 0;
         let mut requests = Vec::new();
         for (head_end, body_end, complete) in &self.bodies {
-            let head = std::str::from_utf8(&self.passed[start..*head_end]).map_or_else(
-                |_| String::from_utf8_lossy(&self.passed[start..*head_end]).into_owned(),
-                str::to_owned,
-            );
+            let head = String::from_utf8_lossy(&self.passed[start..*head_end]);
             let body = &self.passed[*head_end..*body_end];
             start = *body_end;
             let chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding:");
             let line = head.trim_start_matches("\r\n").split("\r\n").next();
             requests.push(Seen {
-                line: without_version(line.expect("there is a first line")),
+                line: as_hyper_writes(line.expect("there is a first line")),
                 body: match (chunked, complete) {
                     (true, true) => unchunk(body),
                     (true, false) => Vec::new(),
@@ -132,28 +148,24 @@ impl Judged {
     }
 }
 
-fn without_version(line: &str) -> String {
-    line.rsplit_once(' ').expect("a version").0.to_owned()
+/// Method and target, the target in the form that hyper gives it. It is left as it is where hyper refuses it.
+fn as_hyper_writes(line: &str) -> String {
+    let (line, _) = line.rsplit_once(' ').expect("a version");
+    let (method, target) = line.split_once(' ').expect("a target");
+    target
+        .parse::<Uri>()
+        .map_or_else(|_| line.to_owned(), |target| format!("{method} {target}"))
 }
 
 /// The data of a complete body in chunks.
 fn unchunk(mut rest: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     loop {
-        let end = rest.windows(2).position(|pair| pair == b"\r\n").expect("a line");
-        let line = std::str::from_utf8(&rest[..end]).unwrap_or_default();
-        let size = line.split(';').next().expect("a size");
-        // Extensions need not be UTF-8.
-        let size: String = match size.is_empty() {
-            true => rest
-                .iter()
-                .take_while(|b| b.is_ascii_hexdigit())
-                .map(|b| char::from(*b))
-                .collect(),
-            false => size.to_owned(),
-        };
-        let size = usize::from_str_radix(&size, 16).expect("a size that passed");
-        rest = &rest[end + 2..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let size = std::str::from_utf8(&rest[..digits]).expect("digits");
+        let size = usize::from_str_radix(size, 16).expect("a size that passed");
+        let line = rest.windows(2).position(|pair| pair == b"\r\n").expect("a line");
+        rest = &rest[line + 2..];
         if size == 0 {
             return data;
         }
@@ -162,28 +174,31 @@ fn unchunk(mut rest: &[u8]) -> Vec<u8> {
     }
 }
 
-async fn read_by_hyper(passed: &[u8]) -> Vec<Seen> {
+async fn read_by_hyper(passed: &[u8]) -> Read {
     let (mut client, server) = tokio::io::duplex(passed.len().max(1));
     client
         .write_all(passed)
         .await
         .expect("there is room for all of it");
     client.shutdown().await.expect("it is memory");
-    let seen = Rc::new(RefCell::new(Vec::new()));
+    let read = Rc::new(RefCell::new(Read::default()));
     let service = service_fn(|request: Request<Incoming>| {
-        let seen = Rc::clone(&seen);
+        let read = Rc::clone(&read);
         async move {
             let line = format!("{} {}", request.method(), request.uri());
-            let number = seen.borrow().len();
-            seen.borrow_mut().push(Seen {
+            read.borrow_mut().stops |= says_close(&request);
+            read.borrow_mut().requests.push(Seen {
                 line,
                 body: Vec::new(),
                 complete: false,
             });
-            if let Ok(body) = request.into_body().collect().await {
-                let last = &mut seen.borrow_mut()[number];
-                last.body = body.to_bytes().into();
-                last.complete = true;
+            let body = request.into_body().collect().await;
+            let read = &mut *read.borrow_mut();
+            let last = read.requests.last_mut().expect("it was pushed");
+            match body {
+                Ok(body) => (last.body, last.complete) = (body.to_bytes().into(), true),
+                Err(error) if is_end_of_stream(&error) => read.wants_more = true,
+                Err(_) => read.stops = true,
             }
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
@@ -197,6 +212,28 @@ async fn read_by_hyper(passed: &[u8]) -> Vec<Seen> {
         // What hyper answers is of no interest, but must not stop it.
         let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
     };
-    let _ = tokio::join!(connection, drain);
-    seen.take()
+    let (ended, ()) = tokio::join!(connection, drain);
+    let mut read = read.take();
+    read.stops |= ended.is_err_and(|error| error.is_parse());
+    read
+}
+
+/// Whether a request is the last one of its connection (RFC 9112 section 9.3).
+fn says_close(request: &Request<Incoming>) -> bool {
+    let mut options = request.headers().get_all("connection").iter();
+    request.version() == Version::HTTP_10
+        || options.any(|options| {
+            options
+                .as_bytes()
+                .to_ascii_lowercase()
+                .windows(5)
+                .any(|word| word == b"close")
+        })
+}
+
+fn is_end_of_stream(error: &hyper::Error) -> bool {
+    let io = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_incomplete_message() || io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
 }
