@@ -51,6 +51,27 @@ fn after_the_backends_consent_bytes_pass_unseen() {
 }
 
 #[test]
+fn a_switch_of_protocols_is_passed_on_while_the_proxy_drains() {
+    run(async {
+        let backend = scripted(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let consent =
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello\n";
+            stream.write_all(consent.as_bytes()).await.expect("written");
+        })
+        .await;
+        let farm = Farm::new(&[backend]);
+        let mut client = farm.connect(false);
+        farm.draining.cancel();
+        client.send(UPGRADE).await;
+        let response = client.read_until("\r\n\r\n").await;
+        assert_eq!(status(&response), 101);
+        assert!(response.contains("\r\nconnection: upgrade\r\n"), "{response:?}");
+        assert_eq!(client.read_until("\n").await, "hello\n");
+    });
+}
+
+#[test]
 fn without_consent_what_follows_is_the_next_request() {
     run(async {
         let backend = Backend::start().await;
