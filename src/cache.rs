@@ -25,8 +25,6 @@ mod password;
 mod peer_listener;
 mod peer_metrics;
 mod peer_tls;
-#[cfg(test)]
-mod reached;
 mod router;
 mod server;
 pub mod shard;

@@ -16,3 +16,6 @@ pub mod proxy;
 pub mod report;
 pub mod ring;
 pub mod runtime;
+
+#[cfg(test)]
+mod reached;

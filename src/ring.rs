@@ -129,12 +129,6 @@ impl Ring {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use std::cell::{Cell, RefCell};
-    use std::collections::BTreeMap;
-
-    use proptest::strategy::Strategy;
-    use proptest::test_runner::{Config, TestCaseResult, TestRunner};
-
     use super::*;
 
     pub(crate) const POLICY: RotationPolicy = RotationPolicy {
@@ -153,60 +147,6 @@ pub(crate) mod fixtures {
 
     pub(crate) fn ring() -> Ring {
         Ring::new(1, secret(), secret(), &POLICY, at(0))
-    }
-
-    /// What the cases of a property reach. A generator that no longer reaches an outcome says nothing about it, and
-    /// nobody would notice.
-    #[derive(Default)]
-    pub(crate) struct Reached {
-        cases: Cell<u32>,
-        counts: RefCell<BTreeMap<&'static str, u32>>,
-    }
-
-    impl Reached {
-        /// Checks the property for that many generated cases.
-        pub(crate) fn check<S: Strategy>(
-            &self,
-            cases: u32,
-            generator: S,
-            property: impl Fn(S::Value) -> TestCaseResult,
-        ) {
-            let config = Config {
-                failure_persistence: None,
-                ..Config::with_cases(cases)
-            };
-            let counted = |case| {
-                self.cases.set(self.cases.get() + 1);
-                property(case)
-            };
-            if let Err(failure) = TestRunner::new(config).run(&generator, counted) {
-                panic!("{failure}");
-            }
-        }
-
-        /// Counts a case that reaches `outcome`.
-        pub(crate) fn count(&self, outcome: &'static str) {
-            *self.counts.borrow_mut().entry(outcome).or_default() += 1;
-        }
-
-        /// Each outcome must be reached in at least so many percent of the cases, and no other may be.
-        #[track_caller]
-        pub(crate) fn assert_floors(&self, percent: &[(&'static str, u32)]) {
-            let counts = self.counts.borrow();
-            let cases = self.cases.get();
-            println!("of {cases} cases: {counts:?}");
-            for (outcome, floor) in percent {
-                let count = counts.get(outcome).copied().unwrap_or_default();
-                assert!(
-                    count > 0 && count * 100 >= floor * cases,
-                    "{outcome} is reached by {count} of {cases} cases, less than {floor} %: {counts:?}"
-                );
-            }
-            let unexpected = counts
-                .keys()
-                .find(|outcome| !percent.iter().any(|(expected, _)| expected == *outcome));
-            assert_eq!(unexpected, None, "an outcome without a floor");
-        }
     }
 }
 

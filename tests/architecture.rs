@@ -20,6 +20,9 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("probe", &["api", "ring", "config", "report", "runtime"]),
 ];
 
+/// What tests use everywhere; production code that did would not compile.
+const FOR_TESTS: &str = "reached";
+
 /// Parts that must be computed from arguments alone: no client, no socket, no runtime, no clock.
 const PURE: [&str; 10] = [
     "api",
@@ -59,7 +62,7 @@ fn modules_use_only_what_lies_below_them() {
             .next()
             .expect("a name");
         assert!(
-            used == module || below.contains(&used),
+            used == module || used == FOR_TESTS || below.contains(&used),
             "{file}:{number} uses {used}: {text}"
         );
     }

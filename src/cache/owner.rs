@@ -79,7 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::reached::check;
+    use crate::reached::check;
 
     const KEYS: u32 = 20_000;
 

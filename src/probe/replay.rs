@@ -95,7 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ring::fixtures::Reached;
+    use crate::reached::check;
 
     fn hello(random: [u8; RANDOM_LENGTH], extensions: &[[u8; 2]]) -> Vec<u8> {
         let mut body = vec![3, 3];
@@ -168,17 +168,17 @@ mod tests {
         })
     }
 
-    /// 20 % of the servers want another ClientHello, 18 % resume and 62 % do not.
+    /// Measured: 20 % of the servers want another ClientHello, 17 % resume and 63 % do not.
     #[test]
     fn what_a_server_hello_says_is_read_once_it_is_whole_and_stays_the_same() {
-        let reached = Reached::default();
+        let floors = [("resumes", 8), ("starts", 31), ("retries", 10)];
         let arriving = (
             hellos(),
             any::<prop::sample::Index>(),
             prop::collection::vec(any::<u8>(), 0..100),
         );
-        reached.check(512, arriving, |((hello, reply), cut, more)| {
-            reached.count(match reply {
+        check(512, arriving, &floors, |((hello, reply), cut, more), case| {
+            case.reaches(match reply {
                 Reply::Resumes => "resumes",
                 Reply::Starts => "starts",
                 Reply::Retries => "retries",
@@ -188,7 +188,6 @@ mod tests {
             prop_assert_eq!(server_hello(&[hello, more].concat()), Some(reply));
             Ok(())
         });
-        reached.assert_floors(&[("resumes", 8), ("starts", 40), ("retries", 10)]);
     }
 
     proptest! {

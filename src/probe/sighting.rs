@@ -119,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ring::fixtures::Reached;
+    use crate::reached::check;
 
     fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
         let mut record = vec![kind, 3, 3];
@@ -187,18 +187,19 @@ mod tests {
         prop::collection::vec(prop_oneof![1 => ticket, 4 => other], 0..8)
     }
 
-    /// 21 % of the streams show a ticket. In 21 % the first one is encrypted or has not come whole, in 6 % it is empty; the
-    /// rest has none.
+    /// Measured: 24 % of the streams show a ticket. In 19 % the first one is encrypted or has not come whole, in 7 % it is
+    /// empty, and 50 % have none.
     #[test]
     fn the_first_ticket_that_arrives_whole_and_in_the_clear_tells() {
-        let reached = Reached::default();
         let encrypted_from = prop_oneof![Just(usize::MAX), 0..12_usize];
         let missing = prop_oneof![Just(0), 0..200_usize];
         let streams = (messages(), 1..80_usize, encrypted_from, missing);
-        reached.check(
+        let floors = [("none", 25), ("encrypted or cut", 9), ("empty", 3), ("seen", 12)];
+        check(
             1024,
             streams,
-            |(messages, record_size, encrypted_from, missing)| {
+            &floors,
+            |(messages, record_size, encrypted_from, missing), case| {
                 let plain: Vec<u8> = messages
                     .iter()
                     .flat_map(|(kind, body)| message(*kind, body))
@@ -234,11 +235,10 @@ mod tests {
                     Some((_, false)) => ("empty", false),
                     Some((_, true)) => ("seen", true),
                 };
-                reached.count(outcome);
+                case.reaches(outcome);
                 prop_assert_eq!(carries_ticket(&stream), expected, "{}", outcome);
                 Ok(())
             },
         );
-        reached.assert_floors(&[("none", 15), ("encrypted or cut", 8), ("empty", 3), ("seen", 10)]);
     }
 }

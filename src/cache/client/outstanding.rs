@@ -125,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::reached::check;
+    use crate::reached::check;
 
     fn caller(answer: Answer) -> Waiting {
         Waiting::Caller(Expects::Value, answer)
@@ -183,8 +183,8 @@ mod tests {
         }
     }
 
-    /// Measured: every case but the shortest has replies in time, and 90 % late ones, several that run out together, and replies
-    /// that nobody asked for.
+    /// Measured: 95 % of the cases have replies in time, 99 % late ones, 97 % several that run out together, 90 % one that runs
+    /// out behind others that have, and 75 % replies that nobody asked for.
     #[test]
     fn each_request_gets_its_own_reply_or_runs_out_once() {
         const LIMIT: Duration = Duration::from_millis(20);
@@ -194,11 +194,11 @@ mod tests {
             2 => (0u64..30).prop_map(Step::Wait),
         ];
         let floors = [
-            ("a reply in time", 60),
-            ("a reply that is late", 60),
-            ("a reply that nobody asked for", 30),
-            ("several that run out together", 50),
-            ("one that runs out behind others that have", 40),
+            ("a reply in time", 48),
+            ("a reply that is late", 48),
+            ("a reply that nobody asked for", 38),
+            ("several that run out together", 48),
+            ("one that runs out behind others that have", 45),
         ];
         check(128, vec(step, 20..200), &floors, |steps, case| {
             let mut outstanding = Outstanding::default();

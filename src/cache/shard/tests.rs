@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cache::reached::check;
+use crate::reached::check;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -45,28 +45,28 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Measured: more than 90 % of the cases find, miss, take, store and delete; 60 to 75 % meet an entry whose time is over by each
-/// command, and 50 % by storing what must not replace another. Less than two thirds of that fails.
+/// Measured: 57 % of the cases store a new value in the place of one whose time is over, 66 % are denied another lifetime for
+/// such a one, 71 % store what must not replace another, and 74 % or more reach each of the others.
 #[test]
 fn without_want_of_room_it_is_a_map_with_lifetimes() {
     let floors = [
-        ("a value", 60),
-        ("no value", 65),
-        ("no value any more", 40),
-        ("a value that is taken", 60),
-        ("nothing to take", 65),
-        ("nothing to take any more", 40),
-        ("a value in an empty place", 65),
-        ("a value in the place of another", 50),
-        ("a value that may not replace another", 50),
+        ("a value", 44),
+        ("no value", 50),
+        ("no value any more", 38),
+        ("a value that is taken", 47),
+        ("nothing to take", 50),
+        ("nothing to take any more", 38),
+        ("a value in an empty place", 50),
+        ("a value in the place of another", 37),
+        ("a value that may not replace another", 35),
         ("a new value in the place of one whose time is over", 28),
-        ("an entry that is deleted", 60),
-        ("nothing to delete any more", 45),
-        ("another lifetime", 60),
-        ("no other lifetime for what is over", 38),
-        ("time left", 60),
-        ("no time left", 40),
-        ("what is swept", 60),
+        ("an entry that is deleted", 45),
+        ("nothing to delete any more", 37),
+        ("another lifetime", 44),
+        ("no other lifetime for what is over", 32),
+        ("time left", 43),
+        ("no time left", 39),
+        ("what is swept", 45),
     ];
     let steps = (vec(step(), 40..300), any::<bool>());
     check(96, steps, &floors, |(steps, encrypt), case| {
@@ -161,15 +161,14 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
     });
 }
 
-/// Measured: 80 % of the cases let the oldest go, several for one, and nearly all replace one that is not the oldest. Less than
-/// two thirds of that fails.
+/// Measured: 70 to 77 % of the cases let the oldest go, all of them several for one, and 97 % replace one that is not the oldest.
 #[test]
 fn the_bound_holds_and_the_oldest_go() {
     const LIMIT: usize = 256 << 10;
     let floors = [
-        ("the oldest go", 50),
-        ("several go for one", 40),
-        ("one that is not the oldest is replaced", 70),
+        ("the oldest go", 35),
+        ("several go for one", 35),
+        ("one that is not the oldest is replaced", 48),
     ];
     let values = vec((0u16..300, 0usize..4096), 1..600);
     check(64, values, &floors, |values, case| {

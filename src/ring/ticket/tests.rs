@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::api::MinVersion;
+use crate::reached::check;
 use crate::ring::CacheKind;
 use crate::ring::RotationPolicy;
-use crate::ring::fixtures::{POLICY, Reached, at, ring, secret};
+use crate::ring::fixtures::{POLICY, at, ring, secret};
 
 const TICKETS: TicketPolicy = TicketPolicy {
     lifetime: SignedDuration::from_hours(4),
@@ -398,8 +399,8 @@ proptest! {
     }
 }
 
-/// Half of the cases have a size that no ticket has or a version that is not ours, a quarter names a key that is not in
-/// the ring, and a quarter one that is.
+/// Measured: 55 % of the cases have a size that no ticket has or a version that is not ours, 22 % name a key that is not in
+/// the ring, and 23 % one that is.
 #[test]
 fn what_no_proxy_sealed_is_refused_for_what_it_is() {
     let sizes = prop_oneof![
@@ -414,8 +415,8 @@ fn what_no_proxy_sealed_is_refused_for_what_it_is() {
         prop_oneof![9 => Just(VERSION), 1 => any::<u8>()],
         any::<bool>(),
     );
-    let reached = Reached::default();
-    reached.check(256, forged, |(mut ticket, version, known_key)| {
+    let floors = [("malformed", 28), ("unknown key", 10), ("not authentic", 10)];
+    check(256, forged, &floors, |(mut ticket, version, known_key), case| {
         let keys = TicketKeys::new(&ring());
         if ticket.len() >= HEADER {
             ticket[0] = version;
@@ -429,10 +430,9 @@ fn what_no_proxy_sealed_is_refused_for_what_it_is() {
             (true, false) => ("unknown key", OpenError::UnknownKey),
             (true, true) => ("not authentic", OpenError::NotAuthentic),
         };
-        reached.count(name);
+        case.reaches(name);
         let opened = keys.open(&ticket, SealedAs::Ticket, &scope(), &TICKETS, at(1));
         prop_assert_eq!(opened.err(), Some(expected));
         Ok(())
     });
-    reached.assert_floors(&[("malformed", 30), ("unknown key", 8), ("not authentic", 8)]);
 }

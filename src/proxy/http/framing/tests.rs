@@ -1,12 +1,11 @@
 //! Verdicts over raw bytes, and that they never depend on how the bytes are split.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
+use crate::reached::check;
 use refused::{Refused, fields_of, head_of, refused_requests, request_line_of};
 
 mod refused;
@@ -252,65 +251,69 @@ fn requests() -> impl Strategy<Value = (Vec<u8>, Option<Refused>)> {
     )
 }
 
-fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config {
-        cases,
-        failure_persistence: None,
-        ..Config::default()
-    })
-}
-
-/// Of 2,000 cases three quarters end with a refused request, each of some 100 in about 15: every reason is reached.
+/// Measured: 75 % of the cases end with a refused request, for each reason 0.5 to 7 %. For the rare ones one case must do: half
+/// of their share would fail by chance.
 #[test]
 fn what_comes_before_a_refused_request_passes_however_all_of_it_is_split() {
-    let (refused, reasons) = (Cell::new(0), RefCell::new(BTreeSet::new()));
+    let mut floors = vec![("all passes", 12.0), ("a refused request", 37.0)];
+    floors.extend(stated_reasons().into_iter().map(|reason| (reason, 0.05)));
     let cuts = prop::collection::vec(any::<usize>(), 0..30);
-    runner(2000)
-        .run(&(requests(), cuts), |((mut good, bad), cuts)| {
+    check(
+        2000,
+        (requests(), cuts),
+        &floors,
+        |((mut good, bad), cuts), case| {
             let mut input = good.clone();
             if let Some(bad) = &bad {
                 input.extend_from_slice(&bad.passed);
                 input.extend_from_slice(&bad.rest);
                 good.extend_from_slice(&bad.passed);
-                refused.set(refused.get() + 1);
-                reasons.borrow_mut().insert(bad.refusal.reason);
+                case.reaches("a refused request");
+                case.reaches(bad.refusal.reason);
+            } else {
+                case.reaches("all passes");
             }
             let (passed, refusal) = judge(&input, &cuts);
             prop_assert_eq!(refusal, bad.map(|bad| bad.refusal));
             prop_assert!(passed == good, "{} of {} bytes passed", passed.len(), good.len());
             Ok(())
-        })
-        .expect("no split matters");
-    assert!((1300..1700).contains(&refused.get()), "{refused:?} are refused");
-    assert_eq!(reasons.into_inner(), stated_reasons());
+        },
+    );
 }
 
-/// Streams of pieces in any order: a third passes whole, the others are refused for six to nine different reasons.
+/// Measured: 36 % of the streams pass whole, 37 % have a malformed request line, 14 % a malformed chunk size and 8 % a control
+/// character in a head; 4 % are refused for another reason.
 #[test]
 fn a_stream_has_one_verdict_however_it_is_split() {
-    let (clean, reasons) = (Cell::new(0), RefCell::new(BTreeSet::new()));
+    const FREQUENT: [&str; 3] = [
+        "the request line is malformed",
+        "a chunk size is malformed",
+        "the head holds a control character",
+    ];
+    let [line, size, control] = FREQUENT;
+    let floors = [
+        ("all passes", 18.0),
+        (line, 18.0),
+        (size, 6.0),
+        (control, 3.0),
+        ("another reason", 0.5),
+    ];
     let pieces = prop::collection::vec(piece(), 0..8);
     let cuts = prop::collection::vec(any::<usize>(), 0..30);
-    runner(512)
-        .run(&(pieces, cuts), |(pieces, cuts)| {
-            let input = pieces.concat();
-            let whole = judge(&input, &[]);
-            match whole.1 {
-                None => clean.set(clean.get() + 1),
-                Some(refusal) => {
-                    reasons.borrow_mut().insert(refusal.reason);
-                }
-            }
-            prop_assert!(judge(&input, &cuts) == whole);
-            prop_assert!(input.starts_with(&whole.0));
-            if input.len() < 300 {
-                let every: Vec<usize> = (0..input.len()).collect();
-                prop_assert!(judge(&input, &every) == whole);
-            }
-            Ok(())
-        })
-        .expect("no split matters");
-    let reasons = reasons.into_inner();
-    assert!((120..240).contains(&clean.get()), "{clean:?} of 512 pass whole");
-    assert!(reasons.len() >= 4, "{reasons:?}");
+    check(512, (pieces, cuts), &floors, |(pieces, cuts), case| {
+        let input = pieces.concat();
+        let whole = judge(&input, &[]);
+        case.reaches(match whole.1 {
+            None => "all passes",
+            Some(refusal) if FREQUENT.contains(&refusal.reason) => refusal.reason,
+            Some(_) => "another reason",
+        });
+        prop_assert!(judge(&input, &cuts) == whole);
+        prop_assert!(input.starts_with(&whole.0));
+        if input.len() < 300 {
+            let every: Vec<usize> = (0..input.len()).collect();
+            prop_assert!(judge(&input, &every) == whole);
+        }
+        Ok(())
+    });
 }

@@ -126,13 +126,27 @@ fn lives() -> impl Strategy<Value = Life> {
     )
 }
 
-/// 35 % of the tickets open, 13 % are never sealed, and of the eight bounds each is the only one that is broken in 5 % of
-/// the cases or more.
+/// Each life is one of a ticket and one of an entry, with the same outcome. Measured: 35 % open, 7 % come when the key may not
+/// seal and 7 % are over before they begin; of the eight bounds each is the only one that is broken in 5 to 7 %, and in 2 %
+/// several are.
 #[test]
 fn a_ticket_is_sealed_and_opened_exactly_as_long_as_every_bound_holds() {
-    let reached = Reached::default();
+    let floors = [
+        ("opened", 17),
+        ("key may not seal", 3),
+        ("over before it begins", 3),
+        ("lifetime", 2),
+        ("session", 2),
+        ("certificate", 2),
+        ("TLS", 3),
+        ("key", 3),
+        ("lifetime now", 3),
+        ("session now", 3),
+        ("clocks", 3),
+        ("several", 1),
+    ];
     let key = CacheKey::new(CacheKind::SingleUse, &scope(), &[1; 32]);
-    reached.check(2048, lives(), |life| {
+    check(2048, lives(), &floors, |life, case| {
         let mut ring = ring();
         ring.primary.seal_until = at(life.seal_until);
         ring.primary.open_until = at(life.ends.key);
@@ -145,12 +159,12 @@ fn a_ticket_is_sealed_and_opened_exactly_as_long_as_every_bound_holds() {
             let sealed = keys.seal(b"session", sealed_as, &scope(), &policy, &life.age(), now);
             if life.issued >= life.seal_until {
                 prop_assert_eq!(sealed, Err(SealError::KeyExpired));
-                reached.count("key may not seal");
+                case.reaches("key may not seal");
                 continue;
             }
             if lifetime == 0 {
                 prop_assert_eq!(sealed, Err(SealError::SessionExpired));
-                reached.count("over before it begins");
+                case.reaches("over before it begins");
                 continue;
             }
             let opened = keys.open(
@@ -165,33 +179,18 @@ fn a_ticket_is_sealed_and_opened_exactly_as_long_as_every_bound_holds() {
                 [] => {
                     let opened = opened.ok();
                     prop_assert_eq!(opened.map(|o| o.authenticated_at), Some(at(life.authenticated)));
-                    reached.count("opened");
+                    case.reaches("opened");
                 }
                 [(only, _)] => {
                     prop_assert_eq!(opened.err(), Some(OpenError::Expired), "{}", only);
-                    reached.count(only);
+                    case.reaches(only);
                 }
                 _ => {
                     prop_assert_eq!(opened.err(), Some(OpenError::Expired), "{:?}", broken);
-                    reached.count("several");
+                    case.reaches("several");
                 }
             }
         }
         Ok(())
     });
-    // Each case counts twice, as a ticket and as an entry.
-    reached.assert_floors(&[
-        ("opened", 40),
-        ("key may not seal", 4),
-        ("over before it begins", 4),
-        ("lifetime", 4),
-        ("session", 4),
-        ("certificate", 4),
-        ("TLS", 4),
-        ("key", 4),
-        ("lifetime now", 4),
-        ("session now", 4),
-        ("clocks", 4),
-        ("several", 1),
-    ]);
 }
