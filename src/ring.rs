@@ -174,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn a_scheduled_rotation_does_not_forget_the_request_that_was_handled() {
+        let asked = RotationRequest {
+            value: "x".into(),
+            seen_at: at(10),
+        };
+        let ring = ring().rotated(secret(), Some(&asked), &POLICY, at(10));
+        let ring = ring.rotated(secret(), None, &POLICY, at(3610));
+        assert_eq!(ring.handled_request.as_deref(), Some("x"));
+    }
+
+    #[test]
     fn a_previous_key_outlives_every_ticket_that_a_late_proxy_may_have_sealed() {
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let latest_seal = at(3600) + POLICY.max_unacked_wait;

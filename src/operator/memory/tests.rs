@@ -282,6 +282,10 @@ fn loading_starts_anew_with_every_change() {
         memory.loading(true, Some(2), Some("abc"), at(10)),
         Some(SignedDuration::from_secs(1))
     );
+    assert_eq!(
+        memory.loading(true, Some(2), Some("def"), at(10)),
+        Some(SignedDuration::ZERO)
+    );
     assert_eq!(memory.loading(false, Some(2), Some("abc"), at(10)), None);
     assert_eq!(
         memory.loading(true, Some(2), Some("abc"), at(20)),

@@ -143,6 +143,26 @@ fn a_request_keeps_its_first_time_and_a_huge_one_cannot_bloat_the_ring() {
     let huge = requested(&farm, Some(&first), at(3)).expect("requested");
     assert!(huge.value.len() <= LONGEST_REQUEST);
     assert_eq!(huge.seen_at, at(3));
+    assert_eq!(
+        requested(&farm, Some(&huge), at(4)),
+        Some(huge),
+        "it was seen before"
+    );
+}
+
+#[test]
+fn a_repair_goes_above_what_proxies_acknowledged_even_where_the_ring_is_known() {
+    let ring = ring();
+    let heard = Known {
+        ring: Some(&ring),
+        generation: ring.generation + 4,
+    };
+    let damaged = Stored::Damaged("it is empty".into(), version());
+    let Decision::Write(repaired, _, Change::Repaired(_)) = decided(damaged, heard) else {
+        panic!("it was not repaired");
+    };
+    assert_eq!(repaired.generation, ring.generation + 5);
+    assert_eq!(repaired.primary, ring.primary);
 }
 
 #[test]

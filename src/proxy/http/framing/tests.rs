@@ -189,6 +189,16 @@ fn nothing_passes_until_an_upgrade_is_decided() {
     framing.upgrade_declined();
     assert!(framing.advance(b"\x81\x00").is_err());
 
+    for fields in [
+        "Connection: upgrade\r\nConnection: keep-alive",
+        "Connection: keep-alive\r\nConnection: upgrade",
+    ] {
+        let head = format!("GET / HTTP/1.1\r\n{fields}\r\nUpgrade: websocket\r\n\r\n");
+        let mut framing = Framing::default();
+        assert_eq!(framing.advance(head.as_bytes()), Ok(Step::Pass(head.len())));
+        assert!(framing.awaits_upgrade(), "{fields:?}");
+    }
+
     for other in [
         "GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",

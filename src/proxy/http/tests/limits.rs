@@ -163,6 +163,29 @@ fn a_response_body_must_keep_coming() {
     });
 }
 
+#[test]
+fn a_response_that_keeps_coming_may_take_longer_than_any_part_of_it() {
+    const PARTS: usize = 6;
+    run(async {
+        let backend = scripted(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {PARTS}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.expect("written");
+            let mut parts = tokio::time::interval(std::time::Duration::from_millis(250));
+            for _ in 0..PARTS {
+                parts.tick().await;
+                stream.write_all(b"x").await.expect("written");
+            }
+        })
+        .await;
+        let farm = Farm::with(&[backend], "timeouts: {responseIdle: 1s}");
+        let response = farm
+            .exchange("GET / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(response.ends_with("\r\n\r\nxxxxxx"), "{response:?}");
+    });
+}
+
 /// A backend that sends for ever.
 async fn endless() -> std::net::SocketAddr {
     scripted(|_, mut stream| async move {

@@ -72,6 +72,24 @@ fn a_switch_of_protocols_is_passed_on_while_the_proxy_drains() {
 }
 
 #[test]
+fn the_client_is_told_the_protocol_that_the_backend_chose() {
+    run(async {
+        let backend = scripted(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let consent =
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat/1\r\n\r\n";
+            stream.write_all(consent.as_bytes()).await.expect("written");
+        })
+        .await;
+        let farm = Farm::new(&[backend]);
+        let mut client = farm.connect(false);
+        client.send(UPGRADE.replace("websocket", "chat/2")).await;
+        let response = client.read_until("\r\n\r\n").await;
+        assert!(response.contains("\r\nupgrade: chat/1\r\n"), "{response:?}");
+    });
+}
+
+#[test]
 fn without_consent_what_follows_is_the_next_request() {
     run(async {
         let backend = Backend::start().await;
