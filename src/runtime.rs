@@ -6,3 +6,5 @@ pub mod files;
 pub(crate) mod limits;
 pub mod signal;
 pub mod telemetry;
+#[cfg(test)]
+pub(crate) mod test_dir;

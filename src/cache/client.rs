@@ -31,8 +31,8 @@ use crate::config::CacheServer;
 /// Most requests that wait to be written. Beyond that they fail at once.
 const MOST_WAITING: usize = 1024;
 
-/// What a `tlsfarm cache` answers when it cannot store, because the cache that owns the key does not answer. It says nothing
-/// of the cache that answers.
+/// What a `tlsfarm cache` answers when it cannot store, because the cache that owns the key does not answer. The cache that
+/// sends this is healthy; it must not count as a failure.
 pub(super) const OWNER_IS_SILENT: &str = "ERR the cache that owns this key does not answer";
 
 /// The client of one cache. It lives on until its last clone is dropped.

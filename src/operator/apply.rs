@@ -158,9 +158,9 @@ impl Inspection {
     }
 }
 
-/// One request.
+/// One request to the API server.
 #[derive(Debug, PartialEq)]
-enum Step<'a> {
+enum Request<'a> {
     /// Ask whether the API server would take the object.
     DryRun(&'a Object),
     Apply(&'a Object),
@@ -178,19 +178,19 @@ pub(super) async fn apply(
 ) -> Result<Live, ApplyError> {
     let objects = desired.objects();
     let orphans = std::mem::take(&mut inspection.orphans);
-    for step in steps(&objects, &inspection.live, &orphans, applied) {
-        match step {
-            Step::DryRun(object) => {
+    for request in requests(&objects, &inspection.live, &orphans, applied) {
+        match request {
+            Request::DryRun(object) => {
                 patch(client, id, object, PatchParams::apply(MANAGER).force().dry_run()).await?;
             }
-            Step::Apply(object) => {
+            Request::Apply(object) => {
                 let live = patch(client, id, object, PatchParams::apply(MANAGER).force()).await?;
                 metrics.wrote(object.kind);
                 let key = (object.kind, object.name.clone());
                 applied.insert(key.clone(), Record::of(&live, object));
                 inspection.live.insert(key, live);
             }
-            Step::Delete(kind, orphan) => {
+            Request::Delete(kind, orphan) => {
                 delete(client, id, kind, orphan).await?;
                 metrics.wrote(kind);
             }
@@ -203,12 +203,12 @@ pub(super) async fn apply(
 ///
 /// A spec can make a Deployment or Service that the API server refuses; then nothing at all may change. So it is asked
 /// about all of those before the first write.
-fn steps<'a>(
+fn requests<'a>(
     objects: &'a [Object],
     live: &BTreeMap<Key, DynamicObject>,
     orphans: &'a [(Kind, DynamicObject)],
     applied: &Applied,
-) -> Vec<Step<'a>> {
+) -> Vec<Request<'a>> {
     let is_due = |object: &&Object| {
         let key = (object.kind, object.name.clone());
         match (live.get(&key), applied.get(&key)) {
@@ -220,9 +220,11 @@ fn steps<'a>(
     let may_be_refused = due
         .iter()
         .filter(|object| matches!(object.kind, Kind::Deployment | Kind::Service));
-    let dry_runs = may_be_refused.map(|object| Step::DryRun(object));
-    let applies = due.iter().map(|object| Step::Apply(object));
-    let deletions = orphans.iter().map(|(kind, orphan)| Step::Delete(*kind, orphan));
+    let dry_runs = may_be_refused.map(|object| Request::DryRun(object));
+    let applies = due.iter().map(|object| Request::Apply(object));
+    let deletions = orphans
+        .iter()
+        .map(|(kind, orphan)| Request::Delete(*kind, orphan));
     dry_runs.chain(applies).chain(deletions).collect()
 }
 

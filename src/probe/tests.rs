@@ -4,7 +4,6 @@ mod stateful;
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::kept::KeptSessions;
 use super::output::{Output, Style};
 use super::{Counts, Matrix, Outcome, ProbeArgs, ProbeError, matrix, probe, target};
+use crate::runtime::test_dir::TestDir;
 
 const NAME: &str = "shop.example.com";
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -140,29 +140,6 @@ fn sharing(count: usize) -> Vec<ServerConfig> {
     (0..count).map(config).collect()
 }
 
-/// A directory that is removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tlsfarm-probe-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).expect("created");
-        Self(path)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).expect("written");
-        path.to_str().expect("UTF-8").to_owned()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// OpenSSL's own server, which draws ticket keys of its own when it starts.
 struct OpenSsl {
     process: Child,
@@ -227,9 +204,9 @@ async fn servers_that_share_ticket_keys_resume_everything() {
 
 #[tokio::test]
 async fn openssl_servers_with_keys_of_their_own_miss() {
-    let (scratch, certificate) = (Scratch::new("openssl"), certificate());
-    let chain = scratch.write("chain.pem", &certificate.cert.pem());
-    let key = scratch.write("key.pem", &certificate.signing_key.serialize_pem());
+    let (dir, certificate) = (TestDir::new(), certificate());
+    let chain = dir.write("chain.pem", &certificate.cert.pem());
+    let key = dir.write("key.pem", &certificate.signing_key.serialize_pem());
     let servers = [
         OpenSsl::start(&chain, &key, &[]),
         OpenSsl::start(&chain, &key, &[]),
@@ -289,10 +266,10 @@ async fn connections_that_do_not_work_are_failures_with_a_cause() {
 
 #[tokio::test]
 async fn certificates_are_verified_only_when_asked_for() {
-    let scratch = Scratch::new("ca");
+    let dir = TestDir::new();
     let (mine, other) = (certificate(), certificate());
-    let mine_file = format!("--ca-file={}", scratch.write("mine.pem", &mine.cert.pem()));
-    let other_file = format!("--ca-file={}", scratch.write("other.pem", &other.cert.pem()));
+    let mine_file = format!("--ca-file={}", dir.write("mine.pem", &mine.cert.pem()));
+    let other_file = format!("--ca-file={}", dir.write("other.pem", &other.cert.pem()));
     let ticketer = Ticketer::new().expect("a ticketer");
     let addresses = servers(vec![server_config(&mine, Tickets::Shared(ticketer))], OK).await;
     assert!(probed(&addresses, &[&mine_file]).await.0);
@@ -301,7 +278,7 @@ async fn certificates_are_verified_only_when_asked_for() {
     let why = document["matrices"][0]["fresh"][0]["why"].to_string();
     assert!(why.contains("certificate"), "{why}");
 
-    let broken = format!("--ca-file={}", scratch.write("broken.pem", "no certificate"));
+    let broken = format!("--ca-file={}", dir.write("broken.pem", "no certificate"));
     let args = probe_arguments(&addresses, &[&broken]);
     let error = probe(&args, Output::new(Vec::new(), Style::Json))
         .await

@@ -8,6 +8,7 @@ mod authority;
 mod body;
 mod connection;
 mod forwarder;
+// Public for the fuzz targets.
 pub mod framing;
 mod guard;
 mod headers;

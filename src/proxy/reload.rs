@@ -182,6 +182,7 @@ mod tests {
     use super::*;
     use crate::ring::Ring;
     use crate::ring::fixtures::{POLICY, at, ring, secret};
+    use crate::runtime::test_dir::TestDir;
 
     /// A reloader whose ring file holds `ring`, started at `now`.
     fn start(dir: &Path, ring: &Ring, now: Timestamp) -> (Reloader, Arc<Shared>) {
@@ -225,7 +226,7 @@ hosts:
 
     #[test]
     fn keys_are_forgotten_when_their_time_is_over_though_no_file_changes() {
-        let dir = std::env::temp_dir().join(format!("tlsfarm-reload-{}", std::process::id()));
+        let dir = TestDir::new();
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let (previous_ends, primary_ends) = (ring.previous[0].open_until, ring.primary.open_until);
         let (mut reloader, shared) = start(&dir.join("clock"), &ring, at(3600));
@@ -241,6 +242,5 @@ hosts:
             Some(primary_ends),
             "an expired key of the file was taken into use"
         );
-        fs::remove_dir_all(&dir).expect("removed");
     }
 }

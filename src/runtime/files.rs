@@ -69,10 +69,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::runtime::test_dir::TestDir;
 
     #[test]
     fn a_swapped_link_and_a_missing_file_are_changes() {
-        let dir = std::env::temp_dir().join(format!("tlsfarm-files-{}", std::process::id()));
+        let dir = TestDir::new();
         fs::create_dir_all(dir.join("v1")).expect("created");
         fs::create_dir_all(dir.join("v2")).expect("created");
         fs::write(dir.join("v1/key"), "one").expect("written");
@@ -88,12 +89,12 @@ mod tests {
         assert_ne!(first, second);
         fs::remove_file(dir.join("v2/key")).expect("removed");
         assert_ne!(second, FileIdentity::of(&path));
-        fs::remove_dir_all(&dir).expect("removed");
     }
 
     #[test]
     fn a_file_that_could_not_be_read_is_read_when_that_has_passed() {
-        let path = std::env::temp_dir().join(format!("tlsfarm-watched-{}", std::process::id()));
+        let dir = TestDir::new();
+        let path = dir.join("watched");
         let mut file = WatchedFile::default();
         let missing = file.poll(&path).expect("news").map_err(|error| error.kind());
         assert_eq!(missing, Err(io::ErrorKind::NotFound));
@@ -105,6 +106,5 @@ mod tests {
         assert!(file.poll_by(&path, exhausted).is_none(), "it was said already");
         assert_eq!(file.poll(&path).expect("news").expect("read"), b"one");
         assert!(file.poll(&path).is_none());
-        fs::remove_file(&path).expect("removed");
     }
 }

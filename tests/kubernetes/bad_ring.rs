@@ -196,7 +196,7 @@ impl RingSecrets {
         wait_for("the last ring to be seen", Duration::from_secs(60), || {
             let contents = self.contents();
             let mut written = BTreeMap::new();
-            // The one that is put back later was written by the operator first.
+            // The first ring seen is good, though `bad` lists it: the test puts it back later as the old one.
             let good = |content: &&String| !content.is_empty() && !bad.contains(content.as_str());
             for content in contents.iter().take(1).chain(contents.iter().filter(good)) {
                 let document = run("base64", &["--decode"], Some(content)).expect("base64");

@@ -13,9 +13,13 @@ use crate::harness::{Handshake, Load, Version, s_client, scratch, wait_for};
 /// Sessions between two disturbances, all of which must resume.
 const UNDISTURBED: usize = 20;
 
+/// Sessions that a disturbance has to meet, so that what it costs shows.
+const DISTURBED: usize = 10;
+
 pub struct Traffic {
     loads: Vec<Load>,
-    sessions: JoinHandle<()>,
+    /// Until it is stopped.
+    sessions: Option<JoinHandle<()>>,
     seen: Arc<Mutex<Vec<Session>>>,
     stop: Arc<AtomicBool>,
     disturbances: Vec<Disturbance>,
@@ -70,7 +74,7 @@ impl Traffic {
         });
         let mut traffic = Self {
             loads,
-            sessions,
+            sessions: Some(sessions),
             seen,
             stop,
             disturbances: Vec::new(),
@@ -94,6 +98,11 @@ impl Traffic {
         self.go_undisturbed();
     }
 
+    fn stop_sessions(&mut self) -> thread::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.sessions.take().map_or(Ok(()), JoinHandle::join)
+    }
+
     fn go_undisturbed(&mut self) {
         let seen = |traffic: &Self| traffic.seen().len();
         // One more, since one is under way.
@@ -110,11 +119,10 @@ impl Traffic {
     }
 
     /// Demands that no request failed, and that only disturbances cost resumptions, each no more than it may.
-    pub fn stop_without_losses(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.sessions.join().expect("the sessions' thread ends");
+    pub fn stop_without_losses(mut self) {
+        self.stop_sessions().expect("the sessions' thread ends well");
         let mut failures = Vec::new();
-        for load in self.loads {
+        for load in std::mem::take(&mut self.loads) {
             let (requests, some) = load.stop();
             println!("{requests} requests, failures: {some:?}");
             failures.extend(some);
@@ -142,6 +150,12 @@ impl Traffic {
                 sessions.len()
             );
             assert!(
+                sessions.len() >= DISTURBED,
+                "{}: it met only {} sessions",
+                disturbance.what,
+                sessions.len()
+            );
+            assert!(
                 missed * 100 <= sessions.len() * disturbance.may_miss,
                 "{}: {missed} of {} sessions were missed, at most {} % may be",
                 disturbance.what,
@@ -163,5 +177,12 @@ impl Traffic {
             missed.is_empty(),
             "missed although nothing disturbed the farm: {missed:#?}"
         );
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        // What became of it no longer matters where the test has failed.
+        let _ = self.stop_sessions();
     }
 }

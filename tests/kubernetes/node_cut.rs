@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::cached_farm::{LOOKUP_TIMEOUT, PATIENCE, Proxy, SHOP, deploy, sidecars, when_linked};
-use crate::due::{Due, MOST_EXPLAINED, Visit, resume, take, visit};
+use crate::due::{Due, Visit, most_explained, resume, take, visit};
 use crate::harness::{Load, Namespace, Version, repository, run, scratch};
 
-/// What a client adds to the time of a lookup on a busy machine: a process, a handshake, a request. Less than the second
-/// that a proxy or a cache waits for a connection.
+/// What a client adds to the time of a lookup on a busy machine, nine times of ten: a process, a handshake, a request. Less
+/// than the second that a proxy or a cache waits for a connection; the lookups that would wait for one are more than one of ten.
 const MARGIN: Duration = Duration::from_millis(800);
+
+/// Longest time that a handshake and a page may take on a busy machine.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Sessions that are taken and offered once the caches know that the node is gone.
 const AFTERWARDS: usize = 40;
@@ -75,7 +78,7 @@ fn a_node_that_is_cut_off_takes_its_entries_and_nothing_else() {
 fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u32, u32) {
     let session = scratch("node-cut").join("session.pem");
     let (mut lost, mut kept, mut late) = (0, 0, 0);
-    let mut slowest = Duration::ZERO;
+    let mut lookups = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(
@@ -87,18 +90,15 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
         let offered = visit(at, SHOP, id, None, Some(&session));
         for Visit { seen, took, .. } in [&taken, &offered] {
             assert!(seen.served, "{seen:?}");
-            assert!(
-                *took <= LOOKUP_TIMEOUT + MARGIN,
-                "a handshake and a page took {took:?}"
-            );
-            slowest = slowest.max(*took);
+            assert!(*took <= LONGEST, "a handshake and a page took {took:?}");
         }
+        lookups.push(offered.took);
         let now = at
             .cache_metrics()
             .expect("it is near")
             .value("tlsfarm_cache_peer_members");
         if now != members as f64 {
-            println!("the slowest handshake and page took {slowest:?}");
+            are_prompt(lookups);
             return (lost, kept);
         }
         match (taken.stored(), offered.resumed("a session of before")) {
@@ -108,10 +108,22 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
             (stored, resumed) => {
                 println!("late: {stored:?}, {resumed:?}");
                 late += 1;
-                assert!(late <= MOST_EXPLAINED, "{late} answers were late");
+                let most = most_explained(lookups.len());
+                assert!(late <= most, "{late} answers were late");
             }
         }
     }
+}
+
+/// Demands that nine of ten lookups took no longer than they may.
+fn are_prompt(mut lookups: Vec<Duration>) {
+    lookups.sort_unstable();
+    let (slow, slowest) = (lookups[lookups.len() * 9 / 10], lookups[lookups.len() - 1]);
+    println!("nine of ten handshakes and pages took at most {slow:?}, the slowest {slowest:?}");
+    assert!(
+        slow <= LOOKUP_TIMEOUT + MARGIN,
+        "one of ten handshakes and pages took {slow:?} or more"
+    );
 }
 
 /// Demands that as many sessions were lost as belong to caches that are gone, as far as chance allows: four standard

@@ -47,8 +47,8 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
     for (name, address) in namespace.proxies("shop") {
         // The pod is not ready while its sidecar is gone, so one after another.
         // It may be that of the proxy that issues a session, of the one that resumes it, or the owner of the entry: all but
-        // the eight in 27 sessions with which it has nothing to do.
-        traffic.during(&format!("the cache of {name} was killed"), 70, || {
+        // the eight in 27 sessions with which it has nothing to do. 19 in 27 are 70.4 %.
+        traffic.during(&format!("the cache of {name} was killed"), 72, || {
             let before = cache_restarts(&namespace, &name);
             let victim = cache_process(address).expect("every pod has a cache");
             signal(victim, "KILL");
@@ -59,8 +59,8 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
             when_linked_within(&namespace, 3, RECOVERY);
         });
     }
-    // The share of the entries that change their owner.
-    for (replicas, moved) in [(5, 40), (2, 60)] {
+    // A little more than the share of the entries that change their owner: two of five, and three of five.
+    for (replicas, moved) in [(5, 42), (2, 62)] {
         traffic.during(&format!("the farm was scaled to {replicas}"), moved, || {
             namespace.kubectl(&["scale", "tlsfarm/shop", &format!("--replicas={replicas}")]);
             when_linked_within(&namespace, replicas, RECOVERY);

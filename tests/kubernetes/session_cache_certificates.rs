@@ -221,7 +221,8 @@ fn kill_at(namespace: &Namespace, process: u32, secret: &str) -> JoinHandle<()> 
     thread::spawn(move || {
         let seen = lines.map_while(Result::ok).any(|line| line == secret);
         signal(process, "KILL");
-        watch.kill().expect("our child");
+        // Told to end, `timeout` ends kubectl too.
+        signal(watch.id(), "TERM");
         watch.wait().expect("our child");
         assert!(seen, "{secret} was not made");
     })

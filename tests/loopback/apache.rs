@@ -25,8 +25,8 @@ const MANIFEST: &str = include_str!("../../deploy/apache-httpd.yaml");
 /// stall.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// Of thirty lookups so many may come too late.
-const MOST_LATE: u64 = 3;
+/// While all caches are there, at most one lookup of so many may be late. With one gone it is every third.
+const LATE_ONE_OF: u64 = 10;
 
 #[test]
 fn a_session_made_at_one_httpd_resumes_at_the_others() {
@@ -51,13 +51,16 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
         .collect();
     let resumed = |servers: &Servers, at: usize| servers.resumed_promptly(&servers.httpds[at], &sessions);
     // Whose owner another cache did not reach in time, as it may not on a busy machine, is counted there.
-    let all_resume = |servers: &Servers| {
+    let (mut lookups, mut late) = (0, 0);
+    let mut all_resume = |servers: &Servers| {
         let unavailable = servers.unavailable();
         let missed = (sessions.len() - resumed(servers, 0)) as u64;
         assert!(
-            missed <= servers.unavailable() - unavailable && missed <= MOST_LATE,
+            missed <= servers.unavailable() - unavailable,
             "{missed} did not resume"
         );
+        lookups += sessions.len() as u64;
+        late += missed;
     };
     all_resume(&servers);
 
@@ -71,6 +74,10 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
     servers.caches.all[2].signal("CONT");
     servers.caches.wait_until_linked();
     all_resume(&servers);
+    assert!(
+        late * LATE_ONE_OF <= lookups,
+        "{late} of {lookups} lookups were late"
+    );
 
     servers.caches.all[2].kill();
     let without_it = resumed(&servers, 0);

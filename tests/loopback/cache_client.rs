@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_millis(50);
 const BACK_IN_USE: Duration = Duration::from_secs(5);
 
 /// What a machine that is busy may add to a time limit.
-const SLACK: Duration = Duration::from_millis(250);
+const SLACK: Duration = Duration::from_secs(1);
 
 #[test]
 fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
@@ -104,9 +104,9 @@ fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
                 Err(other) => panic!("after {stored} stored and {refused} refused: {other}"),
             }
         }
-        // Two of three are gone.
+        // Two of three are gone. Chance goes beyond either bound in less than one run of 10^6.
         assert!(
-            stored >= 15 && refused >= 45,
+            stored >= 10 && refused >= 38,
             "{stored} stored, {refused} refused"
         );
         assert!(client.reachable(), "{:?}", client.problem());

@@ -216,7 +216,7 @@ fn a_cache_that_shows_a_foreign_certificate_gets_nothing() {
     let mut caches = Caches::start(2);
     caches.wait_until_linked();
     let mut connection = caches.connections().remove(0);
-    // All of them are the first one's in one run of 10^15.
+    // The chance that the first cache owns all fifty is 2^-50.
     let owned_by_the_other = (0..50)
         .map(|number| format!("key {number}"))
         .find(|key| {

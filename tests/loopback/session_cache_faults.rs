@@ -1,6 +1,7 @@
 //! A session cache that dies, stops or loses its memory while clients keep coming: nobody is refused, handshakes soon wait
 //! for it no longer, and it is used again when it is back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -77,21 +78,23 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     let farm = Farm::new("web/shop");
     let mut redis = Redis::start(&farm, &[]);
     let proxy = start(&farm, redis.over_unix());
-    // A copy of a time when the ticket had not been used.
-    let file = session(&farm, &proxy, &BY_TICKET);
-    redis.command("SAVE");
-    let use_it = |by: &str| {
-        let offer = offer(&farm, &proxy, &BY_TICKET, &file);
-        assert_ne!(offer, Offer::Refused, "{by}");
+    let use_it = |file: &Path, why: &str| {
+        let offer = offer(&farm, &proxy, &BY_TICKET, file);
+        assert_ne!(offer, Offer::Refused, "{why}");
         offer == Offer::Resumed
     };
-    use_it("before anything was restored");
+    let file = until_answered(&proxy, "using it", || {
+        let file = session(&farm, &proxy, &BY_TICKET);
+        // A copy of a time when the ticket had not been used.
+        redis.command("SAVE");
+        use_it(&file, "nothing was restored yet").then_some(file)
+    });
     is_refused(&farm, &proxy, &BY_TICKET, &file);
     until_answered(&proxy, "using it again", || {
         redis.kill();
         redis.start_again();
         wait_until_reachable(&proxy);
-        use_it("what the copy holds counts as unused").then_some(())
+        use_it(&file, "what the copy holds counts as unused").then_some(())
     });
     is_refused(&farm, &proxy, &BY_TICKET, &file);
 

@@ -125,10 +125,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cache::client::OWNER_IS_SILENT;
     use crate::reached::check;
 
     fn caller(answer: Answer) -> Waiting {
         Waiting::Caller(Expects::Value, answer)
+    }
+
+    /// The connection compares it with what came.
+    #[test]
+    fn the_error_for_an_owner_that_is_silent_reaches_the_caller_unchanged() {
+        let reply = Reply::Error(OWNER_IS_SILENT.into());
+        let refused = Err(CacheError::Refused(OWNER_IS_SILENT.to_owned()));
+        assert_eq!(Expects::Word("OK").judge(reply), refused);
     }
 
     #[test]

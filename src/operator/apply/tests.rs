@@ -157,11 +157,11 @@ fn after_apply(objects: &[Object]) -> (BTreeMap<Key, DynamicObject>, Applied) {
     (live, applied)
 }
 
-fn told(steps: &[Step<'_>]) -> Vec<String> {
-    let told = steps.iter().map(|step| match step {
-        Step::DryRun(object) => format!("try {} {}", object.kind, object.name),
-        Step::Apply(object) => format!("apply {} {}", object.kind, object.name),
-        Step::Delete(kind, orphan) => format!("delete {kind} {}", orphan.name_any()),
+fn told(requests: &[Request<'_>]) -> Vec<String> {
+    let told = requests.iter().map(|request| match request {
+        Request::DryRun(object) => format!("try {} {}", object.kind, object.name),
+        Request::Apply(object) => format!("apply {} {}", object.kind, object.name),
+        Request::Delete(kind, orphan) => format!("delete {kind} {}", orphan.name_any()),
     });
     told.collect()
 }
@@ -174,7 +174,7 @@ fn nothing_is_written_before_the_api_server_would_take_all_that_it_could_refuse(
     let orphans = [found(Kind::Service, "shop-old", Owner::Shop)];
     let (nothing, no_record) = (BTreeMap::new(), Applied::new());
     assert_eq!(
-        told(&steps(&objects, &nothing, &orphans, &no_record)),
+        told(&requests(&objects, &nothing, &orphans, &no_record)),
         [
             "try Service shop-proxy",
             "try Service shop-proxy-metrics",
@@ -198,7 +198,7 @@ fn nothing_is_written_before_the_api_server_would_take_all_that_it_could_refuse(
 fn at_rest_nothing_is_sent() {
     let objects = desired(spec()).objects();
     let (live, applied) = after_apply(&objects);
-    assert_eq!(steps(&objects, &live, &[], &applied), []);
+    assert_eq!(requests(&objects, &live, &[], &applied), []);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn only_what_is_due_is_tried_and_applied() {
     let due_after = |change: &dyn Fn(&mut BTreeMap<Key, DynamicObject>, &mut Applied)| {
         let (mut live, mut applied) = after_apply(&objects);
         change(&mut live, &mut applied);
-        told(&steps(&objects, &live, &[], &applied))
+        told(&requests(&objects, &live, &[], &applied))
     };
     let key = |kind| (kind, "shop-proxy".to_owned());
     let deployment = ["try Deployment shop-proxy", "apply Deployment shop-proxy"];
@@ -236,7 +236,7 @@ fn only_what_is_due_is_tried_and_applied() {
     let (live, applied) = after_apply(&objects);
     let scaled = desired(scaled).objects();
     assert_eq!(
-        told(&steps(&scaled, &live, &[], &applied)),
+        told(&requests(&scaled, &live, &[], &applied)),
         deployment,
         "the spec changed"
     );

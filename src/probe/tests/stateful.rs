@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{OpenSsl, Scratch, certificate, outcomes, probe_arguments, probed};
+use super::{OpenSsl, certificate, outcomes, probe_arguments, probed};
 use crate::probe::output::{Output, Style};
 use crate::probe::probe;
+use crate::runtime::test_dir::TestDir;
 
 /// nginx with two ports and TLS 1.2 without tickets.
 struct Nginx {
@@ -16,8 +17,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start(scratch: &Scratch, caches: [&str; 2]) -> Self {
-        let (chain, key) = files(scratch);
+    fn start(dir: &TestDir, caches: [&str; 2]) -> Self {
+        let (chain, key) = files(dir);
         let addresses = free_addresses();
         let [first, second] = addresses.map(|address| address.to_string());
         let server = |address: &str, cache: &str| {
@@ -26,7 +27,7 @@ impl Nginx {
             )
         };
         let servers = [server(&first, caches[0]), server(&second, caches[1])].concat();
-        let config = scratch.write(
+        let config = dir.write(
             "nginx.conf",
             &format!(
                 "daemon off; master_process off; pid nginx.pid; error_log stderr;
@@ -41,7 +42,7 @@ impl Nginx {
             )
         );
         let process = Command::new("/usr/sbin/nginx")
-            .args(["-p", scratch.0.to_str().expect("UTF-8"), "-c", &config])
+            .args(["-p", dir.to_str().expect("UTF-8"), "-c", &config])
             .stderr(Stdio::null())
             .spawn()
             .expect("nginx is installed");
@@ -71,19 +72,19 @@ fn free_addresses() -> [SocketAddr; 2] {
 }
 
 /// The files of a certificate and its key.
-fn files(scratch: &Scratch) -> (String, String) {
+fn files(dir: &TestDir) -> (String, String) {
     let certificate = certificate();
-    let chain = scratch.write("chain.pem", &certificate.cert.pem());
+    let chain = dir.write("chain.pem", &certificate.cert.pem());
     (
         chain,
-        scratch.write("key.pem", &certificate.signing_key.serialize_pem()),
+        dir.write("key.pem", &certificate.signing_key.serialize_pem()),
     )
 }
 
 #[tokio::test]
 async fn session_ids_resume_where_the_cache_is_shared() {
-    let scratch = Scratch::new("ids-shared");
-    let nginx = Nginx::start(&scratch, ["shared:sessions:1m"; 2]);
+    let dir = TestDir::new();
+    let nginx = Nginx::start(&dir, ["shared:sessions:1m"; 2]);
     let (clean, document) = probed(&nginx.addresses, &["--mechanisms=tls12-session-id,tls12-ticket"]).await;
     assert_eq!(outcomes(&document, "tls12-session-id"), ["resumed"; 4]);
     assert_eq!(
@@ -96,8 +97,8 @@ async fn session_ids_resume_where_the_cache_is_shared() {
 
 #[tokio::test]
 async fn session_ids_miss_where_each_server_has_its_own_cache() {
-    let scratch = Scratch::new("ids-own");
-    let nginx = Nginx::start(&scratch, ["shared:first:1m", "shared:second:1m"]);
+    let dir = TestDir::new();
+    let nginx = Nginx::start(&dir, ["shared:first:1m", "shared:second:1m"]);
     let (clean, document) = probed(&nginx.addresses, &["--mechanism=tls12-session-id"]).await;
     assert!(!clean);
     assert_eq!(
@@ -108,16 +109,16 @@ async fn session_ids_miss_where_each_server_has_its_own_cache() {
 
 #[tokio::test]
 async fn a_server_without_session_ids_is_told_from_one_that_misses() {
-    let scratch = Scratch::new("ids-off");
-    let nginx = Nginx::start(&scratch, ["off"; 2]);
+    let dir = TestDir::new();
+    let nginx = Nginx::start(&dir, ["off"; 2]);
     let (_, document) = probed(&nginx.addresses[..1], &["--mechanism=tls12-session-id"]).await;
     assert_eq!(outcomes(&document, "tls12-session-id"), ["noSession"]);
 }
 
 #[tokio::test]
 async fn a_ticket_that_is_used_up_resumes_once() {
-    let scratch = Scratch::new("once");
-    let (chain, key) = files(&scratch);
+    let dir = TestDir::new();
+    let (chain, key) = files(&dir);
     let server = OpenSsl::start(&chain, &key, &["-max_early_data", "16384"]);
     let (clean, document) = probed(&[server.address], &["--mechanism=tls13-single-use"]).await;
     assert!(clean, "{document}");
@@ -128,8 +129,8 @@ async fn a_ticket_that_is_used_up_resumes_once() {
 
 #[tokio::test]
 async fn a_ticket_that_is_good_for_ever_resumes_twice() {
-    let scratch = Scratch::new("twice");
-    let (chain, key) = files(&scratch);
+    let dir = TestDir::new();
+    let (chain, key) = files(&dir);
     let server = OpenSsl::start(&chain, &key, &[]);
     let (clean, document) = probed(&[server.address], &["--mechanism=tls13-single-use"]).await;
     assert!(!clean);

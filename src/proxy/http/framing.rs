@@ -15,19 +15,19 @@ use chunked::{Chunked, Progress};
 use head::{BodyFraming, HeadScan};
 
 /// Longest request line, in bytes.
-pub const MAX_REQUEST_LINE: usize = 8 << 10;
+pub(super) const MAX_REQUEST_LINE: usize = 8 << 10;
 /// Longest request head, in bytes.
-pub const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 /// Most header fields in a request.
-pub const MAX_FIELDS: usize = 100;
+pub(super) const MAX_FIELDS: usize = 100;
 
 /// Why a request is refused, in words that may be sent to the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Refusal {
     /// What it is answered with.
-    pub status: StatusCode,
+    pub(super) status: StatusCode,
     /// What is wrong with it.
-    pub reason: &'static str,
+    pub(super) reason: &'static str,
 }
 
 impl Refusal {

@@ -1,9 +1,7 @@
 //! What one thread stores at a time, against a cache that takes everything and answers when it is told to.
 
-use std::env;
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
@@ -15,6 +13,7 @@ use super::*;
 use crate::api::MinVersion;
 use crate::cache::wire::RequestDecoder;
 use crate::config::CacheServer;
+use crate::runtime::test_dir::TestDir;
 
 /// How long anything may take that is expected to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +37,7 @@ pub(in crate::proxy) struct Reluctant {
 }
 
 impl Reluctant {
-    pub(in crate::proxy) fn start(socket: &PathBuf) -> Rc<Self> {
+    pub(in crate::proxy) fn start(socket: &Path) -> Rc<Self> {
         let listener = UnixListener::bind(socket).expect("a socket of our own");
         let cache = Rc::<Self>::default();
         spawn_local(Rc::clone(&cache).serve(listener));
@@ -116,7 +115,8 @@ pub(in crate::proxy) async fn until(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
     const MORE: usize = 44;
-    let socket = env::temp_dir().join(format!("tlsfarm-reluctant-{}", std::process::id()));
+    let dir = TestDir::new();
+    let socket = dir.join("socket");
     let test = async {
         let server = Reluctant::start(&socket);
         let config = patient(&socket);
@@ -160,5 +160,4 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
         assert_eq!(puts("skipped"), MORE * SESSIONS);
     };
     LocalSet::new().run_until(test).await;
-    fs::remove_file(&socket).expect("removed");
 }

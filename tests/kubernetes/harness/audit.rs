@@ -83,7 +83,7 @@ impl Followed {
                 writes.extend(Write::of(&self.user, &self.line));
                 self.line.clear();
             } else if read == 0 {
-                // A log that is full is put aside; what was written to it until then comes first.
+                // The log is rotated by renaming: read the old file to its end before the new one.
                 match next.take().or_else(|| self.next()) {
                     None => return writes,
                     Some(log) if drained => (self.log, drained) = (BufReader::new(log), false),

@@ -147,7 +147,6 @@ impl Load {
     }
 
     /// Lets the load come to its own end; returns the number of requests and the failures in words.
-    #[cfg(test)]
     pub fn finish(mut self) -> (u64, Vec<String>) {
         wait_for("the load to end", Duration::from_secs(60), || {
             self.child.try_wait().expect("our child")
@@ -167,7 +166,7 @@ impl Load {
         let (requests, failures) = self.report();
         assert!(
             requests >= due * 8 / 10,
-            "{requests} requests were sent, {due} were due"
+            "failures: {failures:?}; {requests} requests were sent, {due} were due"
         );
         (requests, failures)
     }
@@ -203,7 +202,6 @@ impl Drop for Load {
     }
 }
 
-#[cfg(test)]
 mod tests {
     use std::io::{BufRead as _, BufReader, Lines};
     use std::process::ChildStdout;

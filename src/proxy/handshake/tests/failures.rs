@@ -325,14 +325,15 @@ async fn a_message_in_too_many_records_is_given_up() {
 
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_given_up() {
-    const LIMIT: Duration = Duration::from_millis(100);
+    // Long enough to answer a hello on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(1);
     let wire = hello(client(&[&TLS13]), "shop.test");
     for (what, sent) in [
         ("silence", &[][..]),
         ("half a hello", &wire[..wire.len() / 2]),
         ("a hello and no more", &wire),
     ] {
-        let proxy = Proxy::with(|config| config.timeouts.handshake = "100ms".parse().expect("valid"));
+        let proxy = Proxy::with(|config| config.timeouts.handshake = "1s".parse().expect("valid"));
         let begun = Instant::now();
         let answer = proxy.answer_to(sent).await;
         assert!(begun.elapsed() >= LIMIT, "{what}");
