@@ -4,7 +4,7 @@
 #   make demo-down   take it away again
 #   make test        every test, the ones on a real Kubernetes included
 #   make fuzz        each parser and decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
-#   make mutants     break each decision once and see a test fail (hours); make mutants-change only those of a change
+#   make mutants     break what the files of tests/mutants decide, each once, and see a test fail (hours); make mutants-change for a change
 #   make coverage    which lines the unit and loopback tests run, by module
 #   make bench-cache the session cache beside redis-server, as the table in docs/performance.md
 #   make lint        formatting, lints, generated files

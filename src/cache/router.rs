@@ -211,6 +211,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_ways_to_write_an_address_are_one_member() {
+        let (mut follower, router) = (follower(1), Router::alone());
+        let mapped = (Ipv4Addr::new(127, 0, 0, 2).to_ipv6_mapped(), 1).into();
+        follower.members = Members::Fixed([address(1), address(2), mapped].into());
+        follower.poll(&router);
+        let members: Vec<_> = router.0.load().0.iter().map(|member| member.address).collect();
+        assert_eq!(members, [address(1), address(2)]);
+    }
+
+    #[tokio::test]
     async fn one_that_is_not_ready_yet_owns_nothing() {
         let (mut follower, router) = (follower(1), Router::alone());
         set(&mut follower, &router, &[2, 3]);

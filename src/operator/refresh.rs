@@ -72,8 +72,13 @@ pub(super) async fn refresh(
             Ok(_) => metrics.wrote("Pod"),
             Err(error) => debug!(pod = name, error = describe(&error), "cannot annotate a pod"),
         }
-        memory.entry(uid).or_default().refreshes = Some((count, now));
+        remember(memory, uid, count, now);
     }
+}
+
+/// Notes how often a pod was told and when, also where that failed: it is told again after a while.
+fn remember(memory: &mut BTreeMap<String, ProxyMemory>, uid: String, count: u32, now: Timestamp) {
+    memory.entry(uid).or_default().refreshes = Some((count, now));
 }
 
 /// What the pod's annotation should become, and how often it was told then; none when there is nothing to tell.
@@ -168,6 +173,18 @@ mod tests {
             told(&observed(6, "abc", Some("ring=7 config=abcd"), None)),
             Some("ring=7 config=abc".into())
         );
+    }
+
+    #[test]
+    fn what_a_pod_was_told_is_remembered_until_it_is_told_again() {
+        let mut memory = BTreeMap::new();
+        remember(&mut memory, "1".into(), 1, at(100));
+        let told = |memory: &BTreeMap<String, ProxyMemory>| memory["1"].refreshes;
+        let one = observed(6, "abc", Some("ring=7 config=abc"), told(&memory));
+        assert_eq!(wanted(&one, TARGET, at(101)), None);
+        let (_, count) = wanted(&one, TARGET, at(102)).expect("it is time");
+        remember(&mut memory, "1".into(), count, at(102));
+        assert_eq!(told(&memory), Some((2, at(102))));
     }
 
     #[test]

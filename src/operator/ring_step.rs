@@ -202,6 +202,12 @@ mod tests {
             newest_generation(&old, &remembering, &acknowledged(&[Some(4)])),
             6
         );
+        let mut wrote = FarmMemory::default();
+        let mut newer = farm(in_status(9));
+        newer.metadata.resource_version = Some("2".into());
+        wrote.wrote_status(&newer);
+        let behind = newest_generation(&old, &wrote, &[]);
+        assert_eq!(behind, 9, "the watch is behind what was written");
         let heard = acknowledged(&[None, Some(7), Some(3)]);
         assert_eq!(newest_generation(&old, &remembering, &heard), 7);
     }

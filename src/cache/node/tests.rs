@@ -10,13 +10,17 @@ use crate::cache::wire::{RequestDecoder, encode_request};
 use crate::config::{Backend, Peers};
 
 fn node(router: Router, default_lifetime: Duration) -> Rc<Node> {
+    with_password(router, default_lifetime, None)
+}
+
+fn with_password(router: Router, default_lifetime: Duration, password: Option<Password>) -> Rc<Node> {
     let now = Instant::now();
     let shard = Arc::new(Shard::new(1 << 20, true, now).expect("randomness"));
     Rc::new(Node {
         metrics: Metrics::register(&mut Registry::default(), &shard),
         shard,
         router,
-        password: None,
+        password,
         default_lifetime,
         started: now,
         connections: Cell::new(0),
@@ -39,12 +43,16 @@ fn everything_is_others() -> Router {
 }
 
 fn ask(node: &Rc<Node>, from: Origin, line: &str) -> Answer {
+    ask_on(node, &mut node.session(from), line)
+}
+
+fn ask_on(node: &Rc<Node>, session: &mut Session, line: &str) -> Answer {
     let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
     let mut bytes = Vec::new();
     encode_request(&words, &mut bytes);
     let mut decoder = RequestDecoder::default();
     let (request, _) = decoder.decode(&bytes).expect("well formed").expect("whole");
-    node.answer(&mut node.session(from), request, node.started)
+    node.answer(session, request, node.started)
 }
 
 fn own(answer: Answer) -> Reply {
@@ -124,4 +132,43 @@ fn a_lifetime_of_none_or_less_deletes() {
         assert_eq!(own(ask(&node, Origin::Client, "GET k")), Reply::Null, "{line}");
         assert_eq!(own(ask(&node, Origin::Client, line)), Reply::Integer(0), "{line}");
     }
+}
+
+fn is_error(reply: &Reply, code: &str) -> bool {
+    matches!(reply, Reply::Error(text) if text.starts_with(code))
+}
+
+#[test]
+fn peers_have_shown_a_certificate_and_need_no_password() {
+    let password = Password::from_file(b"secret");
+    let node = with_password(Router::alone(), Duration::from_secs(60), password);
+    assert_eq!(own(ask(&node, Origin::Peer, "GET k")), Reply::Null);
+    let refused = own(ask(&node, Origin::Client, "GET k"));
+    assert!(is_error(&refused, "NOAUTH"), "{refused:?}");
+}
+
+#[test]
+fn nothing_of_a_connection_changes_before_name_and_password_are_right() {
+    let password = Password::from_file(b"secret");
+    let node = with_password(Router::alone(), Duration::from_secs(60), password);
+    let mut session = node.session(Origin::Client);
+    for (line, code) in [
+        ("AUTH wrong", "WRONGPASS"),
+        ("AUTH other secret", "WRONGPASS"),
+        ("HELLO 3 AUTH default wrong", "WRONGPASS"),
+        ("HELLO 3 AUTH other secret", "WRONGPASS"),
+        ("HELLO 3", "NOAUTH"),
+        ("GET k", "NOAUTH"),
+    ] {
+        let refused = own(ask_on(&node, &mut session, line));
+        assert!(is_error(&refused, code), "{line}: {refused:?}");
+        assert_eq!(
+            (session.authenticated, session.protocol),
+            (false, Protocol::Resp2),
+            "{line}"
+        );
+    }
+    own(ask_on(&node, &mut session, "HELLO 3 AUTH default secret"));
+    assert_eq!((session.authenticated, session.protocol), (true, Protocol::Resp3));
+    assert_eq!(own(ask_on(&node, &mut session, "GET k")), Reply::Null);
 }

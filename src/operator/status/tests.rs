@@ -418,3 +418,39 @@ fn only_sidecars_have_certificates_to_renew() {
         (SessionCacheMode::Redis, "3/3")
     );
 }
+
+#[test]
+fn a_proxy_that_does_not_serve_counts_for_nothing_at_the_session_cache() {
+    let mut world = World::new();
+    with_sidecars(&mut world, &[]);
+    world.proxies[2].proxy.ready_since = None;
+    let cache = world.status(None).session_cache.expect("there is one");
+    assert_eq!(cache.reachable, "2/2");
+}
+
+#[test]
+fn a_cache_that_is_not_reached_is_told_before_one_that_is_not_known() {
+    let (status, reason, message) = World::after(SessionCacheReady, |world| {
+        with_sidecars(world, &["b"]);
+        let silent = world.proxies[0].memory.report.as_mut().expect("reported");
+        silent.session_cache = None;
+    });
+    assert_eq!((status, reason), (False, Reason::CacheUnreachable), "{message}");
+}
+
+#[test]
+fn a_farm_is_not_ready_while_a_proxy_has_not_told_its_configuration() {
+    let (status, reason, message) = World::after(Ready, |world| world.proxies[2].memory.report = None);
+    assert_eq!((status, reason), (False, Reason::Progressing));
+    assert!(message.ends_with("on its way to c"), "{message}");
+}
+
+#[test]
+fn an_address_goes_before_a_name_of_the_same_load_balancer() {
+    let mut world = World::new();
+    world.live.service = Some(parse(json!({
+        "spec": {"clusterIP": "10.0.0.1"},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "hostname": "lb.example.com"}]}},
+    })));
+    assert_eq!(world.status(None).addresses, ["192.0.2.1"]);
+}

@@ -161,3 +161,10 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
     };
     LocalSet::new().run_until(test).await;
 }
+
+#[test]
+fn without_a_cache_nobody_is_over_a_budget() {
+    let cache = SessionCache::new(SessionCacheMetrics::default());
+    cache.budget.borrow_mut().spend(CLIENT, 1_000_000, Instant::now());
+    assert_eq!(cache.room(CLIENT), Room::NoCache);
+}

@@ -365,3 +365,17 @@ fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
         assert_eq!(connection.take_over_budget(), over_budget);
     }
 }
+
+#[test]
+fn a_client_that_keeps_tickets_is_over_no_budget() {
+    let (farm, _) = Farm::with_ring();
+    let rules = ResumptionRules {
+        session_ids: Some(TICKETS),
+        gets_session_id: false,
+        ..rules(scope(), Some(TICKETS), TicketVersion::Tls12)
+    };
+    let room = Room::OverBudget;
+    let connection = farm.connection_with(rules, Cached { found: None, room });
+    assert!(!connection.can_cache());
+    assert_eq!(connection.take_over_budget(), 0);
+}

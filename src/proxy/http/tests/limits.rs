@@ -186,6 +186,25 @@ fn a_response_that_keeps_coming_may_take_longer_than_any_part_of_it() {
     });
 }
 
+#[test]
+fn a_head_behind_a_slow_response_has_its_time_from_the_end_of_that() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::with(&[backend.address], "timeouts: {requestHead: 1s}");
+        let mut client = farm.connect(false);
+        client
+            .send("GET /held HTTP/1.1\r\nHost: shop.example.com\r\n\r\nGET / HT")
+            .await;
+        backend.arrived.notified().await;
+        // Longer than a head may take, which counts from now on only.
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        backend.release.notify_one();
+        client.read_until("\r\n\r\nok").await;
+        client.send("TP/1.1\r\nHost: shop.example.com\r\n\r\n").await;
+        assert_eq!(status(&client.read_until("\r\n\r\nok").await), 200);
+    });
+}
+
 /// A backend that sends for ever.
 async fn endless() -> std::net::SocketAddr {
     scripted(|_, mut stream| async move {
