@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
-use super::support::{Backend, Farm, run};
+use super::support::{Backend, Farm, read_head, run, scripted};
 use crate::proxy::http::framing::MAX_REQUEST_LINE;
 
 type TestBody = BoxBody<Bytes, Infallible>;
@@ -253,5 +254,38 @@ fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
         client.stream.write_all(&[0; 1000]).await.expect("taken");
         drop(client.stream);
         client.served.await.expect("served");
+    });
+}
+
+#[test]
+fn a_response_that_the_client_gave_up_does_not_count_as_one_that_it_must_take() {
+    const STALL: Duration = Duration::from_millis(300);
+    run(async {
+        // An endless response first, and then one that takes longer than a client may stand still.
+        let backend = scripted(|number, mut stream| async move {
+            read_head(&mut stream).await;
+            if number > 0 {
+                tokio::time::sleep(STALL * 2).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await;
+                return;
+            }
+            let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            while sent.is_ok() {
+                sent = stream.write_all(&[b'x'; 4096]).await;
+            }
+        })
+        .await;
+        let farm = Farm::with(&[backend], "timeouts: {writeStall: 300ms}");
+        let (mut sender, _) = connect(&farm).await;
+        let mut given_up = sender
+            .send_request(get("https://shop.example.com/"))
+            .await
+            .expect("a response");
+        given_up.body_mut().frame().await.expect("a part").expect("data");
+        drop(given_up);
+        let slow = sender.send_request(get("https://shop.example.com/")).await;
+        assert_eq!(slow.expect("a response").status(), StatusCode::OK);
     });
 }
