@@ -284,6 +284,8 @@ fn a_response_that_the_client_gave_up_does_not_count_as_one_that_it_must_take() 
             .await
             .expect("a response");
         given_up.body_mut().frame().await.expect("a part").expect("data");
+        // Until the rest waits for the client to take it.
+        tokio::time::sleep(STALL / 3).await;
         drop(given_up);
         let slow = sender.send_request(get("https://shop.example.com/")).await;
         assert_eq!(slow.expect("a response").status(), StatusCode::OK);
