@@ -64,11 +64,7 @@ pub(super) async fn tend_ring(
         Decision::None => return Ok(RingStep::default()),
         Decision::Keep(ring, plan) => {
             context.metrics.ring(&id.key, ring.generation);
-            memory.ring = Some(*ring);
-            return Ok(RingStep {
-                plan: Some(plan),
-                ..RingStep::default()
-            });
+            return Ok(kept(memory, *ring, plan));
         }
         Decision::Write(ring, version, change) => (*ring, version, change),
     };
@@ -107,6 +103,15 @@ fn newest_generation(farm: &TLSFarm, memory: &FarmMemory, acknowledgements: &[Ac
         acknowledgements.iter().filter_map(|one| one.generation).max(),
     ];
     generations.into_iter().flatten().max().unwrap_or_default()
+}
+
+/// Remembers a ring that stays as it is, so that it can be written back when it is lost.
+fn kept(memory: &mut FarmMemory, ring: Ring, plan: Plan) -> RingStep {
+    memory.ring = Some(ring);
+    RingStep {
+        plan: Some(plan),
+        ..RingStep::default()
+    }
 }
 
 /// Remembers a ring that was written, and what it repaired.
@@ -210,6 +215,19 @@ mod tests {
         assert_eq!(behind, 9, "the watch is behind what was written");
         let heard = acknowledged(&[None, Some(7), Some(3)]);
         assert_eq!(newest_generation(&old, &remembering, &heard), 7);
+    }
+
+    #[test]
+    fn a_ring_that_is_kept_is_remembered_for_its_repair() {
+        let mut memory = FarmMemory::default();
+        let waiting = Plan::Keep { until: at(3600) };
+        let step = kept(&mut memory, ring(), waiting.clone());
+        assert_eq!(
+            (step.plan, step.overtaken, step.told.len()),
+            (Some(waiting), false, 0)
+        );
+        assert!(memory.ring.is_some());
+        assert_eq!(memory.awaited, None, "it was not written now");
     }
 
     #[test]

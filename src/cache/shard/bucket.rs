@@ -226,3 +226,21 @@ fn allocation(length: usize) -> usize {
         .next_multiple_of(ALLOCATION_STEP)
         .max(2 * ALLOCATION_STEP)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_every_place_removes_all_that_has_expired_also_what_moves_into_a_hole() {
+        let mut bucket = Bucket::new(1 << 20);
+        for number in 0..4 {
+            let id = Id(u128::to_be_bytes(number << 64 | number));
+            assert!(bucket.set(id, Zeroizing::new(Box::new([0; 8])), 10));
+        }
+        bucket.sweep(4, 9);
+        assert_eq!(bucket.figures().entries, 4, "none has expired");
+        bucket.sweep(4, 10);
+        assert_eq!(bucket.figures().entries, 0);
+    }
+}
