@@ -284,15 +284,13 @@ impl<'a> Watched<'a> {
     /// Explains one missed session by the one late answer since then: to the proxy that was to resume it, which asked
     /// for it, or to the one that issued it, which stored it. Nothing else explains it.
     pub fn explain(&self, issuer: &str, resumer: &str) -> Explained {
-        let late: Vec<_> = self
-            .0
+        let counted = self.counted();
+        let late: Vec<_> = counted
             .iter()
-            .flat_map(|(proxy, before)| {
-                let counted = Page::of(proxy).since(before);
-                let name = proxy.name.as_str();
+            .flat_map(|(name, counted)| {
                 [
-                    ("lookup", name, counted.late_lookups()),
-                    ("put", name, counted.late_puts()),
+                    ("lookup", *name, counted.late_lookups()),
+                    ("put", *name, counted.late_puts()),
                 ]
             })
             .filter(|(_, _, count)| *count > 0)
@@ -310,5 +308,23 @@ impl<'a> Watched<'a> {
         Explained(format!(
             "a session of {issuer} was not resumed at {resumer}; late answers: {late:?}"
         ))
+    }
+
+    /// The answers since then that came late, one text for each.
+    pub fn late(&self) -> Vec<String> {
+        let counted = self.counted().into_iter();
+        counted
+            .flat_map(|(name, counted)| {
+                let late = counted.late_lookups() + counted.late_puts();
+                (0..late).map(move |_| format!("{name}: {counted:?}"))
+            })
+            .collect()
+    }
+
+    fn counted(&self) -> Vec<(&'a str, Counted)> {
+        let proxies = self.0.iter();
+        proxies
+            .map(|(proxy, before)| (proxy.name.as_str(), Page::of(proxy).since(before)))
+            .collect()
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::cached_farm::SHOP;
+use crate::cached_farm::{Proxy, SHOP};
+use crate::due::{Watched, most_explained};
 use crate::harness::{Handshake, Load, Version, s_client, scratch, wait_for};
 
 /// Sessions between two disturbances, all of which must resume.
@@ -23,6 +24,8 @@ pub struct Traffic {
     seen: Arc<Mutex<Vec<Session>>>,
     stop: Arc<AtomicBool>,
     disturbances: Vec<Disturbance>,
+    /// Answers that came late although nothing disturbed the farm, as its proxies and caches counted them.
+    late: Vec<String>,
     started: Instant,
 }
 
@@ -45,7 +48,8 @@ struct Disturbance {
 }
 
 impl Traffic {
-    pub fn start(name: &'static str, address: SocketAddr) -> Self {
+    /// Clients of these proxies, which they reach by their Service.
+    pub fn start(name: &'static str, address: SocketAddr, proxies: &[Proxy]) -> Self {
         let limit = Duration::from_secs(900);
         let loads = [(50, true), (10, false)]
             .map(|(rate, keep)| Load::start(name, SHOP, &address.to_string(), rate, keep, limit))
@@ -78,24 +82,25 @@ impl Traffic {
             seen,
             stop,
             disturbances: Vec::new(),
+            late: Vec::new(),
             started: Instant::now(),
         };
-        traffic.go_undisturbed();
+        traffic.go_undisturbed(proxies);
         traffic
     }
 
-    /// Disturbs the farm. Sessions may be missed until `disturb` returns, but no more than this share of them, in percent,
-    /// and none of those that are taken afterwards.
-    pub fn during(&mut self, what: &str, may_miss: usize, disturb: impl FnOnce()) {
+    /// Disturbs the farm. Sessions may be missed until `disturb` returns the proxies that are there now, but no more than
+    /// this share of them, in percent, and none of those that are taken afterwards.
+    pub fn during(&mut self, what: &str, may_miss: usize, disturb: impl FnOnce() -> Vec<Proxy>) {
         let began = Instant::now();
-        disturb();
+        let proxies = disturb();
         self.disturbances.push(Disturbance {
             what: what.to_owned(),
             began,
             ended: Instant::now(),
             may_miss,
         });
-        self.go_undisturbed();
+        self.go_undisturbed(&proxies);
     }
 
     fn stop_sessions(&mut self) -> thread::Result<()> {
@@ -103,7 +108,8 @@ impl Traffic {
         self.sessions.take().map_or(Ok(()), JoinHandle::join)
     }
 
-    fn go_undisturbed(&mut self) {
+    fn go_undisturbed(&mut self, proxies: &[Proxy]) {
+        let watched = Watched::from_now(proxies);
         let seen = |traffic: &Self| traffic.seen().len();
         // One more, since one is under way.
         let enough = seen(self) + UNDISTURBED + 1;
@@ -112,13 +118,15 @@ impl Traffic {
             Duration::from_secs(120),
             || (seen(self) >= enough).then_some(()),
         );
+        self.late.extend(watched.late());
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Demands that no request failed, and that only disturbances cost resumptions, each no more than it may.
+    /// Demands that no request failed, and that only disturbances cost resumptions, each no more than it may, and between
+    /// them late answers, each no more than one.
     pub fn stop_without_losses(mut self) {
         self.stop_sessions().expect("the sessions' thread ends well");
         let mut failures = Vec::new();
@@ -168,14 +176,16 @@ impl Traffic {
             .filter(|session| !session.offered.resumed)
             .map(|session| (since(session.began), session))
             .collect();
+        let late = self.late.len();
         println!(
-            "undisturbed: {} of {} sessions missed",
+            "undisturbed: {} of {} sessions missed, {late} answers were late",
             missed.len(),
             undisturbed.len()
         );
         assert!(
-            missed.is_empty(),
-            "missed although nothing disturbed the farm: {missed:#?}"
+            missed.len() <= late.min(most_explained(undisturbed.len())),
+            "missed although nothing disturbed the farm: {missed:#?}; late answers: {:#?}",
+            self.late
         );
     }
 }

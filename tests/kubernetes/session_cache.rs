@@ -38,11 +38,11 @@ fn session_ids_resume_at_every_proxy_and_single_use_tickets_once() {
 fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
     let namespace = Namespace::with_operator("test-caches-killed");
     deploy(&namespace, sidecars());
-    when_linked(&namespace, 3);
+    let proxies = when_linked(&namespace, 3);
     let service: SocketAddr = format!("{}:443", namespace.service_address("shop"))
         .parse()
         .expect("an address");
-    let mut traffic = Traffic::start("caches-killed", service);
+    let mut traffic = Traffic::start("caches-killed", service, &proxies);
 
     for (name, address) in namespace.proxies("shop") {
         // The pod is not ready while its sidecar is gone, so one after another.
@@ -56,20 +56,21 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
             wait_for("the cache to come back", RECOVERY, || {
                 (cache_restarts(&namespace, &name) > before).then_some(())
             });
-            when_linked_within(&namespace, 3, RECOVERY);
+            when_linked_within(&namespace, 3, RECOVERY)
         });
     }
     // A little more than the share of the entries that change their owner: two of five, and three of five.
     for (replicas, moved) in [(5, 42), (2, 62)] {
         traffic.during(&format!("the farm was scaled to {replicas}"), moved, || {
             namespace.kubectl(&["scale", "tlsfarm/shop", &format!("--replicas={replicas}")]);
-            when_linked_within(&namespace, replicas, RECOVERY);
+            let proxies = when_linked_within(&namespace, replicas, RECOVERY);
+            // Those that have to go still serve for a while, and their caches see other members than those that stay.
+            wait_for("the farm to be scaled", PATIENCE, || {
+                (namespace.list("pods", "tlsfarm.dev/farm=shop").len() == replicas).then_some(())
+            });
+            proxies
         });
     }
-    // Those that had to go still serve for a while.
-    wait_for("the farm to be scaled", PATIENCE, || {
-        (namespace.list("pods", "tlsfarm.dev/farm=shop").len() == 2).then_some(())
-    });
     traffic.stop_without_losses();
     namespace.wait_ready("shop");
     Due::default().everywhere(&when_linked(&namespace, 2));
