@@ -264,14 +264,7 @@ impl Node {
         let node = Rc::clone(self);
         let answer = async move {
             let reply = reply.await;
-            let outcome = match (&reply, verb) {
-                (Err(_), _) => Outcome::Unavailable,
-                (Ok(Reply::Error(_)), _) => Outcome::Refused,
-                (Ok(Reply::Null), Verb::Set) => Outcome::Exists,
-                (Ok(_), Verb::Set) => Outcome::Stored,
-                (Ok(Reply::Null | Reply::Integer(..=0)), _) => Outcome::Miss,
-                (Ok(_), _) => Outcome::Hit,
-            };
+            let outcome = outcome_at_owner(verb, &reply);
             node.metrics.answered(verb, outcome);
             node.metrics.took(begin.elapsed());
             reply.unwrap_or_else(|_| match verb {
@@ -302,6 +295,19 @@ fn refused(refusal: CommandError) -> Reply {
 
 fn found_reply(found: bool) -> Done {
     (Reply::Integer(i64::from(found)), hit_or_miss(found))
+}
+
+/// What became of a request that the owner of its key answered.
+fn outcome_at_owner(verb: Verb, reply: &forward::Forwarded) -> Outcome {
+    match (reply, verb) {
+        (Err(_), _) => Outcome::Unavailable,
+        (Ok(Reply::Error(_)), _) => Outcome::Refused,
+        // The answer to SET NX where there is an entry.
+        (Ok(Reply::Null), Verb::Set) => Outcome::Exists,
+        (Ok(_), Verb::Set) => Outcome::Stored,
+        (Ok(Reply::Null | Reply::Integer(..=0)), _) => Outcome::Miss,
+        (Ok(_), _) => Outcome::Hit,
+    }
 }
 
 fn hit_or_miss(hit: bool) -> Outcome {

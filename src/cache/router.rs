@@ -226,4 +226,29 @@ mod tests {
         set(&mut follower, &router, &[2, 3]);
         assert!(own(&router).is_empty());
     }
+
+    /// Else each change would make the next requests wait again for a cache that is gone.
+    #[tokio::test]
+    async fn what_is_known_of_caches_that_stay_is_kept() {
+        let (mut follower, router) = (follower(1), Router::alone());
+        set(&mut follower, &router, &[1, 2]);
+        let of_second = |router: &Router| {
+            let members = router.0.load();
+            let member = members.0.iter().find(|member| member.address == address(2));
+            member.and_then(|member| member.client.clone()).expect("a peer")
+        };
+        let second = of_second(&router);
+        let down = async {
+            while second.admits() {
+                tokio::task::yield_now().await
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), down)
+            .await
+            .expect("nobody listens there");
+        for members in [[1, 2, 3].as_slice(), &[2, 1], &[3, 2, 4]] {
+            set(&mut follower, &router, members);
+            assert!(!of_second(&router).admits(), "{members:?}");
+        }
+    }
 }

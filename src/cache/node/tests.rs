@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use prometheus_client::registry::Registry;
 
 use super::*;
+use crate::cache::client::CacheError;
 use crate::cache::peer_metrics::PeerMetrics;
 use crate::cache::wire::{RequestDecoder, encode_request};
 use crate::config::{Backend, Peers};
@@ -100,6 +101,31 @@ async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it(
         }
     }
     assert_eq!(node.shard.figures().entries, 0);
+}
+
+#[test]
+fn answers_of_an_owner_count_as_the_same_ones_of_this_cache() {
+    for (verb, reply, outcome) in [
+        (Verb::Set, Ok(Reply::OK), Outcome::Stored),
+        (Verb::Set, Ok(Reply::Null), Outcome::Exists),
+        (Verb::Get, Ok(Reply::text("v")), Outcome::Hit),
+        (Verb::Get, Ok(Reply::Null), Outcome::Miss),
+        (Verb::Take, Ok(Reply::text("v")), Outcome::Hit),
+        (Verb::Take, Ok(Reply::Null), Outcome::Miss),
+        (Verb::Expire, Ok(Reply::Integer(1)), Outcome::Hit),
+        (Verb::Expire, Ok(Reply::Integer(0)), Outcome::Miss),
+        (Verb::TimeLeft, Ok(Reply::Integer(-2)), Outcome::Miss),
+        (Verb::Set, Ok(refused_by_owner()), Outcome::Refused),
+        (Verb::Get, Ok(refused_by_owner()), Outcome::Refused),
+        (Verb::Set, Err(CacheError::Unavailable), Outcome::Unavailable),
+        (Verb::Get, Err(CacheError::Lost), Outcome::Unavailable),
+    ] {
+        assert_eq!(outcome_at_owner(verb, &reply), outcome, "{verb:?} {reply:?}");
+    }
+}
+
+fn refused_by_owner() -> Reply {
+    Reply::Error("ERR the cache is full".into())
 }
 
 #[test]

@@ -221,7 +221,7 @@ async fn serve_http2<IO>(
                     return Poll::Ready(());
                 }
                 closing = true;
-                state.progressed();
+                // To write GOAWAY is progress: what crosses it has as long as any other request.
                 connection.as_mut().graceful_shutdown();
             }
         }

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
-use super::support::{Backend, Farm, read_head, run, scripted};
+use super::support::{Backend, Farm, RawClient, read_head, run, scripted};
 use crate::proxy::http::framing::MAX_REQUEST_LINE;
 
 type TestBody = BoxBody<Bytes, Infallible>;
@@ -227,25 +227,35 @@ fn many_streams_are_served_at_once() {
     });
 }
 
+const HEADERS: u8 = 1;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+/// The preface of a connection, and settings that leave everything as it is.
+async fn send_preface(client: &mut RawClient) {
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    client.send([0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+}
+
+/// Type and payload of the next frame.
+async fn read_frame(client: &mut RawClient) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    client.stream.read_exact(&mut head).await.ok()?;
+    let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+    let whole = client.stream.read_exact(&mut payload).await;
+    whole.expect("a whole frame");
+    Some((head[3], payload))
+}
+
 #[test]
 fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
-    const PING: u8 = 6;
     run(async {
         let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
         let mut client = farm.connect(true);
-        client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        let no_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-        client.send(no_settings).await;
+        send_preface(&mut client).await;
         // The answer to the ping between the two GOAWAY frames says that the first one was read.
-        let mut head = [0; 9];
-        while client.stream.read_exact(&mut head).await.is_ok() {
-            let mut payload = vec![0; usize::from(head[2])];
-            client
-                .stream
-                .read_exact(&mut payload)
-                .await
-                .expect("a whole frame");
-            if head[3] == PING {
+        while let Some((kind, payload)) = read_frame(&mut client).await {
+            if kind == PING {
                 client.send([0, 0, 8, PING, 1, 0, 0, 0, 0]).await;
                 client.send(payload).await;
             }
@@ -254,6 +264,34 @@ fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
         client.stream.write_all(&[0; 1000]).await.expect("taken");
         drop(client.stream);
         client.served.await.expect("served");
+    });
+}
+
+#[test]
+fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_answered() {
+    run(async {
+        let backend = Backend::start().await;
+        let farm = Farm::with(&[backend.address], "timeouts: {http2Idle: 500ms}");
+        let mut client = farm.connect(true);
+        send_preface(&mut client).await;
+        while read_frame(&mut client).await.expect("a GOAWAY").0 != GOAWAY {}
+        // On its way.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // By the static table of HPACK: GET, https, /, and an authority as text. Ends headers and stream 1.
+        let authority = "shop.example.com";
+        let mut fields = vec![0x82, 0x87, 0x84, 0x01, authority.len() as u8];
+        fields.extend_from_slice(authority.as_bytes());
+        client
+            .send([0, 0, fields.len() as u8, HEADERS, 5, 0, 0, 0, 1])
+            .await;
+        client.send(fields).await;
+        let status = loop {
+            let (kind, payload) = read_frame(&mut client).await.expect("a response");
+            if kind == HEADERS {
+                break payload[0];
+            }
+        };
+        assert_eq!(status, 0x88, "200, by the static table");
     });
 }
 
