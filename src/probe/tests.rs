@@ -160,8 +160,9 @@ impl OpenSsl {
                 "-www",
             ])
             .args(more)
-            .stdout(Stdio::piped())
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("openssl is installed");
         let stdout = BufReader::new(process.stdout.take().expect("piped"));
@@ -169,10 +170,11 @@ impl OpenSsl {
             let address = line.strip_prefix("ACCEPT ")?;
             address.parse().ok()
         });
-        Self {
-            process,
-            address: accepting.expect("openssl says where it listens"),
-        }
+        let address = accepting.unwrap_or_else(|| {
+            let errors = std::io::read_to_string(process.stderr.take().expect("piped"));
+            panic!("openssl does not listen: {}", errors.expect("text"))
+        });
+        Self { process, address }
     }
 }
 
