@@ -1,14 +1,19 @@
 # Everything that this project builds, checks and shows.
 #
-#   make demo        a TLSFarm on a real two-node Kubernetes of its own; CONTEXT=name uses a cluster that you have
-#   make demo-down   take it away again
-#   make test        every test, the ones on a real Kubernetes included
-#   make fuzz        each parser and decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
-#   make mutants     break what the files of tests/mutants decide, each once, and see a test fail (hours); make mutants-change for a change
-#   make coverage    which lines the unit and loopback tests run, by module
-#   make bench-cache the session cache beside redis-server, as the table in docs/performance.md
-#   make lint        formatting, lints, generated files
-#   make image       the container image, as dist/tlsfarm.tar
+#   make demo             a TLSFarm on a real two-node Kubernetes of its own; CONTEXT=name uses a cluster that you have
+#   make demo-down        take it away again
+#   make test             every test, the ones on a real Kubernetes included
+#   make test-unit        the tests that need no Kubernetes
+#   make test-kubernetes  the tests on a real two-node Kubernetes, which is started and left running
+#   make cluster-down     stop that Kubernetes and remove it
+#   make fuzz             each parser and decoder against random input, 30 seconds each; FUZZ_SECONDS=n for longer
+#   make mutants          mutates the decision-making code listed in tests/mutants, one change at a time, and expects a test to fail; takes hours
+#   make mutants-change   the same for only the lines you changed since CHANGE_BASE, the previous commit by default
+#   make coverage         which lines the unit and loopback tests run, by module
+#   make bench-cache      compares the session cache with redis-server; prints the table of docs/performance.md
+#   make lint             formatting, clippy, documentation, scripts, chart, rendered manifests
+#   make crds             writes the CustomResourceDefinition again after a change of src/api
+#   make image            the container image, as dist/tlsfarm.tar
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
