@@ -10,25 +10,16 @@
 //!
 //! One thread does everything, as in Redis: an operation takes less time than waking another thread would.
 
-mod breaker;
-mod client;
 mod client_socket;
 mod command;
 mod connection;
-mod forward;
 mod info;
-mod members;
 mod metrics;
 mod node;
-mod owner;
 mod password;
-mod peer_listener;
-mod peer_metrics;
-mod peer_tls;
-mod router;
+mod peers;
 mod server;
 pub mod shard;
-pub mod wire;
 
 use std::cell::Cell;
 use std::fs;
@@ -50,16 +41,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-pub use self::breaker::BreakerState;
-pub use self::client::{CacheError, Client, ClientMetrics};
 use self::connection::Common;
-use self::members::own_address;
 use self::metrics::Metrics;
 use self::node::Node;
 use self::password::Password;
-use self::peer_metrics::PeerMetrics;
-use self::peer_tls::PeerTls;
-use self::router::Router;
+use self::peers::members::own_address;
+use self::peers::metrics::PeerMetrics;
+use self::peers::router::Router;
+use self::peers::tls::PeerTls;
 use self::server::{Server, UnixSocket};
 use self::shard::{NoRandomness, Shard};
 use crate::config::{Backend, CacheConfig, ConfigError};

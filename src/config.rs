@@ -7,19 +7,20 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use aws_lc_rs::digest;
 use ipnet::IpNet;
 use rustls::pki_types::DnsName;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Duration, HttpMode, MinVersion, TicketKind};
 
+mod backend;
 mod cache;
+mod file;
 
-pub use cache::{CacheConfig, CacheListen, Peers};
-
-/// The format that this release writes and reads.
-pub const VERSION: u32 = 1;
+pub use self::backend::{Backend, ServicePort};
+pub use self::cache::{CacheConfig, CacheListen, Peers};
+use self::file::from_yaml;
+pub use self::file::{ConfigError, VERSION, fingerprint};
 
 /// Configuration of one proxy process.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -178,30 +179,6 @@ pub struct Route {
     pub backend: Backend,
 }
 
-/// Where requests go.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub enum Backend {
-    /// Fixed addresses, for a proxy outside a cluster.
-    Addresses(Vec<SocketAddr>),
-    /// The ready endpoints of a Service in the proxy's namespace.
-    Service(ServicePort),
-}
-
-/// One port of a Service.
-#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ServicePort {
-    /// Name of the Service.
-    pub name: String,
-    /// The port as the user gave it, for messages.
-    pub port: u16,
-    /// What EndpointSlices call the port: the name of the Service's port, empty when it has none. Absent when the
-    /// Service or the port does not exist.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port_name: Option<String>,
-}
-
 /// Limits on every phase of a connection (G1 of the requirements). None can be switched off.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -224,30 +201,6 @@ pub struct Timeouts {
     pub response_head: Duration,
     /// Between two parts of a response's body.
     pub response_idle: Duration,
-}
-
-/// Why a configuration file is refused.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be parsed.
-    #[error("the configuration is malformed: {0}")]
-    Malformed(String),
-    /// It is written for another release.
-    #[error("the configuration has version {0}; this release reads version {VERSION}")]
-    Version(u32),
-    /// Two hosts share a name or a host name.
-    #[error("{0:?} is claimed by two hosts")]
-    Conflict(String),
-    /// A value is out of bounds.
-    #[error("{field} of {of:?} is unusable: {why}")]
-    Value {
-        /// The field.
-        field: &'static str,
-        /// The entry that it belongs to.
-        of: String,
-        /// What would be right.
-        why: &'static str,
-    },
 }
 
 impl ProxyConfig {
@@ -322,24 +275,6 @@ const LONGEST_LOOKUP: Duration = Duration::from_millis(50);
 
 fn default_lookup_timeout() -> Duration {
     Duration::from_millis(5)
-}
-
-fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, ConfigError> {
-    // An excerpt of the file would make several lines of a message that belongs on one.
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| ConfigError::Malformed(error.to_string()))
-}
-
-/// Short fingerprint of a configuration file, by which operator and proxy tell whether they mean the same one.
-pub fn fingerprint(file: &[u8]) -> String {
-    let digest = digest::digest(&digest::SHA256, file);
-    digest
-        .as_ref()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 impl Timeouts {

@@ -1,36 +1,19 @@
 //! The operator: makes of every `TLSFarm` a Deployment of proxies and what belongs to it, and rotates the farm's ticket
 //! keys once all proxies can follow.
 //!
-//! One pass over a farm goes validate → build → apply → observe → rotate → status; `validate`, `build`, `rotate`, `status`,
-//! `peer_certificates` and `schedule` are pure. The operator is never in the way of traffic: while it is down, proxies go
+//! One pass over a farm goes validate → build → apply → observe → rotate → status. `decide` and `build` are pure. The operator is never in the way of traffic: while it is down, proxies go
 //! on with the files that they have.
 
-mod apply;
-mod backends;
 mod build;
-mod cache_step;
+mod cluster;
+mod context;
 mod controller;
+mod decide;
 mod error;
-mod events;
-mod invalid;
-mod kind;
-mod memory;
+mod fleet;
 mod metrics;
 mod names;
-mod observe;
-mod peer_certificates;
-mod pods;
-mod poll;
-mod publish;
 mod reconcile;
-mod refresh;
-mod ring_secret;
-mod ring_step;
-mod rotate;
-mod schedule;
-mod secret;
-mod status;
-mod validate;
 
 use std::io;
 use std::net::SocketAddr;
@@ -47,13 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::build::ProxyImage;
+use self::cluster::events::Events;
+use self::context::Context;
 use self::controller::Watching;
-use self::events::Events;
-use self::memory::Farms;
+use self::fleet::memory::Farms;
 use self::metrics::Metrics;
-use self::reconcile::Context;
 use crate::runtime::admin::{AdminPages, text_page};
-use crate::runtime::cluster::{self, NoCluster};
+use crate::runtime::kubernetes::{self, NoCluster};
 use crate::runtime::signal::Terminated;
 
 /// How long a connection to the API server may take to come about.
@@ -201,7 +184,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 }
 
 async fn client() -> Result<Client, OperatorError> {
-    let mut config = cluster::find(None).await?;
+    let mut config = kubernetes::find(None).await?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     // A retry within a request would hide for minutes what a pass must know at once: that a write may have happened.
     config.default_retry = false;

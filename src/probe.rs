@@ -3,11 +3,13 @@
 //! It takes a session at each proxy, offers it at each proxy, and reports a matrix for every host and mechanism. What is
 //! for one use is offered once more, and must not be resumed then. Any TLS server can be probed, not only farms.
 
+mod error;
 mod exchange;
 mod kept;
 mod matrix;
 mod output;
 mod replay;
+mod round;
 mod session;
 mod sighting;
 mod target;
@@ -27,18 +29,19 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 
+pub use error::ProbeError;
 pub use exchange::{Answer, Failure};
 pub use kept::Earlier;
 pub use matrix::{Counts, FailedAt, Matrix, Outcome, Trial};
+pub use round::Tally;
 pub use session::Mechanism;
 pub use target::TargetError;
-pub use watch::Tally;
 
 use crate::api::Duration;
 use exchange::Exchanger;
 use output::{Output, Style};
 use session::Clients;
-use target::{ClusterTargets, Farm, Host, Proxy, Targets};
+use target::{ClusterTargets, Farm, Host, Proxy, Targets, unready, why_nothing};
 
 /// Options of `tlsfarm probe`.
 #[derive(Args, Clone, Debug)]
@@ -131,28 +134,6 @@ pub enum OutputFormat {
     Json,
 }
 
-/// Why nothing was probed.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The cluster cannot be asked, or there is no such farm.
-    #[error(transparent)]
-    Target(#[from] TargetError),
-    /// There are no proxies.
-    #[error("nothing to probe: {0}")]
-    Nothing(String),
-    /// The file with trusted certificates is unusable.
-    #[error("--ca-file {path}: {why}")]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The process cannot work, or its output cannot be written.
-    #[error("cannot run the probe: {0}")]
-    Io(#[from] io::Error),
-}
-
 const EXIT_CODES: &str = "Exit codes: 0 when every session was resumed and every request served, 1 when not, \
                           2 for wrong usage or nothing to probe.";
 
@@ -195,7 +176,7 @@ async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool
     let farms = targets.look().await?;
     let unready = unready(&farms);
     let mut matrices = matrix::round(&exchanger, &farms, None).await;
-    recheck(&targets, &mut matrices).await;
+    matrix::recheck(&targets, &mut matrices).await;
     let counts = Counts::of(matrices.iter().flat_map(Matrix::trials));
     if counts.offered == 0 && counts.gone == 0 {
         let why = why_nothing(&targets, &farms);
@@ -207,34 +188,6 @@ async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool
     }
     output.matrices(&matrices, &counts, &unready)?;
     Ok(counts.is_clean() && unready.is_empty())
-}
-
-/// Asks the cluster again before a failed connection is held against a proxy.
-async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
-    let doubtful = matrices.iter().flat_map(Matrix::trials).any(matrix::may_be_gone);
-    // When the cluster cannot be asked, the failure stands.
-    if doubtful && let Ok(farms) = targets.look().await {
-        matrix::excuse_gone(matrices, &target::ids(&farms));
-    }
-}
-
-/// Farms that should have proxies and have none that serves.
-fn unready(farms: &[Farm]) -> Vec<String> {
-    let unready = farms
-        .iter()
-        .filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
-    unready.filter_map(|farm| farm.name.clone()).collect()
-}
-
-/// Why there were no trials.
-fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
-    if let Some(farm) = unready(farms).first() {
-        format!("no proxy of farm {farm} is ready")
-    } else if farms.iter().all(|farm| farm.proxies.is_empty()) {
-        format!("there is no farm with proxies in {}", targets.place())
-    } else {
-        "no host offers a way to resume that was asked for".into()
-    }
 }
 
 async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {

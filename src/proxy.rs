@@ -1,32 +1,22 @@
 //! The proxy: terminates TLS for the hosts of its configuration and forwards requests to their backends.
 //!
 //! ```text
-//! accept ─► hello ─► snapshot: which host? ─► handshake by rustls ─► http ─► backend
-//!                         ▲                      │ tickets
-//!   reload: config, certificates             ring keys ◄─ reload: ring
+//! traffic ─► ClientHello ─► snapshot: which host? ─► handshake by rustls ─► http ─► upstream
+//!                              ▲                        │ tickets
+//!        control: configuration, certificates       ring keys ◄─ control: ring
 //! ```
 //!
 //! One thread for each core carries traffic; one more, the control thread, watches files, follows endpoints, answers on
 //! the admin port and hears signals. They share immutable snapshots that the control thread swaps.
 
-mod accept;
-mod certificate_files;
-mod certificates;
-mod drain;
-mod handshake;
-pub mod hello;
-mod hosts;
+mod control;
 pub mod http;
-mod linger;
+mod listen;
 mod metrics;
-mod put_budget;
-mod reload;
-mod ring_file;
-mod session_cache;
-mod snapshot;
-mod status;
-mod tickets;
-mod tls_stream;
+mod resume;
+pub mod tls;
+mod traffic;
+mod upstream;
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,14 +35,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use self::accept::Traffic;
-use self::drain::drain;
+use self::control::drain::drain;
+pub use self::control::reload::ConfigFileError;
+use self::control::reload::Reloader;
+use self::control::status::{Shared, uses_services};
 use self::http::HttpMetrics;
 use self::metrics::Metrics;
-pub use self::reload::ConfigFileError;
-use self::reload::Reloader;
-use self::session_cache::SessionCacheMetrics;
-use self::status::{Shared, uses_services};
+use self::resume::session_cache::SessionCacheMetrics;
+use self::traffic::Traffic;
 use crate::discovery::{self, Endpoints};
 use crate::runtime::files::POLL_INTERVAL;
 use crate::runtime::limits::{self, ConnectionCost};
@@ -153,7 +143,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
         "the proxy runs"
     );
 
-    tokio::spawn(status::pages(&shared, registry).serve(admin, std::future::pending()));
+    tokio::spawn(control::status::pages(&shared, registry).serve(admin, std::future::pending()));
     tokio::spawn(follow_files(reloader));
     tokio::spawn(follow_endpoints(Arc::clone(&shared)));
     tokio::spawn(follow_session_cache(Arc::clone(&shared), cache_metrics));
@@ -187,14 +177,14 @@ fn start_traffic(
 ) -> Result<Vec<TrafficThread>, ProxyError> {
     // Honours the CPU quota of the container.
     let count = available_parallelism().map_or(1, usize::from);
-    accept::listen(config.listen.https, config.listen.http, count)
+    listen::sockets::listen(config.listen.https, config.listen.http, count)
         .map_err(|(address, error)| ProxyError::Listen { address, error })?
         .into_iter()
         .enumerate()
         .map(|(number, listeners)| {
             let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
             let alive = thread_ended.clone().drop_guard();
-            accept::start(number, runtime, listeners, traffic.clone(), alive)
+            traffic::start(number, runtime, listeners, traffic.clone(), alive)
         })
         .collect::<io::Result<_>>()
         .map_err(ProxyError::Start)

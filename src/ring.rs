@@ -12,15 +12,17 @@ mod cache_key;
 mod document;
 mod key;
 mod plan;
+mod policy;
 mod scope;
 mod ticket;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 pub use cache_key::{CacheKey, CacheKind};
 pub use document::RingError;
 pub use key::{KeyId, KeySecret, KeyWeakness, RandomnessError, TicketKey};
 pub use plan::{Acknowledgement, Plan, RotationRequest, plan};
+pub use policy::RotationPolicy;
 pub use scope::Scope;
 pub use ticket::{OpenError, OpenedTicket, SealError, SealedAs, SessionAge, TicketKeys, TicketPolicy};
 
@@ -44,25 +46,6 @@ pub struct Ring {
     pub primary: TicketKey,
     /// Open only, newest first.
     pub previous: Vec<TicketKey>,
-}
-
-/// How keys age.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct RotationPolicy {
-    /// How often a new key begins to seal.
-    pub rotation_interval: SignedDuration,
-    /// How long a ticket may be used.
-    pub lifetime: SignedDuration,
-    /// How long a proxy that does not acknowledge may hold up a rotation.
-    pub max_unacked_wait: SignedDuration,
-}
-
-impl RotationPolicy {
-    /// How long a proxy that is cut off from the operator goes on sealing with a key: a day, or two rotation intervals
-    /// where those are longer.
-    fn seal_window(&self) -> SignedDuration {
-        SignedDuration::from_hours(24).max(self.rotation_interval * 2)
-    }
 }
 
 impl Ring {
@@ -129,6 +112,8 @@ impl Ring {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
+    use jiff::SignedDuration;
+
     use super::*;
 
     pub(crate) const POLICY: RotationPolicy = RotationPolicy {
@@ -152,6 +137,8 @@ pub(crate) mod fixtures {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::fixtures::*;
     use super::*;
 

@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use rustls::server::Acceptor;
-use tlsfarm::proxy::hello::{HelloReader, Progress, refusal};
+use tlsfarm::proxy::tls::client_hello::{HelloReader, Progress, refusal};
 
 /// Most bytes that are read of a ClientHello. More can exceed the limit in one cut and be whole in another.
 const LIMIT: usize = 64 * 1024;

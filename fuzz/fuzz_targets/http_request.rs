@@ -19,7 +19,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
-use tlsfarm::proxy::http::framing::{Framing, Refusal, Step};
+use tlsfarm::proxy::http::h1::framing::{Framing, Step};
+use tlsfarm::proxy::http::refusal::Refusal;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tlsfarm::cache::wire::{Protocol, ProtocolError, Reply, ReplyDecoder};
+use tlsfarm::resp::{Protocol, ProtocolError, Reply, ReplyDecoder};
 
 fuzz_target!(|input: (u8, Vec<u8>)| {
     let (cut, bytes) = input;

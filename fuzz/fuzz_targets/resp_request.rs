@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tlsfarm::cache::wire::{LONGEST_REQUEST, RequestDecoder, encode_request};
+use tlsfarm::resp::{LONGEST_REQUEST, RequestDecoder, encode_request};
 
 fuzz_target!(|input: &[u8]| {
     let mut decoder = RequestDecoder::default();

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::wire::{LONGEST_KEY, LONGEST_VALUE, Protocol, Request};
+use crate::resp::{LONGEST_KEY, LONGEST_VALUE, Protocol, Request};
 
 /// Longest lifetime: that of a TLS 1.3 session.
 pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 86_400);

@@ -23,7 +23,7 @@ use zeroize::Zeroize;
 
 use super::metrics::Origin;
 use super::node::{Answer, Node, Session};
-use super::wire::{ProtocolError, Reply, RequestDecoder, WipedBuffer};
+use crate::resp::{ProtocolError, Reply, RequestDecoder, WipedBuffer};
 
 /// Bytes that are read at once.
 const INPUT: usize = 16 * 1024;

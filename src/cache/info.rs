@@ -2,13 +2,26 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::time::Duration;
 
 use super::command::Keys;
-use super::node::Node;
-use super::wire::{Protocol, Reply};
+use super::shard::Figures;
+use crate::resp::{Protocol, Reply};
 
 /// The release of Redis whose commands these are. Clients look at it to know which commands they may use.
 const REDIS_VERSION: &str = "7.2.0";
+
+/// What `INFO` tells of a cache.
+pub(super) struct CacheInfo {
+    pub(super) uptime: Duration,
+    /// Connections accepted since the start.
+    pub(super) connections: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) shard: Figures,
+    /// Memory that entries may take, in bytes.
+    pub(super) shard_limit: usize,
+}
 
 /// The reply to `HELLO`.
 pub(super) fn hello(protocol: Protocol, connection: u64) -> Reply {
@@ -48,7 +61,7 @@ pub(super) fn parameters(wanted: Keys<'_>) -> Reply {
 }
 
 /// The reply to `INFO`.
-pub(super) fn text(node: &Node, wanted: Keys<'_>) -> Reply {
+pub(super) fn text(info: &CacheInfo, wanted: Keys<'_>) -> Reply {
     let is = |section: &[u8], name: &str| section.eq_ignore_ascii_case(name.as_bytes());
     let everything = wanted.iter().next().is_none()
         || wanted.iter().any(|section| {
@@ -57,7 +70,7 @@ pub(super) fn text(node: &Node, wanted: Keys<'_>) -> Reply {
                 .any(|name| is(section, name))
         });
     let mut text = String::new();
-    for (name, lines) in sections(node) {
+    for (name, lines) in sections(info) {
         if !everything && !wanted.iter().any(|section| is(section, name)) {
             continue;
         }
@@ -73,9 +86,7 @@ pub(super) fn text(node: &Node, wanted: Keys<'_>) -> Reply {
 
 type Line = (&'static str, Cow<'static, str>);
 
-fn sections(node: &Node) -> [(&'static str, Vec<Line>); 4] {
-    let figures = node.shard.figures();
-    let (hits, misses) = node.metrics.hits_and_misses();
+fn sections(info: &CacheInfo) -> [(&'static str, Vec<Line>); 4] {
     let number = |number: u64| Cow::Owned(number.to_string());
     let size = |number: usize| Cow::Owned(number.to_string());
     [
@@ -86,29 +97,29 @@ fn sections(node: &Node) -> [(&'static str, Vec<Line>); 4] {
                 ("redis_mode", "standalone".into()),
                 ("tlsfarm_version", env!("CARGO_PKG_VERSION").into()),
                 ("process_id", number(std::process::id().into())),
-                ("uptime_in_seconds", number(node.started.elapsed().as_secs())),
+                ("uptime_in_seconds", number(info.uptime.as_secs())),
             ],
         ),
         (
             "Memory",
             vec![
-                ("used_memory", size(figures.bytes)),
-                ("maxmemory", size(node.shard.limit())),
+                ("used_memory", size(info.shard.bytes)),
+                ("maxmemory", size(info.shard_limit)),
             ],
         ),
         (
             "Stats",
             vec![
-                ("total_connections_received", number(node.connections.get())),
-                ("keyspace_hits", number(hits)),
-                ("keyspace_misses", number(misses)),
-                ("expired_keys", number(figures.expired)),
-                ("evicted_keys", number(figures.evicted)),
+                ("total_connections_received", number(info.connections)),
+                ("keyspace_hits", number(info.hits)),
+                ("keyspace_misses", number(info.misses)),
+                ("expired_keys", number(info.shard.expired)),
+                ("evicted_keys", number(info.shard.evicted)),
             ],
         ),
         (
             "Keyspace",
-            match figures.entries {
+            match info.shard.entries {
                 0 => Vec::new(),
                 entries => vec![(
                     "db0",

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
-use super::client::{Client, OWNER_IS_SILENT};
 use super::command::{Command, CommandError, Credentials, Keys, LONGEST_LIFETIME, OneKey, Other, Set, Verb};
-use super::forward;
-use super::info;
+use super::info::{self, CacheInfo};
 use super::metrics::{Metrics, Origin, Outcome};
 use super::password::Password;
-use super::router::{Route, Router};
+use super::peers::forward;
+use super::peers::router::{Route, Router};
 use super::shard::{Shard, Stored};
-use super::wire::{Protocol, Reply, Request};
+use crate::resp::client::{Client, OWNER_IS_SILENT};
+use crate::resp::{Protocol, Reply, Request};
 
 /// One cache at work.
 pub(crate) struct Node {
@@ -201,7 +201,7 @@ impl Node {
                 Err(text) => error(text),
             },
             Other::Hello(protocol, credentials) => self.hello(session, protocol, credentials),
-            Other::Info(sections) => info::text(self, sections),
+            Other::Info(sections) => info::text(&self.info(), sections),
             Other::CommandList => Reply::Array(Vec::new()),
             Other::ConfigGet(parameters) => info::parameters(parameters),
         };
@@ -210,6 +210,18 @@ impl Node {
             _ => Outcome::Done,
         };
         (reply, outcome)
+    }
+
+    fn info(&self) -> CacheInfo {
+        let (hits, misses) = self.metrics.hits_and_misses();
+        CacheInfo {
+            uptime: self.started.elapsed(),
+            connections: self.connections.get(),
+            hits,
+            misses,
+            shard: self.shard.figures(),
+            shard_limit: self.shard.limit(),
+        }
     }
 
     fn hello(

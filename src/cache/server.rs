@@ -20,9 +20,9 @@ use tracing::debug;
 use super::client_socket::ClientSocket;
 use super::connection::{Common, serve};
 use super::metrics::Origin;
-use super::peer_listener;
-use super::peer_metrics::PeerMetrics;
-use super::peer_tls::PeerTls;
+use super::peers::listener;
+use super::peers::metrics::PeerMetrics;
+use super::peers::tls::PeerTls;
 
 /// How long accepting pauses after an error such as too many open files.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ impl Server {
             ready(())
         };
         self.tasks.spawn_local(async move {
-            stop.run_until_cancelled(peer_listener::accept(listener, tls, metrics, take))
+            stop.run_until_cancelled(listener::accept(listener, tls, metrics, take))
                 .await;
         });
     }

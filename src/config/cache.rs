@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, ConfigError, VERSION};
+use super::backend::Backend;
+use super::file::{ConfigError, VERSION, from_yaml};
 use crate::api::Duration;
 
 /// Configuration of one `tlsfarm cache` process.
@@ -74,7 +75,7 @@ pub struct Peers {
 impl CacheConfig {
     /// Reads a configuration file, refusing it whole when anything is wrong with it.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = super::from_yaml(text)?;
+        let config: Self = from_yaml(text)?;
         config.check()?;
         Ok(config)
     }

@@ -4,11 +4,10 @@
 
 mod access;
 mod cache;
-mod config;
+mod config_map;
+mod containers;
 mod deployment;
 mod network;
-
-use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -18,24 +17,12 @@ use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::kind::Kind;
+use super::cluster::kind::Kind;
 use super::names::FarmId;
-use crate::api::{Backend, TLSFarm};
+use crate::api::TLSFarm;
+use crate::compile::farm::{self, ResolvedPorts};
 
-pub(super) use config::{CONFIG_KEY, RING_KEY};
-pub(super) use deployment::CONTAINER;
-
-/// The name of the port in EndpointSlices for every backend of a spec; none where the Service or its port is missing.
-pub(super) type ResolvedPorts = BTreeMap<Backend, Option<String>>;
-
-/// What the operator's command line says about proxies.
-#[derive(Clone, Debug)]
-pub(super) struct ProxyImage {
-    /// Image of the proxies whose farm names none.
-    pub(super) image: String,
-    /// `Always`, `IfNotPresent` or `Never`.
-    pub(super) pull_policy: String,
-}
+pub(super) use deployment::{CONTAINER, ProxyImage};
 
 /// Everything that a farm consists of, but its ring.
 #[derive(Clone, Debug)]
@@ -64,8 +51,10 @@ pub(super) struct Object {
 
 /// Builds everything that `farm` consists of, but its ring.
 pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &ProxyImage) -> Desired {
-    let file = config::file(&config::compile(farm, id, ports));
-    let cache_file = cache::config(farm, id).map(|config| config::file(&config));
+    let name = format!("{}/{}", id.namespace(), id.name());
+    let file = config_map::file(&farm::proxy_config(&name, &farm.spec, ports));
+    let cache_config = farm::cache_config(&farm.spec, &id.cache_name(), &id.cache_server_name());
+    let cache_file = cache_config.map(|config| config_map::file(&config));
     Desired {
         service_account: access::service_account(id),
         role: access::role(id),
@@ -76,7 +65,7 @@ pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &
         deployment: deployment::deployment(farm, id, image, cache_file.as_deref()),
         disruption_budget: deployment::disruption_budget(id),
         config_fingerprint: crate::config::fingerprint(file.as_bytes()),
-        config_map: config::config_map(id, file, cache_file),
+        config_map: config_map::config_map(id, file, cache_file),
     }
 }
 
@@ -112,9 +101,12 @@ fn object<K: kube::Resource + Serialize>(kind: Kind, object: &K) -> Object {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
+    use crate::api::Backend;
     use crate::operator::names::id;
 
     pub(super) fn farm(spec: Value) -> TLSFarm {

@@ -24,11 +24,13 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::memory::Farms;
+use super::context::Context;
+use super::fleet::memory::Farms;
 use super::names::{FarmKey, farm_of};
-use super::reconcile::{Context, after_failure, forget, reconcile};
+use super::reconcile::{after_failure, forget, reconcile};
 use crate::api::{FARM_LABEL, TLSFarm};
-use crate::runtime::cluster::{describe, with_causes};
+use crate::runtime::error_chain::with_causes;
+use crate::runtime::kubernetes::describe;
 
 /// How many farms are worked on at a time.
 const CONCURRENCY: u16 = 16;

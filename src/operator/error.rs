@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::peer_certificates::IssueError;
+use super::decide::peer_certificates::IssueError;
 use crate::ring::RandomnessError;
-use crate::runtime::cluster::describe;
+use crate::runtime::kubernetes::describe;
 
 /// Why one pass over a farm failed. It is tried again, later each time.
 #[derive(Debug, thiserror::Error)]

@@ -4,35 +4,38 @@
 //! before the objects, so that the first pods find it; proxies are observed before both, since what they acknowledged
 //! decides on the ring.
 
+mod backends;
+mod invalid;
+mod ring;
+mod session_cache;
+mod status;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use kube::Resource;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::Store;
-use kube::{Client, Resource};
 use tracing::{debug, warn};
 
-use super::apply::{self, ApplyError, Inspection, Live};
-use super::backends;
-use super::build::{self, Desired, ProxyImage};
-use super::cache_step::{self, CacheStep};
+use self::ring::{RingStep, Situation, tend_ring};
+use self::session_cache::CacheStep;
+use super::build::{self, Desired};
+use super::cluster::apply::{self, ApplyError, Inspection, Live};
+use super::cluster::events::Happening;
+use super::cluster::ring_secret::{self, Stored};
+use super::context::Context;
+use super::decide::rotation;
+use super::decide::schedule::{Outlook, next_pass, retry_after};
+use super::decide::status::{Facts, is_ready};
+use super::decide::validate::{Refusal, validate};
 use super::error::ReconcileError;
-use super::events::{Events, Happening};
-use super::invalid;
-use super::memory::{FarmMemory, Farms, Objects};
+use super::fleet::memory::{FarmMemory, Farms, Objects};
+use super::fleet::observe::{self, Observed};
+use super::fleet::refresh::{self, Target};
 use super::metrics::Metrics;
 use super::names::{FarmId, FarmKey, Ownership};
-use super::observe::{self, Observed};
-use super::publish;
-use super::refresh::{self, Target};
-use super::ring_secret::{self, Stored};
-use super::ring_step::{self, RingStep, Situation, tend_ring};
-use super::rotate;
-use super::schedule::{Outlook, next_pass, retry_after};
-use super::status::{Facts, is_ready};
-use super::validate::{Refusal, validate};
 use crate::api::{Backend, SessionCacheMode, TLSFarm};
 use crate::ring::{Plan, RotationPolicy};
 
@@ -44,17 +47,6 @@ const DELETION_INTERVAL: Duration = Duration::from_secs(5);
 
 /// After how many failures in a row the farm's events tell of it.
 const FAILURES_TO_TELL: u32 = 3;
-
-/// What every pass needs.
-pub(super) struct Context {
-    pub(super) client: Client,
-    /// The farms that the same controller watches.
-    pub(super) store: Store<DeserializeGuard<TLSFarm>>,
-    pub(super) image: ProxyImage,
-    pub(super) farms: Arc<Farms>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) events: Arc<Events>,
-}
 
 /// What all objects should be, and what they are.
 struct Prepared {
@@ -149,7 +141,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let stored = ring_secret::read(client, id).await?;
     let has_sidecars = farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar;
     let cache_secrets = if has_sidecars {
-        Some(cache_step::read(client, id).await?)
+        Some(session_cache::read(client, id).await?)
     } else {
         None
     };
@@ -168,7 +160,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let accepted = memory.is_accepted(&verdict, inspection);
     let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
 
-    let policy = rotate::policy(&farm.spec.resumption.tickets);
+    let policy = rotation::policy(&farm.spec.resumption.tickets);
     let situation = Situation {
         farm,
         id,
@@ -186,7 +178,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     if let Some(secrets) = cache_secrets {
         memory.cache_secrets_gone = false;
         let now = Timestamp::now();
-        match cache_step::tend_certificates(id, secrets, accepted, context, now).await {
+        match session_cache::tend_certificates(id, secrets, accepted, context, now).await {
             Ok(step) => cache_step = step,
             Err(error) => _ = failure.get_or_insert(error),
         }
@@ -201,7 +193,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .expect("the objects are looked at whenever none are remembered");
 
     if memory.must_remove_certificates(has_sidecars, failure.is_some()) {
-        match cache_step::remove(context, id).await {
+        match session_cache::remove(context, id).await {
             Ok(gone) => memory.cache_secrets_gone = gone,
             Err(error) => _ = failure.get_or_insert(error),
         }
@@ -240,9 +232,9 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         certificate_renewal: cache_step.renewal,
         now,
     };
-    let status = super::status::status(&facts, memory.status(farm));
+    let status = crate::operator::decide::status::status(&facts, memory.status(farm));
     let ready = is_ready(&status);
-    publish::publish(farm, id, context, memory, status).await?;
+    status::publish(farm, id, context, memory, status).await?;
     if let Some(error) = failure {
         return Err(error);
     }
@@ -370,7 +362,7 @@ fn due(
 ) -> Option<Timestamp> {
     let behind_since = observed.iter().filter_map(|one| one.memory.behind_since).min();
     let overdue = behind_since.map(|since| since + policy.max_unacked_wait);
-    let moments = [plan.map(ring_step::due), certificates, overdue];
+    let moments = [plan.map(ring::due), certificates, overdue];
     moments.into_iter().flatten().filter(|due| *due > now).min()
 }
 

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use super::exchange::{Answer, Exchanger, Failure};
 use super::kept::{Earlier, Issue, KeptSessions, Site};
 use super::session::{Mechanism, Session};
-use super::target::{Farm, Proxy};
+use super::target::{self, Farm, Proxy, Targets};
 
 /// How long after it was taken a session is offered that the servers keep. A proxy stores it beside the handshake that
 /// made it, so that no client waits for the cache; a client that came back sooner than any real one could miss it.
@@ -375,4 +375,12 @@ fn failed_at(proxy: &Proxy, failure: Failure) -> Outcome {
 
 fn as_text<S: Serializer>(at: &FailedAt, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(at)
+}
+/// Asks the cluster again before a failed connection is held against a proxy.
+pub(super) async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
+    let doubtful = matrices.iter().flat_map(Matrix::trials).any(may_be_gone);
+    // When the cluster cannot be asked, the failure stands.
+    if doubtful && let Ok(farms) = targets.look().await {
+        excuse_gone(matrices, &target::ids(&farms));
+    }
 }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::matrix::{Counts, Matrix, Trial};
+use super::round::{Round, Tally};
 use super::text::{self, Paint};
-use super::watch::{Round, Tally};
 
 /// Prints results as they come.
 pub(super) struct Output<W> {

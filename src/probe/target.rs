@@ -15,7 +15,7 @@ use super::session::Mechanism;
 use crate::api::{
     FARM_LABEL, MinVersion, Resumption, SessionCacheMode, TLSFarm, TicketKind, Tls12Tickets, ports,
 };
-use crate::runtime::cluster::{self, NoCluster};
+use crate::runtime::kubernetes::{self, NoCluster};
 
 /// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
 const API_TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -247,8 +247,8 @@ fn named<'a>(hosts: &'a [crate::api::Host], name: &str) -> Option<&'a crate::api
 
 /// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
-    let config = cluster::find(context).await?;
-    Client::try_from(config).map_err(|error| TargetError::Client(cluster::describe(&error)))
+    let config = kubernetes::find(context).await?;
+    Client::try_from(config).map_err(|error| TargetError::Client(kubernetes::describe(&error)))
 }
 
 /// The ids of the proxies that serve in `farms`.
@@ -308,8 +308,27 @@ where
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(failed(
             "the cluster does not know them; is TLSFarm installed?".into(),
         )),
-        Ok(Err(error)) => Err(failed(cluster::describe(&error))),
+        Ok(Err(error)) => Err(failed(kubernetes::describe(&error))),
         Err(_) => Err(failed("no answer in time".into())),
+    }
+}
+
+/// Farms that should have proxies and have none that serves.
+pub(super) fn unready(farms: &[Farm]) -> Vec<String> {
+    let unready = farms
+        .iter()
+        .filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
+    unready.filter_map(|farm| farm.name.clone()).collect()
+}
+
+/// Why there were no trials.
+pub(super) fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
+    if let Some(farm) = unready(farms).first() {
+        format!("no proxy of farm {farm} is ready")
+    } else if farms.iter().all(|farm| farm.proxies.is_empty()) {
+        format!("there is no farm with proxies in {}", targets.place())
+    } else {
+        "no host offers a way to resume that was asked for".into()
     }
 }
 

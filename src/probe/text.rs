@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::matrix::{Counts, Matrix, Outcome, Trial};
+use super::round::{Round, Tally};
 use super::session::Mechanism;
-use super::watch::{Round, Tally};
 
 /// Most trials of one matrix that are explained below it.
 const MOST_EXPLAINED: usize = 10;

@@ -1,18 +1,17 @@
 //! `--watch`: round after round, with sessions of earlier rounds offered too.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use serde::Serialize;
 
-use super::exchange::{Exchanger, seconds};
+use super::error::ProbeError;
+use super::exchange::Exchanger;
 use super::kept::KeptSessions;
-use super::matrix::{self, Counts, Matrix, Outcome, Trial};
+use super::matrix::{self, Counts};
 use super::output::Output;
-use super::target::{Farm, Targets};
-use super::{ProbeError, recheck, unready, why_nothing};
+use super::round::{Round, Tally};
+use super::target::{Farm, Targets, unready, why_nothing};
 use crate::runtime::signal::Terminated;
 
 /// When rounds begin and end.
@@ -23,61 +22,6 @@ pub(super) struct Plan {
     pub(super) count: Option<u64>,
     /// Time after which to end.
     pub(super) duration: Option<Duration>,
-}
-
-/// One round in numbers.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Round {
-    /// Counted from 1.
-    #[serde(rename = "round")]
-    pub(super) number: u64,
-    /// Number of proxies.
-    pub(super) proxies: usize,
-    /// Generation of each farm's ring when the round began.
-    pub(super) ring_generations: BTreeMap<String, u64>,
-    /// Sessions taken in this round.
-    pub(super) fresh: Counts,
-    /// Sessions taken in earlier rounds.
-    pub(super) older: Counts,
-    /// Age of the oldest session that was offered.
-    #[serde(rename = "oldestSeconds", serialize_with = "seconds")]
-    pub(super) oldest: Duration,
-    /// How long the round took.
-    #[serde(rename = "seconds", serialize_with = "seconds")]
-    pub(super) took: Duration,
-}
-
-/// All rounds in numbers.
-#[derive(Clone, Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Tally {
-    /// Number of rounds.
-    pub rounds: u64,
-    /// From the beginning of the first round to the end of the last.
-    #[serde(rename = "seconds", serialize_with = "seconds")]
-    pub took: Duration,
-    /// Sessions offered in the round in which they were taken.
-    pub fresh: Counts,
-    /// Sessions offered in later rounds.
-    pub older: Counts,
-    /// Those of `older` that were taken under another ring than the one they were resumed under.
-    pub crossed_rotation: Counts,
-    /// Rounds in which a farm that should have proxies had none that served.
-    pub unready_rounds: u64,
-    /// Mean time of full handshakes.
-    #[serde(rename = "fullHandshakeSeconds", serialize_with = "mean_seconds")]
-    pub full_handshakes: Mean,
-    /// Mean time of resumed handshakes.
-    #[serde(rename = "resumedHandshakeSeconds", serialize_with = "mean_seconds")]
-    pub resumed_handshakes: Mean,
-}
-
-/// A mean of durations.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Mean {
-    sum: Duration,
-    count: u32,
 }
 
 /// Probes again and again until the plan, or a signal, says to end.
@@ -152,7 +96,7 @@ impl<W: Write> Watch<'_, W> {
         let number = self.tally.rounds + 1;
         self.kept.begin(number, begun);
         let mut matrices = matrix::round(self.exchanger, &self.farms, Some(&mut self.kept)).await;
-        recheck(self.targets, &mut matrices).await;
+        matrix::recheck(self.targets, &mut matrices).await;
         let took = begun.elapsed();
         let unready = unready(&self.farms);
         for farm in &unready {
@@ -177,56 +121,5 @@ impl<W: Write> Watch<'_, W> {
         self.tally.add(&round, &matrices, !unready.is_empty());
         self.tally.took = self.begun.elapsed();
         Ok(())
-    }
-}
-
-impl Tally {
-    /// Whether every session was resumed, every request served, and no farm without proxies.
-    pub fn is_clean(&self) -> bool {
-        self.fresh.is_clean() && self.older.is_clean() && self.unready_rounds == 0
-    }
-
-    fn add(&mut self, round: &Round, matrices: &[Matrix], unready: bool) {
-        self.rounds = round.number;
-        self.fresh += round.fresh;
-        self.older += round.older;
-        self.unready_rounds += u64::from(unready);
-        for matrix in matrices {
-            let crossed = |trial: &&Trial| {
-                let taken_under = trial.earlier.as_ref().map(|earlier| earlier.ring_generation);
-                taken_under.is_some_and(|ring| ring.is_some() && ring != matrix.ring_generation)
-            };
-            self.crossed_rotation += Counts::of(matrix.older.iter().filter(crossed));
-            for trial in matrix.trials() {
-                if let Some(answer) = &trial.issuer_answer {
-                    self.full_handshakes.add(answer.handshake);
-                }
-                if let Some(answer) = &trial.resumer_answer {
-                    match trial.outcome {
-                        Outcome::Resumed => self.resumed_handshakes.add(answer.handshake),
-                        _ => self.full_handshakes.add(answer.handshake),
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl Mean {
-    /// The mean; none of nothing.
-    pub fn value(&self) -> Option<Duration> {
-        self.sum.checked_div(self.count)
-    }
-
-    fn add(&mut self, duration: Duration) {
-        self.sum += duration;
-        self.count = self.count.saturating_add(1);
-    }
-}
-
-fn mean_seconds<S: serde::Serializer>(mean: &Mean, serializer: S) -> Result<S::Ok, S::Error> {
-    match mean.value() {
-        Some(value) => serializer.serialize_some(&value.as_secs_f64()),
-        None => serializer.serialize_none(),
     }
 }

@@ -4,29 +4,26 @@
 //! finds out whom a request is for; `forwarder` sends it on through a connection of `upstream`; `headers` says which
 //! fields cross the proxy. Everything on one connection runs on one thread, so state is shared without locks.
 
-mod authority;
-mod body;
+pub(crate) mod body;
 mod connection;
 mod forwarder;
-// Public for the fuzz targets.
-pub mod framing;
-mod guard;
+pub mod h1;
+mod h2;
 mod headers;
-mod metrics;
+// Public for the fuzz targets.
+pub mod refusal;
 mod request;
-mod retry;
-mod routing;
+mod route;
+mod service;
 mod state;
-mod timer;
-mod tunnel;
-mod upstream;
+pub(crate) mod timer;
 
 use std::net::SocketAddr;
 
+pub use crate::proxy::metrics::http::HttpMetrics;
 pub use connection::serve;
 pub use forwarder::Forwarder;
-pub use metrics::HttpMetrics;
-pub use routing::Routing;
+pub use route::Routing;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! What a proxy counts. Labels are words of this file or names from the configuration, never anything that a client
 //! sent, so that the number of series is bounded.
 
+pub(crate) mod http;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;

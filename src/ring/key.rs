@@ -7,7 +7,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use zeroize::ZeroizeOnDrop;
 
-use super::RotationPolicy;
+use super::policy::RotationPolicy;
 
 /// 256 secret bits from the operating system. They are zeroed on drop, never printed, and never used as they are:
 /// every purpose derives a key of its own from them.

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tlsfarm::cache::{BreakerState, CacheError, Client, ClientMetrics};
 use tlsfarm::config::{CacheServer, RedisServer, RedisTls};
+use tlsfarm::resp::breaker::BreakerState;
+use tlsfarm::resp::client::{CacheError, Client, ClientMetrics};
 use tokio::runtime;
 use tokio::task::LocalSet;
 use tokio::time::sleep;

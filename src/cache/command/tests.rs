@@ -1,5 +1,5 @@
 use super::*;
-use crate::cache::wire::{RequestDecoder, encode_request};
+use crate::resp::{RequestDecoder, encode_request};
 
 /// What a request comes to, in short.
 fn parse(words: &[&[u8]]) -> Result<String, CommandError> {

@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use prometheus_client::registry::Registry;
 
 use super::*;
-use crate::cache::client::CacheError;
-use crate::cache::peer_metrics::PeerMetrics;
-use crate::cache::wire::{RequestDecoder, encode_request};
+use crate::cache::peers::metrics::PeerMetrics;
 use crate::config::{Backend, Peers};
+use crate::resp::client::CacheError;
+use crate::resp::{RequestDecoder, encode_request};
 
 fn node(router: Router, default_lifetime: Duration) -> Rc<Node> {
     with_password(router, default_lifetime, None)

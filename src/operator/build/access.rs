@@ -48,7 +48,7 @@ pub(super) fn role_binding(id: &FarmId) -> RoleBinding {
 mod tests {
     use serde_json::json;
 
-    use super::super::tests::{built, spec};
+    use crate::operator::build::tests::{built, spec};
 
     #[test]
     fn proxies_may_read_endpoint_slices_and_nothing_else() {

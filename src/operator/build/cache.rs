@@ -2,8 +2,6 @@
 //! other, or the files with which proxies log on to a Redis.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ObjectFieldSelector, ResourceRequirements,
@@ -12,25 +10,15 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::config::{CACHE_CONFIG_KEY, CONFIG_DIR, tls12_lifetime};
-use super::deployment::{container_ports, mount, probe, restricted, secret_volume};
-use crate::api::{self, Duration, SessionCacheMode, TLSFarm, ports};
-use crate::config::{
-    Backend, CacheConfig, CacheListen, CacheServer, Peers, RedisServer, RedisTls, ServicePort as Member,
-    SessionCache, VERSION,
+use super::containers::{container_ports, mount, probe, restricted, secret_volume};
+use crate::api::{self, SessionCacheMode, TLSFarm, ports};
+use crate::compile::farm::sidecar;
+use crate::compile::mounts::{
+    CACHE_CERTIFICATE_DIR, CACHE_CONFIG_KEY, CONFIG_DIR, REDIS_CREDENTIALS_DIR, REDIS_TLS_DIR, RUN_DIR,
 };
 use crate::operator::names::FarmId;
 
 const CONTAINER: &str = "cache";
-const CERTIFICATE_DIR: &str = "/etc/tlsfarm/cache";
-const RUN_DIR: &str = "/run/tlsfarm";
-const SOCKET: &str = "/run/tlsfarm/cache.sock";
-const REDIS_TLS_DIR: &str = "/etc/tlsfarm/redis/tls";
-const REDIS_CREDENTIALS_DIR: &str = "/etc/tlsfarm/redis/credentials";
-
-/// Entries that come without a lifetime are nobody's here: proxies always give one.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
-
 /// What a pod gets for the session cache.
 #[derive(Default)]
 pub(super) struct PodParts {
@@ -40,59 +28,11 @@ pub(super) struct PodParts {
     pub(super) mounts: Vec<VolumeMount>,
 }
 
-/// What the sidecars are told; none when there are none.
-pub(super) fn config(farm: &TLSFarm, id: &FarmId) -> Option<CacheConfig> {
-    let cache = sidecar(farm)?;
-    let any = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    Some(CacheConfig {
-        version: VERSION,
-        listen: CacheListen {
-            unix: Some(SOCKET.into()),
-            tcp: None,
-            admin: any(ports::CACHE_ADMIN.1),
-        },
-        size_mib: u32::try_from(cache.size_mib).unwrap_or(1),
-        default_lifetime: DEFAULT_LIFETIME,
-        // Proxies seal what they store.
-        encrypt_values: false,
-        password: None,
-        peers: Some(Peers {
-            listen: any(ports::CACHE_PEERS.1),
-            members: Backend::Service(Member {
-                name: id.cache_name(),
-                port: ports::CACHE_PEERS.1,
-                port_name: Some(ports::CACHE_PEERS.0.into()),
-            }),
-            server_name: id.cache_server_name(),
-            certificate: file(CERTIFICATE_DIR, "tls.crt"),
-            key: file(CERTIFICATE_DIR, "tls.key"),
-            authority: file(CERTIFICATE_DIR, "ca.crt"),
-            timeout: peer_timeout(cache.lookup_timeout),
-        }),
-    })
-}
-
-/// What the proxies are told of the session cache; none when there is none.
-pub(super) fn of_proxies(farm: &TLSFarm) -> Option<SessionCache> {
-    let cache = &farm.spec.resumption.session_cache;
-    let server = match (cache.mode, &cache.redis) {
-        (SessionCacheMode::Sidecar, _) => CacheServer::Unix(SOCKET.into()),
-        (SessionCacheMode::Redis, Some(redis)) => CacheServer::Redis(redis_server(redis)),
-        // The schema refuses Redis without a server.
-        (SessionCacheMode::Redis, None) | (SessionCacheMode::Disabled, _) => return None,
-    };
-    Some(SessionCache {
-        server,
-        session_id_lifetime: tls12_lifetime(&farm.spec.resumption.tickets),
-        lookup_timeout: cache.lookup_timeout,
-    })
-}
-
 /// The Service by which the sidecars find each other; none when there are none.
 ///
 /// It names ready pods only: a proxy that drains takes its cache along.
 pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
-    sidecar(farm)?;
+    sidecar(&farm.spec)?;
     let (name, number) = ports::CACHE_PEERS;
     Some(Service {
         metadata: id.metadata(id.cache_name()),
@@ -160,29 +100,6 @@ pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &
     }
 }
 
-fn sidecar(farm: &TLSFarm) -> Option<&api::SessionCache> {
-    let cache = &farm.spec.resumption.session_cache;
-    (cache.mode == SessionCacheMode::Sidecar).then_some(cache)
-}
-
-fn redis_server(redis: &api::RedisServer) -> RedisServer {
-    let credential = |key| {
-        let set = redis.credentials_secret_ref.is_some();
-        set.then(|| file(REDIS_CREDENTIALS_DIR, key))
-    };
-    RedisServer {
-        address: redis.address.clone(),
-        tls: redis.tls.as_ref().map(|tls| RedisTls {
-            authority: file(REDIS_TLS_DIR, "ca.crt"),
-            server_name: tls.server_name.clone(),
-            certificate: Some(file(REDIS_TLS_DIR, "tls.crt")),
-            key: Some(file(REDIS_TLS_DIR, "tls.key")),
-        }),
-        username: credential("username"),
-        password: credential("password"),
-    }
-}
-
 /// A native sidecar: it is there before the proxy and ends after it.
 ///
 /// It has no readiness probe: a sick cache costs full handshakes, and must not take the proxy out of service.
@@ -211,7 +128,7 @@ fn container(cache: &api::SessionCache, image: &str, pull_policy: &str) -> Conta
         ports: Some(container_ports(&[ports::CACHE_PEERS, ports::CACHE_ADMIN])),
         volume_mounts: Some(vec![
             mount("config", CONFIG_DIR.into()),
-            mount("cache-tls", CERTIFICATE_DIR.into()),
+            mount("cache-tls", CACHE_CERTIFICATE_DIR.into()),
             VolumeMount {
                 name: "run".into(),
                 mount_path: RUN_DIR.into(),
@@ -243,23 +160,17 @@ fn resources(size_mib: i32) -> ResourceRequirements {
     }
 }
 
-/// A little less than the proxy waits, so that it hears of a slow owner rather than giving up on its own cache.
-fn peer_timeout(lookup: Duration) -> Duration {
-    let micros = lookup.as_std().as_micros() * 4 / 5;
-    Duration::from_millis(u64::try_from(micros / 1000).unwrap_or(u64::MAX).max(1))
-}
-
-fn file(dir: &str, name: &str) -> PathBuf {
-    Path::new(dir).join(name)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::{Value, json};
 
-    use super::super::tests::{built, spec};
     use super::*;
-    use crate::config::ProxyConfig;
+    use crate::api::Duration;
+    use crate::compile::mounts::RING_DIR;
+    use crate::config::{Backend, CacheConfig, CacheServer, ProxyConfig};
+    use crate::operator::build::tests::{built, spec};
 
     type Objects = BTreeMap<(String, String), Value>;
 
@@ -329,10 +240,10 @@ mod tests {
             let mounts = container["volumeMounts"].as_array().expect("mounts");
             mounts.iter().any(|mount| mount["mountPath"] == path)
         };
-        assert!(mounted(sidecar, CERTIFICATE_DIR) && mounted(sidecar, RUN_DIR));
+        assert!(mounted(sidecar, CACHE_CERTIFICATE_DIR) && mounted(sidecar, RUN_DIR));
         let proxy = &spec["containers"][0];
-        assert!(!mounted(proxy, CERTIFICATE_DIR) && mounted(proxy, RUN_DIR));
-        assert!(!mounted(sidecar, super::super::config::RING_DIR));
+        assert!(!mounted(proxy, CACHE_CERTIFICATE_DIR) && mounted(proxy, RUN_DIR));
+        assert!(!mounted(sidecar, RING_DIR));
         assert!(!volumes(&objects).contains(&"shop-cache-ca".to_owned()));
     }
 
@@ -375,8 +286,14 @@ mod tests {
         let CacheServer::Redis(redis) = proxy.session_cache.expect("used").server else {
             panic!("not a Redis")
         };
-        assert_eq!(redis.password, Some(file(REDIS_CREDENTIALS_DIR, "password")));
-        assert_eq!(redis.tls.expect("TLS").authority, file(REDIS_TLS_DIR, "ca.crt"));
+        assert_eq!(
+            redis.password,
+            Some(Path::new(REDIS_CREDENTIALS_DIR).join("password"))
+        );
+        assert_eq!(
+            redis.tls.expect("TLS").authority,
+            Path::new(REDIS_TLS_DIR).join("ca.crt")
+        );
     }
 
     #[test]

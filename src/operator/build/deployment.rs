@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecretVolumeSource, SecurityContext,
+    ConfigMapVolumeSource, Container, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
     TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::config::{CONFIG_DIR, CONFIG_KEY, RING_DIR, certificate_dir};
-use super::{ProxyImage, cache};
+use super::cache;
+use super::containers::{container_ports, mount, probe, restricted, secret_volume};
 use crate::api::{HttpMode, TLSFarm, ports};
+use crate::compile::mounts::{CONFIG_DIR, CONFIG_KEY, RING_DIR, certificate_dir};
 use crate::operator::names::FarmId;
 
 /// Name of the proxy's container.
@@ -22,9 +22,6 @@ pub(in crate::operator) const CONTAINER: &str = "proxy";
 
 /// User and group of the process, the image's `nonroot`.
 const USER: i64 = 65_532;
-
-/// Mounted secrets are readable for the process's group and nobody else.
-const SECRET_MODE: i32 = 0o440;
 
 /// How long a new proxy must stay ready before an old one goes, so that every node has heard of its address.
 const SETTLING_SECONDS: i32 = 2;
@@ -34,6 +31,15 @@ const GRACE_SECONDS: u64 = 5;
 
 /// Annotation on the pods: the file that their sidecars read at the start, and only then.
 const CACHE_CONFIG_ANNOTATION: &str = "tlsfarm.dev/cache-config";
+
+/// What the operator's command line says about proxies.
+#[derive(Clone, Debug)]
+pub(in crate::operator) struct ProxyImage {
+    /// Image of the proxies whose farm names none.
+    pub(in crate::operator) image: String,
+    /// `Always`, `IfNotPresent` or `Never`.
+    pub(in crate::operator) pull_policy: String,
+}
 
 pub(super) fn deployment(
     farm: &TLSFarm,
@@ -155,45 +161,6 @@ fn container(farm: &TLSFarm, image: &str, pull_policy: &str, mounts: Vec<VolumeM
     }
 }
 
-/// What every container gives up: the Pod Security level `restricted` and a bit more.
-pub(super) fn restricted() -> SecurityContext {
-    SecurityContext {
-        allow_privilege_escalation: Some(false),
-        capabilities: Some(Capabilities {
-            drop: Some(vec!["ALL".into()]),
-            ..Capabilities::default()
-        }),
-        read_only_root_filesystem: Some(true),
-        ..SecurityContext::default()
-    }
-}
-
-pub(super) fn container_ports(ports: &[(&str, u16)]) -> Vec<ContainerPort> {
-    ports
-        .iter()
-        .map(|(name, number)| ContainerPort {
-            name: Some((*name).into()),
-            container_port: i32::from(*number),
-            protocol: Some("TCP".into()),
-            ..ContainerPort::default()
-        })
-        .collect()
-}
-
-pub(super) fn probe(port: &str, path: &str, period: i32, failures: i32) -> Probe {
-    Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some(path.into()),
-            port: IntOrString::String(port.into()),
-            ..HTTPGetAction::default()
-        }),
-        period_seconds: Some(period),
-        timeout_seconds: Some(period.min(5)),
-        failure_threshold: Some(failures),
-        ..Probe::default()
-    }
-}
-
 /// The mounted files: configuration, ring and certificates.
 ///
 /// The kubelet empties a mount whose source goes away only when the source is optional. Certificates are, so that one
@@ -234,28 +201,6 @@ fn files(farm: &TLSFarm, id: &FarmId) -> (Vec<Volume>, Vec<VolumeMount>) {
     (volumes, mounts)
 }
 
-pub(super) fn secret_volume(name: String, secret: String, optional: bool) -> Volume {
-    Volume {
-        name,
-        secret: Some(SecretVolumeSource {
-            secret_name: Some(secret),
-            optional: Some(optional),
-            default_mode: Some(SECRET_MODE),
-            ..SecretVolumeSource::default()
-        }),
-        ..Volume::default()
-    }
-}
-
-pub(super) fn mount(volume: &str, path: String) -> VolumeMount {
-    VolumeMount {
-        name: volume.into(),
-        mount_path: path,
-        read_only: Some(true),
-        ..VolumeMount::default()
-    }
-}
-
 fn selector(id: &FarmId) -> LabelSelector {
     LabelSelector {
         match_labels: Some(id.pod_labels()),
@@ -267,7 +212,7 @@ fn selector(id: &FarmId) -> LabelSelector {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::tests::{built, spec};
+    use crate::operator::build::tests::{built, spec};
 
     fn deployment_of(change: impl FnOnce(&mut Value)) -> Value {
         let mut changed = spec();

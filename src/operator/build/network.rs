@@ -69,7 +69,7 @@ fn port(number: i32, name: &str, protocol: &str) -> ServicePort {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::tests::{built, spec};
+    use crate::operator::build::tests::{built, spec};
 
     fn service_of(change: impl FnOnce(&mut Value)) -> Value {
         let mut changed = spec();

@@ -2,10 +2,10 @@ use serde_json::json;
 
 use super::*;
 use crate::api::Reason;
+use crate::operator::cluster::secret::Version;
+use crate::operator::fleet::observe::ProxyMemory;
+use crate::operator::fleet::pods::Proxy;
 use crate::operator::names::id;
-use crate::operator::observe::ProxyMemory;
-use crate::operator::pods::Proxy;
-use crate::operator::secret::Version;
 use crate::report::ProxyReport;
 use crate::ring::fixtures::{POLICY, at, ring};
 

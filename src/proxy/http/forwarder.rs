@@ -18,17 +18,18 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
-use super::body::{Exchange, RequestBody, ResponseBody, UploadProgress};
-use super::framing::Refusal;
+use super::body::response::{Exchange, ResponseBody};
 use super::headers::{self, Origin};
-use super::metrics::{HttpMetrics, UpstreamError};
+use super::refusal::Refusal;
 use super::request::{Admission, admit};
-use super::retry::RetryBudget;
-use super::routing::Routing;
+use super::route::Routing;
 use super::state::{ConnectionState, InFlight, Upstream};
-use super::upstream::{Lease, Upstreams};
 use crate::config::Backend;
 use crate::discovery::Endpoints;
+use crate::proxy::metrics::http::{HttpMetrics, UpstreamError};
+use crate::proxy::upstream::endpoints::{Lease, Upstreams};
+use crate::proxy::upstream::request_body::{RequestBody, UploadProgress};
+use crate::proxy::upstream::retry::RetryBudget;
 
 /// Most endpoints that one request tries to connect to.
 const MAX_ENDPOINTS: usize = 3;

@@ -1,5 +1,7 @@
 //! Whom a request is for: its authority, host and route (RFC 9110 section 7, RFC 9112 section 3.2, RFC 9113 section 8.3.1).
 
+mod authority;
+
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, Version};
@@ -7,9 +9,10 @@ use http::{HeaderValue, Method, StatusCode, Version};
 use crate::api::HttpMode;
 use crate::config::Backend;
 
-use super::authority::Authority;
-use super::framing::{MAX_FIELDS, MAX_REQUEST_LINE, Refusal};
-use super::routing::{Routing, climbs};
+use self::authority::Authority;
+use super::h1::framing::{MAX_FIELDS, MAX_REQUEST_LINE};
+use super::refusal::Refusal;
+use super::route::{Routing, climbs};
 use super::state::ConnectionState;
 
 /// What becomes of a good request.

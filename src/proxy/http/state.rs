@@ -4,32 +4,34 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Waker;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::framing::Refusal;
+use super::refusal::Refusal;
 use super::{Client, ClientTls};
 
 /// State of one client connection. Everything on it runs on one thread.
-pub(super) struct ConnectionState {
-    pub(super) client: Client,
+pub(crate) struct ConnectionState {
+    pub(crate) client: Client,
     /// The client's address as text, for forwarding headers.
-    pub(super) peer_text: HeaderValue,
+    pub(crate) peer_text: HeaderValue,
     /// Whether the proxy has been told to stop.
-    pub(super) draining: Cell<bool>,
+    pub(crate) draining: Cell<bool>,
     /// Whether a request has arrived.
-    pub(super) used: Cell<bool>,
+    pub(crate) used: Cell<bool>,
     /// Whether the client does not take the bytes that are ready for it.
-    pub(super) write_blocked: Cell<bool>,
+    pub(crate) write_blocked: Cell<bool>,
     /// When something last moved: a request, a part of a body, bytes taken by the client.
-    pub(super) last_progress: Cell<Instant>,
+    pub(crate) last_progress: Cell<Instant>,
     /// Since when a request's head is incomplete (HTTP/1).
-    pub(super) head_since: Cell<Option<Instant>>,
+    pub(crate) head_since: Cell<Option<Instant>>,
     /// Asks the guard to refuse the incomplete head (HTTP/1).
-    pub(super) refuse_head: Cell<Option<Refusal>>,
+    pub(crate) refuse_head: Cell<Option<Refusal>>,
     in_flight: Cell<usize>,
     waiting_for_client: Cell<usize>,
     heads_passed: Cell<u64>,
@@ -40,18 +42,26 @@ pub(super) struct ConnectionState {
     tunnel: RefCell<Option<Upstream>>,
 }
 
+/// When a connection has to end, and how.
+pub(crate) struct Drain {
+    /// Cancelled once the proxy drains.
+    pub(crate) begun: CancellationToken,
+    /// How long an unused connection lives on from then on.
+    pub(crate) grace: Duration,
+}
+
 /// A backend's connection that has switched to another protocol.
-pub(super) struct Upstream {
-    pub(super) stream: TcpStream,
+pub(crate) struct Upstream {
+    pub(crate) stream: TcpStream,
     /// What the backend has sent of that protocol already.
-    pub(super) received: Bytes,
+    pub(crate) received: Bytes,
 }
 
 /// Counts a request as being served while it lives.
-pub(super) struct InFlight(Rc<ConnectionState>);
+pub(crate) struct InFlight(Rc<ConnectionState>);
 
 impl ConnectionState {
-    pub(super) fn new(client: Client) -> Rc<Self> {
+    pub(crate) fn new(client: Client) -> Rc<Self> {
         // Listeners on [::] see IPv4 clients as mapped addresses; nobody else wants to.
         let peer = SocketAddr::new(client.peer.ip().to_canonical(), client.peer.port());
         let client = Client { peer, ..client };
@@ -77,27 +87,27 @@ impl ConnectionState {
         })
     }
 
-    pub(super) fn tls(&self) -> Option<&ClientTls> {
+    pub(crate) fn tls(&self) -> Option<&ClientTls> {
         self.client.tls.as_ref()
     }
 
     /// Notes that something moved.
-    pub(super) fn progressed(&self) {
+    pub(crate) fn progressed(&self) {
         self.last_progress.set(Instant::now());
     }
 
     /// Number of requests whose responses are not complete.
-    pub(super) fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.get()
     }
 
     /// Whether all that is left to do is the client's: it must take parts of responses.
-    pub(super) fn all_wait_for_client(&self) -> bool {
+    pub(crate) fn all_wait_for_client(&self) -> bool {
         self.in_flight.get() > 0 && self.waiting_for_client.get() == self.in_flight.get()
     }
 
     /// A part of a response was handed over to be sent, or (`false`) the next one is asked for.
-    pub(super) fn handed_over(&self, handed: bool) {
+    pub(crate) fn handed_over(&self, handed: bool) {
         let count = self.waiting_for_client.get();
         self.waiting_for_client.set(if handed {
             count + 1
@@ -108,7 +118,7 @@ impl ConnectionState {
     }
 
     /// The guard let a head pass; `upgrade` when it waits for what [`ConnectionState::decline_upgrade`] decides.
-    pub(super) fn head_passed(&self, upgrade: bool) {
+    pub(crate) fn head_passed(&self, upgrade: bool) {
         let number = self.heads_passed.get();
         self.heads_passed.set(number + 1);
         self.head_since.set(None);
@@ -118,13 +128,13 @@ impl ConnectionState {
     }
 
     /// The guard passes a head of its own in place of one that it refuses. [`ConnectionState::next_request`] tells which.
-    pub(super) fn head_refused(&self, refusal: Refusal) {
+    pub(crate) fn head_refused(&self, refusal: Refusal) {
         self.refusal.set(Some((self.heads_passed.get(), refusal)));
         self.head_passed(false);
     }
 
     /// Numbers a request that arrives at the service. An error when the guard has refused it.
-    pub(super) fn next_request(&self) -> Result<u64, Refusal> {
+    pub(crate) fn next_request(&self) -> Result<u64, Refusal> {
         let number = self.requests_served.get();
         self.requests_served.set(number + 1);
         match self.refusal.get() {
@@ -134,13 +144,13 @@ impl ConnectionState {
     }
 
     /// Whether the guard holds back what follows this request because it asks for another protocol.
-    pub(super) fn awaits_upgrade(&self, request: u64) -> bool {
+    pub(crate) fn awaits_upgrade(&self, request: u64) -> bool {
         self.awaiting_upgrade.get() == Some(request)
     }
 
     /// Whether the guard still holds back what follows a request that asks for another protocol. While it does, `waker`
     /// is woken once that is decided.
-    pub(super) fn poll_undecided(&self, waker: &Waker) -> bool {
+    pub(crate) fn poll_undecided(&self, waker: &Waker) -> bool {
         let undecided = self.awaiting_upgrade.get().is_some();
         if undecided {
             *self.guard.borrow_mut() = Some(waker.clone());
@@ -149,7 +159,7 @@ impl ConnectionState {
     }
 
     /// The request does not switch protocols, so what follows is the next request.
-    pub(super) fn decline_upgrade(&self, request: u64) {
+    pub(crate) fn decline_upgrade(&self, request: u64) {
         if self.awaits_upgrade(request) {
             self.awaiting_upgrade.set(None);
             if let Some(waker) = self.guard.borrow_mut().take() {
@@ -159,24 +169,24 @@ impl ConnectionState {
     }
 
     /// The request switches protocols: once the response is sent, bytes go to and from this connection.
-    pub(super) fn accept_upgrade(&self, upstream: Upstream) {
+    pub(crate) fn accept_upgrade(&self, upstream: Upstream) {
         *self.tunnel.borrow_mut() = Some(upstream);
     }
 
     /// The connection to tunnel to, if a request switched protocols.
-    pub(super) fn take_tunnel(&self) -> Option<Upstream> {
+    pub(crate) fn take_tunnel(&self) -> Option<Upstream> {
         self.tunnel.borrow_mut().take()
     }
 }
 
 impl InFlight {
-    pub(super) fn new(state: &Rc<ConnectionState>) -> Self {
+    pub(crate) fn new(state: &Rc<ConnectionState>) -> Self {
         state.in_flight.set(state.in_flight.get() + 1);
         state.progressed();
         Self(Rc::clone(state))
     }
 
-    pub(super) fn connection(&self) -> &ConnectionState {
+    pub(crate) fn connection(&self) -> &ConnectionState {
         &self.0
     }
 }

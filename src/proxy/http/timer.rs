@@ -12,13 +12,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Moving a deadline into the future costs nothing: the runtime's timer is left where it is and set anew only when it
 /// fires too early.
 #[derive(Default)]
-pub(super) struct Timer {
+pub(crate) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl Timer {
     /// Ready once `deadline` has passed.
-    pub(super) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+    pub(crate) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
@@ -34,14 +34,14 @@ impl Timer {
 }
 
 /// Limits how long something may make no progress.
-pub(super) struct StallTimer {
+pub(crate) struct StallTimer {
     timer: Timer,
     limit: Duration,
     since: Option<Instant>,
 }
 
 impl StallTimer {
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(crate) fn new(limit: Duration) -> Self {
         Self {
             timer: Timer::default(),
             limit,
@@ -50,12 +50,12 @@ impl StallTimer {
     }
 
     /// Something moved.
-    pub(super) fn progressed(&mut self) {
+    pub(crate) fn progressed(&mut self) {
         self.since = None;
     }
 
     /// Nothing moves. Ready once that has lasted for the limit.
-    pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.since.get_or_insert_with(Instant::now);
         self.timer.poll_until(cx, since + self.limit)
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::support::{Backend, Farm, RawClient, read_head, run, scripted};
-use crate::proxy::http::framing::MAX_REQUEST_LINE;
+use crate::proxy::http::h1::framing::MAX_REQUEST_LINE;
 
 type TestBody = BoxBody<Bytes, Infallible>;
 

@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ProxyConfig;
 use crate::discovery::Endpoints;
-use crate::proxy::http::connection::{DRAIN_GRACE, Drain, serve_until};
+use crate::proxy::http::connection::{DRAIN_GRACE, serve_until};
+use crate::proxy::http::state::Drain;
 use crate::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, Routing};
 
 /// Nothing in these tests takes that long unless it hangs.

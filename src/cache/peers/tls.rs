@@ -1,0 +1,291 @@
+//! TLS between caches: one certificate for both directions, from files that are read again when they change.
+//!
+//! Either side must show a certificate that the authority signed and that bears the peers' name. Sessions are never
+//! resumed, because a resumed one would skip that check after the authority has changed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::{Resumption, verify_server_name};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig};
+use rustls::{Error as TlsError, SignatureScheme};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::metrics::PeerMetrics;
+use crate::config::Peers;
+use crate::runtime::error_chain::with_causes;
+use crate::runtime::files::WatchedFile;
+
+/// How often the files are looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What is in use for new connections in both directions; nothing until the files have been good once.
+#[derive(Default)]
+pub(crate) struct PeerTls(ArcSwapOption<Configs>);
+
+struct Configs {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+    name: ServerName<'static>,
+}
+
+impl PeerTls {
+    /// Reads the files, if they are there, and goes on following them in a task of its own.
+    pub(crate) fn follow(peers: &Peers, metrics: PeerMetrics) -> Arc<Self> {
+        let tls = Arc::new(Self::default());
+        let mut files = Files::new(peers, metrics);
+        files.poll(&tls);
+        let following = Arc::downgrade(&tls);
+        tokio::spawn(async move {
+            let mut tick = interval(POLL_INTERVAL);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                match following.upgrade() {
+                    Some(tls) => files.poll(&tls),
+                    None => return,
+                }
+            }
+        });
+        tls
+    }
+
+    /// For connecting, with the name to expect.
+    pub(crate) fn client(&self) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let configs = self.0.load();
+        let configs = configs.as_ref()?;
+        Some((Arc::clone(&configs.client), configs.name.clone()))
+    }
+
+    /// For accepting.
+    pub(crate) fn server(&self) -> Option<Arc<ServerConfig>> {
+        let configs = self.0.load();
+        Some(Arc::clone(&configs.as_ref()?.server))
+    }
+}
+
+/// The three files.
+struct Files {
+    server_name: String,
+    certificate: File,
+    key: File,
+    authority: File,
+    metrics: PeerMetrics,
+}
+
+struct File {
+    path: PathBuf,
+    watched: WatchedFile,
+    contents: Zeroizing<Vec<u8>>,
+}
+
+/// What is wrong with the files.
+#[derive(Debug, thiserror::Error)]
+enum PeerTlsError {
+    #[error("{} cannot be read: {error}", file.display())]
+    File { file: PathBuf, error: io::Error },
+    #[error("{} is no PEM file of what it should hold: {error}", file.display())]
+    Pem { file: PathBuf, error: pem::Error },
+    #[error("no certificate could bear the name {0:?}")]
+    ServerName(String, #[source] InvalidDnsNameError),
+    #[error("the authority is unusable")]
+    Authority(#[from] VerifierBuilderError),
+    #[error("the certificate is not valid for the name {0:?}")]
+    OwnName(String, #[source] TlsError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl Files {
+    fn new(peers: &Peers, metrics: PeerMetrics) -> Self {
+        Self {
+            server_name: peers.server_name.clone(),
+            certificate: File::new(&peers.certificate),
+            key: File::new(&peers.key),
+            authority: File::new(&peers.authority),
+            metrics,
+        }
+    }
+
+    /// Puts what the files hold to use when they have changed. What was good before stays in use otherwise.
+    fn poll(&mut self, tls: &PeerTls) {
+        let outcome = match self.changed() {
+            Ok(false) => return,
+            Ok(true) => self.configs(),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(configs) => {
+                tls.0.store(Some(Arc::new(configs)));
+                self.metrics.certificate_loaded();
+                info!(certificate = %self.certificate.path.display(), "certificate for peers loaded");
+            }
+            Err(error) => {
+                self.metrics.certificate_failed();
+                let error = with_causes(&error);
+                warn!(%error, "no new certificate for peers; the one before stays in use, if there was one");
+            }
+        }
+    }
+
+    fn changed(&mut self) -> Result<bool, PeerTlsError> {
+        let mut changed = false;
+        let mut missing = None;
+        for file in [&mut self.certificate, &mut self.key, &mut self.authority] {
+            match file.watched.poll(&file.path) {
+                None => {}
+                Some(Ok(contents)) => {
+                    file.contents = Zeroizing::new(contents);
+                    changed = true;
+                }
+                Some(Err(error)) => {
+                    file.contents = Zeroizing::default();
+                    missing = Some(PeerTlsError::File {
+                        file: file.path.clone(),
+                        error,
+                    });
+                }
+            }
+        }
+        match missing {
+            Some(error) => Err(error),
+            // The missing ones have been told of; they will change when they come.
+            None => Ok(changed && !self.any_empty()),
+        }
+    }
+
+    fn any_empty(&self) -> bool {
+        [&self.certificate, &self.key, &self.authority]
+            .iter()
+            .any(|file| file.contents.is_empty())
+    }
+
+    fn configs(&self) -> Result<Configs, PeerTlsError> {
+        let provider = Arc::new(default_provider());
+        let name = ServerName::try_from(self.server_name.clone())
+            .map_err(|error| PeerTlsError::ServerName(self.server_name.clone(), error))?;
+        let mut roots = RootCertStore::empty();
+        for authority in self.authority.certificates()? {
+            roots.add(authority)?;
+        }
+        let roots = Arc::new(roots);
+        let chain = self.certificate.certificates()?;
+        let leaf = chain.first().ok_or(TlsError::NoCertificatesPresented)?;
+        verify_server_name(&ParsedCertificate::try_from(leaf)?, &name)
+            .map_err(|error| PeerTlsError::OwnName(self.server_name.clone(), error))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(&self.key.contents).map_err(|error| self.key.is_no_pem(error))?;
+
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(Arc::clone(&roots))
+            .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        client.resumption = Resumption::disabled();
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(PeerVerifier::new(roots, provider, name.clone())?)
+            .with_single_cert(chain, key)?;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Configs {
+            client: Arc::new(client),
+            server: Arc::new(server),
+            name,
+        })
+    }
+}
+
+impl File {
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            watched: WatchedFile::default(),
+            contents: Zeroizing::default(),
+        }
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, PeerTlsError> {
+        CertificateDer::pem_slice_iter(&self.contents)
+            .collect::<Result<_, _>>()
+            .map_err(|error| self.is_no_pem(error))
+    }
+
+    fn is_no_pem(&self, error: pem::Error) -> PeerTlsError {
+        PeerTlsError::Pem {
+            file: self.path.clone(),
+            error,
+        }
+    }
+}
+
+/// What WebPKI asks of a client's certificate, and the peers' name besides.
+#[derive(Debug)]
+struct PeerVerifier {
+    signed: Arc<dyn ClientCertVerifier>,
+    name: ServerName<'static>,
+}
+
+impl PeerVerifier {
+    fn new(
+        roots: Arc<RootCertStore>,
+        provider: Arc<CryptoProvider>,
+        name: ServerName<'static>,
+    ) -> Result<Arc<Self>, VerifierBuilderError> {
+        let signed = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
+        Ok(Arc::new(Self { signed, name }))
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.signed.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        let verified = self.signed.verify_client_cert(end_entity, intermediates, now)?;
+        verify_server_name(&ParsedCertificate::try_from(end_entity)?, &self.name)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.signed
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.signed
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.signed.supported_verify_schemes()
+    }
+}

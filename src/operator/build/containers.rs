@@ -1,0 +1,71 @@
+//! What the containers of a pod have in common.
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, ContainerPort, HTTPGetAction, Probe, SecretVolumeSource, SecurityContext, Volume,
+    VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+/// Mounted secrets are readable for the process's group and nobody else.
+const SECRET_MODE: i32 = 0o440;
+
+/// What every container gives up: the Pod Security level `restricted` and a bit more.
+pub(super) fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".into()]),
+            ..Capabilities::default()
+        }),
+        read_only_root_filesystem: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
+pub(super) fn container_ports(ports: &[(&str, u16)]) -> Vec<ContainerPort> {
+    ports
+        .iter()
+        .map(|(name, number)| ContainerPort {
+            name: Some((*name).into()),
+            container_port: i32::from(*number),
+            protocol: Some("TCP".into()),
+            ..ContainerPort::default()
+        })
+        .collect()
+}
+
+pub(super) fn probe(port: &str, path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.into()),
+            port: IntOrString::String(port.into()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(period.min(5)),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
+pub(super) fn secret_volume(name: String, secret: String, optional: bool) -> Volume {
+    Volume {
+        name,
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            optional: Some(optional),
+            default_mode: Some(SECRET_MODE),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn mount(volume: &str, path: String) -> VolumeMount {
+    VolumeMount {
+        name: volume.into(),
+        mount_path: path,
+        read_only: Some(true),
+        ..VolumeMount::default()
+    }
+}

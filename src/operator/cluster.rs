@@ -1,0 +1,7 @@
+//! Reading and writing a farm's objects through the API server.
+
+pub(crate) mod apply;
+pub(crate) mod events;
+pub(crate) mod kind;
+pub(crate) mod ring_secret;
+pub(crate) mod secret;

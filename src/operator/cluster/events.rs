@@ -1,0 +1,291 @@
+//! Events: what happened to a farm, once for each change and never for a state that lasts.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder};
+use tracing::debug;
+
+use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
+use crate::operator::metrics::Metrics;
+use crate::runtime::kubernetes::describe;
+
+/// The API server refuses longer notes.
+const LONGEST_NOTE: usize = 1024;
+
+/// Something that happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Happening {
+    warning: bool,
+    reason: String,
+    action: &'static str,
+    note: String,
+}
+
+impl Happening {
+    pub(crate) fn normal(reason: impl ToString, action: &'static str, note: impl Into<String>) -> Self {
+        Self {
+            warning: false,
+            reason: reason.to_string(),
+            action,
+            note: note.into(),
+        }
+    }
+
+    pub(crate) fn warning(reason: impl ToString, action: &'static str, note: impl Into<String>) -> Self {
+        Self {
+            warning: true,
+            reason: reason.to_string(),
+            action,
+            note: note.into(),
+        }
+    }
+}
+
+/// Publishes events. There is one for all farms, since it joins those that repeat.
+pub(crate) struct Events {
+    recorder: Recorder,
+}
+
+impl Events {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            recorder: Recorder::new(client, "tlsfarm-operator".into()),
+        }
+    }
+
+    /// Publishes what happened to `farm`, best effort.
+    pub(crate) async fn publish(
+        &self,
+        farm: &ObjectReference,
+        happenings: impl IntoIterator<Item = Happening>,
+        metrics: &Metrics,
+    ) {
+        for happening in happenings {
+            let event = Event {
+                type_: if happening.warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
+                reason: happening.reason,
+                note: Some(shortened(happening.note)),
+                action: happening.action.to_owned(),
+                secondary: None,
+            };
+            match self.recorder.publish(&event, farm).await {
+                Ok(()) => metrics.wrote("Event"),
+                Err(error) => debug!(error = describe(&error), "cannot publish an event"),
+            }
+        }
+    }
+}
+
+/// What a change of conditions means to somebody who reads events.
+pub(crate) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
+    after
+        .iter()
+        .filter_map(|condition| transition(before, condition))
+        .collect()
+}
+
+fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
+    let last = before.iter().find(|condition| condition.type_ == after.type_);
+    if last.is_some_and(|last| (last.status, last.reason) == (after.status, after.reason)) {
+        return None;
+    }
+    match (after.type_, after.status) {
+        (ConditionType::Ready, ConditionStatus::True) => Some(Happening::normal(
+            after.reason,
+            "Reconcile",
+            after.message.clone(),
+        )),
+        // It sums the others up.
+        (ConditionType::Ready, _) => None,
+        (_, ConditionStatus::False) => {
+            let ordinary = match after.reason {
+                // The write of the ring told of it.
+                Reason::Distributing | Reason::RingRepaired | Reason::ScaledToZero => true,
+                // Proxies that are being started for the first time.
+                Reason::ProxiesUnavailable => last.is_none_or(|last| last.status != ConditionStatus::True),
+                _ => false,
+            };
+            (!ordinary).then(|| Happening::warning(after.reason, "Reconcile", after.message.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn shortened(mut note: String) -> String {
+    if note.len() > LONGEST_NOTE {
+        let end = (0..=LONGEST_NOTE - "…".len())
+            .rev()
+            .find(|&end| note.is_char_boundary(end));
+        note.truncate(end.unwrap_or_default());
+        note.push('…');
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn condition(type_: ConditionType, status: ConditionStatus, reason: Reason) -> Condition {
+        Condition {
+            type_,
+            status,
+            reason,
+            message: "why".into(),
+            observed_generation: 1,
+            last_transition_time: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_state_that_lasts_makes_no_event_and_a_new_reason_does() {
+        use ConditionType::CertificatesReady;
+        let missing = condition(
+            CertificatesReady,
+            ConditionStatus::False,
+            Reason::CertificateMissing,
+        );
+        let mismatch = condition(CertificatesReady, ConditionStatus::False, Reason::KeyMismatch);
+        assert_eq!(transitions(&[], std::slice::from_ref(&missing)).len(), 1);
+        assert_eq!(
+            transitions(std::slice::from_ref(&missing), std::slice::from_ref(&missing)),
+            []
+        );
+        let told = transitions(&[missing], &[mismatch]);
+        assert_eq!(
+            told,
+            [Happening::warning(Reason::KeyMismatch, "Reconcile", "why")]
+        );
+    }
+
+    #[test]
+    fn ordinary_work_makes_no_event() {
+        let starting = condition(
+            ConditionType::Available,
+            ConditionStatus::False,
+            Reason::ProxiesUnavailable,
+        );
+        let spreading = condition(
+            ConditionType::KeysSynced,
+            ConditionStatus::False,
+            Reason::Distributing,
+        );
+        assert_eq!(transitions(&[], &[starting.clone(), spreading]), []);
+        let serving = condition(
+            ConditionType::Available,
+            ConditionStatus::True,
+            Reason::ProxiesReady,
+        );
+        assert_eq!(transitions(&[serving], &[starting]).len(), 1);
+    }
+
+    /// What is told when a condition of this type, status and reason becomes another; `None` for one that is new.
+    fn told(
+        type_: ConditionType,
+        before: Option<(ConditionStatus, Reason)>,
+        after: (ConditionStatus, Reason),
+    ) -> Vec<Happening> {
+        let before: Vec<Condition> = before
+            .map(|(status, reason)| condition(type_, status, reason))
+            .into_iter()
+            .collect();
+        transitions(&before, &[condition(type_, after.0, after.1)])
+    }
+
+    #[test]
+    fn a_farm_that_becomes_ready_is_told_of_and_one_that_is_not_is_told_by_what_is_wrong() {
+        use ConditionStatus::{False, True};
+        let ready = [Happening::normal(Reason::FarmReady, "Reconcile", "why")];
+        let before = Some((False, Reason::Progressing));
+        assert_eq!(
+            told(ConditionType::Ready, before, (True, Reason::FarmReady)),
+            ready
+        );
+        assert_eq!(told(ConditionType::Ready, None, (True, Reason::FarmReady)), ready);
+        let same = Some((True, Reason::FarmReady));
+        assert_eq!(told(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
+        assert_eq!(
+            told(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
+            []
+        );
+    }
+
+    #[test]
+    fn every_condition_that_becomes_false_is_a_warning_but_for_ordinary_work() {
+        use ConditionStatus::{False, True, Unknown};
+        for (type_, good, bad) in [
+            (ConditionType::Accepted, Reason::Valid, Reason::HostnameConflict),
+            (
+                ConditionType::CertificatesReady,
+                Reason::CertificatesLoaded,
+                Reason::CertificateExpired,
+            ),
+            (
+                ConditionType::BackendsReady,
+                Reason::BackendsResolved,
+                Reason::BackendNotFound,
+            ),
+            (
+                ConditionType::Available,
+                Reason::ProxiesReady,
+                Reason::ProxiesUnavailable,
+            ),
+            (
+                ConditionType::KeysSynced,
+                Reason::Acknowledged,
+                Reason::AcknowledgementOverdue,
+            ),
+            (
+                ConditionType::SessionCacheReady,
+                Reason::CacheReachable,
+                Reason::CacheUnreachable,
+            ),
+        ] {
+            let warning = [Happening::warning(bad, "Reconcile", "why")];
+            assert_eq!(told(type_, Some((True, good)), (False, bad)), warning, "{type_}");
+            assert_eq!(told(type_, Some((False, bad)), (True, good)), [], "{type_}");
+            assert_eq!(
+                told(type_, Some((True, good)), (Unknown, Reason::Pending)),
+                [],
+                "{type_}"
+            );
+        }
+        for reason in [Reason::Distributing, Reason::RingRepaired] {
+            let synced = Some((True, Reason::Acknowledged));
+            assert_eq!(told(ConditionType::KeysSynced, synced, (False, reason)), []);
+        }
+        let serving = Some((True, Reason::ProxiesReady));
+        assert_eq!(
+            told(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
+            []
+        );
+        let scaled_up = Some((False, Reason::ScaledToZero));
+        assert_eq!(
+            told(
+                ConditionType::Available,
+                scaled_up,
+                (False, Reason::ProxiesUnavailable)
+            ),
+            []
+        );
+    }
+
+    #[test]
+    fn notes_that_the_api_server_takes_are_not_cut() {
+        let longest = "x".repeat(LONGEST_NOTE);
+        assert_eq!(shortened(longest.clone()), longest);
+        assert_eq!(shortened(longest + "x"), "x".repeat(LONGEST_NOTE - 3) + "…");
+    }
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        let note = shortened("ä".repeat(2000));
+        assert!(note.len() <= LONGEST_NOTE && note.ends_with('…'));
+    }
+}

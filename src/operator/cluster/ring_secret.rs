@@ -1,0 +1,114 @@
+//! The Secret that holds a farm's ring.
+
+use std::collections::BTreeMap;
+
+use kube::Client;
+
+use super::secret::{self, Found, Version, Wanted, Written};
+use crate::api::RING_SECRET_TYPE;
+use crate::compile::mounts::RING_KEY;
+use crate::operator::error::ReconcileError;
+use crate::operator::names::{FarmId, Ownership};
+use crate::ring::Ring;
+
+/// The ring Secret as it is.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    /// There is none.
+    Missing,
+    /// One of that name is not the farm's.
+    Foreign(Ownership),
+    /// It holds no ring that could be used, for this reason.
+    Damaged(String, Version),
+    /// It holds a ring.
+    Good(Box<Ring>, Version),
+}
+
+/// Reads the ring Secret.
+pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<Stored, ReconcileError> {
+    let found = secret::read(client, id, &id.ring_name()).await?;
+    Ok(Stored::from(found))
+}
+
+impl From<Found> for Stored {
+    fn from(found: Found) -> Self {
+        let (content, version) = match found {
+            Found::Missing => return Self::Missing,
+            Found::Foreign(ownership) => return Self::Foreign(ownership),
+            Found::Ours(content, version) => (content, version),
+        };
+        let ring = match content.get(RING_KEY) {
+            Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
+            None => Err(format!("it has no key {RING_KEY}")),
+        };
+        match ring {
+            Ok(ring) => Self::Good(Box::new(ring), version),
+            Err(why) => Self::Damaged(why, version),
+        }
+    }
+}
+
+/// Writes `ring` in place of the Secret of `version`, or creates the Secret where there must be none.
+///
+/// After an error it is not known whether the ring was written: it must be read again.
+pub(crate) async fn write(
+    client: &Client,
+    id: &FarmId,
+    ring: &Ring,
+    version: Option<&Version>,
+) -> Result<Written, ReconcileError> {
+    secret::write(client, id, wanted(id, ring), version).await
+}
+
+fn wanted(id: &FarmId, ring: &Ring) -> Wanted {
+    Wanted {
+        name: id.ring_name(),
+        type_: RING_SECRET_TYPE,
+        annotations: BTreeMap::new(),
+        data: vec![(RING_KEY, ring.to_document())],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::cluster::secret::tests::stored;
+    use crate::operator::names::id;
+    use crate::ring::fixtures::ring;
+
+    #[test]
+    fn a_ring_that_is_written_is_read_back() {
+        let ring = ring();
+        let read = Stored::from(stored(wanted(&id("shop"), &ring)));
+        assert!(
+            matches!(&read, Stored::Good(same, version) if **same == ring && version.0 == "7"),
+            "{read:?}"
+        );
+    }
+
+    #[test]
+    fn a_secret_without_a_usable_ring_says_why_and_which_version_it_is() {
+        let damaged = |change: &dyn Fn(&mut Wanted)| {
+            let mut secret = wanted(&id("shop"), &ring());
+            change(&mut secret);
+            match Stored::from(stored(secret)) {
+                Stored::Damaged(why, version) => (why, version.0),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (why, version) = damaged(&|secret| secret.data.clear());
+        assert_eq!((why.as_str(), version.as_str()), ("it has no key ring.json", "7"));
+        let (why, _) = damaged(&|secret| secret.data[0].1.truncate(100));
+        assert!(!why.is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_or_somebody_elses_is_told_apart() {
+        assert!(matches!(Stored::from(Found::Missing), Stored::Missing));
+        let foreign = Found::Foreign(Ownership::Leftover);
+        assert!(matches!(
+            Stored::from(foreign),
+            Stored::Foreign(Ownership::Leftover)
+        ));
+    }
+}

@@ -1,0 +1,274 @@
+//! Secrets of the operator's own: reading them, and writing them by compare-and-swap.
+//!
+//! Nothing here quotes a Secret: neither errors nor logs hold any of its text.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Client};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::operator::error::ReconcileError;
+use crate::operator::names::{FarmId, MANAGER, Ownership};
+
+/// A Secret as it is.
+pub(crate) enum Found {
+    /// There is none.
+    Missing,
+    /// One of that name is not the farm's.
+    Foreign(Ownership),
+    /// It is the farm's.
+    Ours(Box<Content>, Version),
+}
+
+/// What a Secret of the farm holds. It is zeroed on release.
+pub(crate) struct Content(Secret);
+
+/// The Secret that a write replaces. Any other write in between makes it fail.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Version(pub(crate) String);
+
+/// A Secret as it should be.
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) type_: &'static str,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) data: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Written {
+    /// It is stored.
+    Stored,
+    /// Somebody else wrote first; it must be read again.
+    Overtaken,
+}
+
+impl Content {
+    /// The value of a key.
+    pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
+        let value = self.0.data.as_ref()?.get(key)?;
+        Some(value.0.as_slice())
+    }
+
+    /// The value of an annotation.
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
+        let annotations = self.0.metadata.annotations.as_ref()?;
+        annotations.get(name).map(String::as_str)
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        for value in self.0.data.iter_mut().flat_map(BTreeMap::values_mut) {
+            value.0.zeroize();
+        }
+    }
+}
+
+/// Reads a Secret.
+pub(crate) async fn read(client: &Client, id: &FarmId, name: &str) -> Result<Found, ReconcileError> {
+    let found = api(client, id).get_opt(name).await;
+    let found = found.map_err(|error| ReconcileError::secret("get", name, &error))?;
+    Ok(found.map_or(Found::Missing, |secret| Found::of(id, Content(secret))))
+}
+
+impl Found {
+    fn of(id: &FarmId, content: Content) -> Self {
+        let metadata = &content.0.metadata;
+        match id.ownership(metadata) {
+            Ownership::Ours => {
+                let version = Version(metadata.resource_version.clone().unwrap_or_default());
+                Self::Ours(Box::new(content), version)
+            }
+            ownership => Self::Foreign(ownership),
+        }
+    }
+}
+
+/// Writes a Secret in place of the one of `version`, or creates it where there must be none.
+///
+/// After an error it is not known whether it was written: it must be read again.
+pub(crate) async fn write(
+    client: &Client,
+    id: &FarmId,
+    wanted: Wanted,
+    version: Option<&Version>,
+) -> Result<Written, ReconcileError> {
+    let name = wanted.name.clone();
+    let params = PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let content = content(id, wanted, version);
+    let api = api(client, id);
+    let (verb, answer) = match version {
+        Some(_) => ("update", api.replace(&name, &params, &content.0).await),
+        None => ("create", api.create(&params, &content.0).await),
+    };
+    match answer.map(Content) {
+        Ok(_) => Ok(Written::Stored),
+        Err(error) if is_overtaken(&error, version) => Ok(Written::Overtaken),
+        Err(error) => Err(ReconcileError::secret(verb, &name, &error)),
+    }
+}
+
+fn content(id: &FarmId, wanted: Wanted, version: Option<&Version>) -> Content {
+    let mut metadata = id.metadata(wanted.name);
+    metadata.resource_version = version.map(|version| version.0.clone());
+    metadata.annotations = (!wanted.annotations.is_empty()).then_some(wanted.annotations);
+    let data = wanted.data.into_iter();
+    Content(Secret {
+        metadata,
+        type_: Some(wanted.type_.to_owned()),
+        data: Some(
+            data.map(|(key, mut value)| (key.to_owned(), ByteString(std::mem::take(&mut *value))))
+                .collect(),
+        ),
+        ..Secret::default()
+    })
+}
+
+/// Whether a write in place of `version` failed because the Secret is already there, changed, or gone.
+fn is_overtaken(error: &kube::Error, version: Option<&Version>) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 409 || (status.code == 404 && version.is_some()),
+        _ => false,
+    }
+}
+
+/// Deletes the Secret of `version`, and no other that has its name meanwhile.
+pub(crate) async fn delete(
+    client: &Client,
+    id: &FarmId,
+    name: &str,
+    version: &Version,
+) -> Result<Written, ReconcileError> {
+    let this_one_only = DeleteParams {
+        preconditions: Some(Preconditions {
+            resource_version: Some(version.0.clone()),
+            ..Preconditions::default()
+        }),
+        ..DeleteParams::default()
+    };
+    match api(client, id).delete(name, &this_one_only).await {
+        // The answer may be the Secret itself.
+        Ok(answer) => {
+            answer.map_left(Content);
+            Ok(Written::Stored)
+        }
+        Err(error) => {
+            let settled = not_deleted(&error);
+            settled.ok_or_else(|| ReconcileError::secret("delete", name, &error))
+        }
+    }
+}
+
+/// What became of a deletion that the API server refused: it was gone already, or is another's by now.
+fn not_deleted(error: &kube::Error) -> Option<Written> {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Some(Written::Stored),
+        kube::Error::Api(status) if status.code == 409 => Some(Written::Overtaken),
+        _ => None,
+    }
+}
+
+fn api(client: &Client, id: &FarmId) -> Api<Secret> {
+    Api::namespaced(client.clone(), id.namespace())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::operator::names::id;
+
+    /// What the farm `shop` reads once `wanted` is stored.
+    pub(in crate::operator) fn stored(wanted: Wanted) -> Found {
+        Found::of(
+            &id("shop"),
+            content(&id("shop"), wanted, Some(&Version("7".into()))),
+        )
+    }
+
+    pub(in crate::operator) fn wanted(name: &str) -> Wanted {
+        Wanted {
+            name: name.into(),
+            type_: "kubernetes.io/tls",
+            annotations: BTreeMap::from([("since".into(), "then".into())]),
+            data: vec![("tls.crt", Zeroizing::new(b"a certificate".to_vec()))],
+        }
+    }
+
+    fn refused(code: u16) -> kube::Error {
+        kube::Error::Api(kube::core::Status::failure("no", "No").with_code(code).boxed())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_with_the_version_that_the_next_write_replaces() {
+        let Found::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
+            panic!("it is not ours");
+        };
+        assert_eq!(version, Version("7".into()));
+        assert_eq!(content.get("tls.crt"), Some(&b"a certificate"[..]));
+        assert_eq!(content.get("tls.key"), None);
+        assert_eq!(
+            (content.annotation("since"), content.annotation("until")),
+            (Some("then"), None)
+        );
+        assert_eq!(content.0.type_.as_deref(), Some("kubernetes.io/tls"));
+        assert_eq!(content.0.metadata.name.as_deref(), Some("shop-cache-tls"));
+    }
+
+    #[test]
+    fn a_secret_that_must_not_exist_yet_is_written_without_a_version() {
+        let mut plain = wanted("shop-ring");
+        plain.annotations.clear();
+        let content = content(&id("shop"), plain, None);
+        assert_eq!(content.0.metadata.resource_version, None);
+        assert_eq!(content.0.metadata.annotations, None);
+    }
+
+    #[test]
+    fn a_secret_of_another_owner_is_never_read() {
+        let theirs = || content(&id("shop"), wanted("shop-ring"), None);
+        let mut leftover = theirs();
+        leftover.0.metadata.owner_references.as_mut().expect("set")[0].uid = "another".into();
+        assert!(matches!(
+            Found::of(&id("shop"), leftover),
+            Found::Foreign(Ownership::Leftover)
+        ));
+        let mut foreign = theirs();
+        foreign.0.metadata.owner_references = None;
+        assert!(matches!(
+            Found::of(&id("shop"), foreign),
+            Found::Foreign(Ownership::Foreign)
+        ));
+    }
+
+    #[test]
+    fn a_write_is_overtaken_by_another_writer_and_fails_for_any_other_reason() {
+        let version = Version("7".into());
+        assert!(is_overtaken(&refused(409), None), "it is there already");
+        assert!(is_overtaken(&refused(409), Some(&version)), "it was changed");
+        assert!(is_overtaken(&refused(404), Some(&version)), "it is gone");
+        assert!(!is_overtaken(&refused(404), None), "the namespace is gone");
+        for code in [400, 403, 422, 500] {
+            assert!(!is_overtaken(&refused(code), Some(&version)), "{code}");
+        }
+        assert!(
+            !is_overtaken(&kube::Error::TlsRequired, Some(&version)),
+            "nobody answered"
+        );
+    }
+
+    #[test]
+    fn a_secret_that_is_gone_is_deleted_and_one_that_changed_is_not() {
+        assert_eq!(not_deleted(&refused(404)), Some(Written::Stored));
+        assert_eq!(not_deleted(&refused(409)), Some(Written::Overtaken));
+        assert_eq!(not_deleted(&refused(403)), None);
+        assert_eq!(not_deleted(&kube::Error::TlsRequired), None);
+    }
+}

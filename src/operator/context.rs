@@ -1,0 +1,24 @@
+//! What every step of a pass needs.
+
+use std::sync::Arc;
+
+use kube::Client;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::Store;
+
+use super::build::ProxyImage;
+use super::cluster::events::Events;
+use super::fleet::memory::Farms;
+use super::metrics::Metrics;
+use crate::api::TLSFarm;
+
+/// What every pass needs.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    /// The farms that the same controller watches.
+    pub(crate) store: Store<DeserializeGuard<TLSFarm>>,
+    pub(crate) image: ProxyImage,
+    pub(crate) farms: Arc<Farms>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: Arc<Events>,
+}

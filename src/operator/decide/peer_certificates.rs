@@ -1,0 +1,355 @@
+//! The certificates by which a farm's caches know each other: which there should be, and when they change. Pure.
+//!
+//! A farm has one authority, which never leaves the operator and its Secret, and one leaf, which all its caches present
+//! in both directions. A cache trusts the authorities that it is given beside the leaf. When the authority changes, the
+//! new one is announced first, and signs a leaf only once every cache has had [`OVERLAP`] to hear of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use zeroize::Zeroizing;
+
+/// How long an authority is good for.
+const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+
+/// How long a leaf is good for.
+const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
+
+/// How far a cache's clock may be behind the operator's.
+const BACKDATED: SignedDuration = SignedDuration::from_mins(5);
+
+/// How long caches are given to hear of a change: kubelets take two minutes, a node that is cut off longer.
+const OVERLAP: SignedDuration = SignedDuration::from_hours(24);
+
+/// No certificate could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make a certificate: {0}")]
+pub(crate) struct IssueError(#[from] rcgen::Error);
+
+/// What signs a farm's leaf.
+pub(crate) struct Authority {
+    certificate: Certificate,
+    key: Zeroizing<String>,
+}
+
+/// What a farm's caches present, and whom they trust.
+pub(crate) struct Leaf {
+    certificate: Certificate,
+    key: Zeroizing<String>,
+    authorities: Vec<CertificateDer<'static>>,
+    /// Since when the newest authority is among `authorities`.
+    trusted_since: Option<Timestamp>,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Step {
+    /// Nothing before then.
+    Keep {
+        /// When to decide again.
+        until: Timestamp,
+    },
+    /// There is no usable authority, or its time is coming: make one.
+    Found,
+    /// Tell the caches whom to trust, with the leaf that they have: [`Leaf::announcing`].
+    Announce,
+    /// Sign a new leaf: [`Leaf::issue`].
+    Issue,
+}
+
+/// Decides what to do with what there is.
+pub(crate) fn plan(
+    authority: Option<&Authority>,
+    leaf: Option<&Leaf>,
+    server_name: &str,
+    now: Timestamp,
+) -> Step {
+    let Some(authority) = authority.filter(|authority| now < authority.certificate.renewal()) else {
+        return Step::Found;
+    };
+    let Some(leaf) = leaf.filter(|leaf| leaf.is_usable(server_name, now)) else {
+        return Step::Issue;
+    };
+    let Some(trusted_since) = leaf.trusted_since.filter(|since| *since <= now + OVERLAP) else {
+        return Step::Announce;
+    };
+    if !leaf.authorities.contains(&authority.certificate.der) {
+        return Step::Announce;
+    }
+    if !leaf.is_signed_by(&authority.certificate.der, server_name, now) {
+        let until = trusted_since + OVERLAP;
+        return if now < until {
+            Step::Keep { until }
+        } else {
+            Step::Issue
+        };
+    }
+    let renewal = leaf.certificate.renewal();
+    let settled = leaf.certificate.not_before + BACKDATED + OVERLAP;
+    match leaf.authorities.len() {
+        _ if now >= renewal => Step::Issue,
+        0 | 1 => Step::Keep { until: renewal },
+        // Nobody presents a leaf of the old authority any more.
+        _ if now >= settled => Step::Announce,
+        _ => Step::Keep { until: settled },
+    }
+}
+
+impl Authority {
+    /// Makes an authority.
+    pub(crate) fn create(now: Timestamp) -> Result<Self, IssueError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = authority_params();
+        set_validity(&mut params, now, AUTHORITY_LIFE);
+        let certificate = params.self_signed(&key)?;
+        Ok(Self {
+            certificate: Certificate::parse(certificate.der().clone()).ok_or(UNREADABLE)?,
+            key: Zeroizing::new(key.serialize_pem()),
+        })
+    }
+
+    /// Reads an authority from PEM; none when it is damaged.
+    pub(crate) fn read(certificate: &[u8], key: &[u8]) -> Option<Self> {
+        let certificate = Certificate::parse(CertificateDer::from_pem_slice(certificate).ok()?)?;
+        let key = read_key(key, &certificate)?;
+        Some(Self { certificate, key })
+    }
+
+    /// The certificate in PEM.
+    pub(crate) fn certificate(&self) -> String {
+        pem(&self.certificate.der)
+    }
+
+    /// The private key in PEM.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl Leaf {
+    /// Signs a leaf. The caches go on trusting who signed the one of `before`, since some still present that.
+    pub(crate) fn issue(
+        authority: &Authority,
+        before: Option<&Self>,
+        server_name: &str,
+        now: Timestamp,
+    ) -> Result<Self, IssueError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::new([server_name.to_owned()])?;
+        params.distinguished_name.remove(DnType::CommonName);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "tlsfarm.dev");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        set_validity(&mut params, now, LEAF_LIFE);
+        let issuer = Issuer::new(authority_params(), KeyPair::from_pem(authority.key())?);
+        let certificate = params.signed_by(&key, &issuer)?;
+        let before = before.filter(|before| before.is_usable(server_name, now));
+        Ok(Self {
+            certificate: Certificate::parse(certificate.der().clone()).ok_or(UNREADABLE)?,
+            key: Zeroizing::new(key.serialize_pem()),
+            authorities: authorities(authority, before, server_name, now),
+            trusted_since: Some(trusted_since(authority, before, now)),
+        })
+    }
+
+    /// The same leaf, beside the authorities that count from now on.
+    pub(crate) fn announcing(&self, authority: &Authority, server_name: &str, now: Timestamp) -> Self {
+        Self {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            authorities: authorities(authority, Some(self), server_name, now),
+            trusted_since: Some(trusted_since(authority, Some(self), now)),
+        }
+    }
+
+    /// Reads a leaf and its authorities from PEM; none when any of it is damaged.
+    pub(crate) fn read(
+        certificate: &[u8],
+        key: &[u8],
+        authorities: &[u8],
+        trusted_since: Option<Timestamp>,
+    ) -> Option<Self> {
+        let certificate = Certificate::parse(CertificateDer::from_pem_slice(certificate).ok()?)?;
+        let key = read_key(key, &certificate)?;
+        let authorities = CertificateDer::pem_slice_iter(authorities)
+            .collect::<Result<_, _>>()
+            .ok()?;
+        Some(Self {
+            certificate,
+            key,
+            authorities,
+            trusted_since,
+        })
+    }
+
+    /// The certificate in PEM.
+    pub(crate) fn certificate(&self) -> String {
+        pem(&self.certificate.der)
+    }
+
+    /// The private key in PEM.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whom the caches trust, in PEM.
+    pub(crate) fn authorities(&self) -> String {
+        self.authorities.iter().map(pem).collect()
+    }
+
+    /// Since when the caches have been told of the newest authority.
+    pub(crate) fn trusted_since(&self) -> Option<Timestamp> {
+        self.trusted_since
+    }
+
+    /// When it is replaced.
+    pub(crate) fn renewal(&self) -> Timestamp {
+        self.certificate.renewal()
+    }
+
+    /// Whether caches that have it accept each other.
+    fn is_usable(&self, server_name: &str, now: Timestamp) -> bool {
+        self.authorities
+            .iter()
+            .any(|authority| self.is_signed_by(authority, server_name, now))
+    }
+
+    fn is_signed_by(&self, authority: &CertificateDer<'static>, server_name: &str, now: Timestamp) -> bool {
+        let mut roots = RootCertStore::empty();
+        let (Ok(()), Ok(name), Ok(now)) = (
+            roots.add(authority.clone()),
+            ServerName::try_from(server_name),
+            u64::try_from(now.as_second()),
+        ) else {
+            return false;
+        };
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+                .build();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        verifier.is_ok_and(|verifier| {
+            verifier
+                .verify_server_cert(&self.certificate.der, &[], &name, &[], now)
+                .is_ok()
+        })
+    }
+}
+
+/// A certificate and what is read from it.
+#[derive(Clone)]
+struct Certificate {
+    der: CertificateDer<'static>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    public_key: Vec<u8>,
+}
+
+impl Certificate {
+    fn parse(der: CertificateDer<'static>) -> Option<Self> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
+        let validity = parsed.validity();
+        let not_before = Timestamp::from_second(validity.not_before.timestamp()).ok()?;
+        let not_after = Timestamp::from_second(validity.not_after.timestamp()).ok()?;
+        let public_key = parsed.public_key().raw.to_vec();
+        Some(Self {
+            der,
+            not_before,
+            not_after,
+            public_key,
+        })
+    }
+
+    /// Two thirds of its life are over then.
+    fn renewal(&self) -> Timestamp {
+        self.not_before + self.not_after.duration_since(self.not_before) / 3 * 2
+    }
+}
+
+/// What was just made is read back; that cannot fail.
+const UNREADABLE: rcgen::Error = rcgen::Error::CouldNotParseCertificate;
+
+/// What all authorities have in common; their keys tell them apart.
+fn authority_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "tlsfarm.dev");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "TLSFarm session cache");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params
+}
+
+/// Sets the life of a certificate, which begins a little before `now`.
+fn set_validity(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) {
+    // The type is another crate's, and this its only constructor in sight.
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let at = |time: Timestamp| epoch + Duration::from_secs(time.as_second().unsigned_abs());
+    params.not_before = at(now - BACKDATED);
+    params.not_after = at(now + life);
+}
+
+/// `authority`, and who signed `before`.
+fn authorities(
+    authority: &Authority,
+    before: Option<&Leaf>,
+    server_name: &str,
+    now: Timestamp,
+) -> Vec<CertificateDer<'static>> {
+    let ours = &authority.certificate.der;
+    let older = before.and_then(|before| {
+        let mut others = before.authorities.iter().filter(|other| *other != ours);
+        others.find(|other| before.is_signed_by(other, server_name, now))
+    });
+    [Some(ours), older].into_iter().flatten().cloned().collect()
+}
+
+fn trusted_since(authority: &Authority, before: Option<&Leaf>, now: Timestamp) -> Timestamp {
+    before
+        .filter(|before| before.authorities.contains(&authority.certificate.der))
+        .and_then(|before| before.trusted_since)
+        .map_or(now, |since| since.min(now))
+}
+
+/// The key in PEM, if it belongs to `certificate`.
+fn read_key(key: &[u8], certificate: &Certificate) -> Option<Zeroizing<String>> {
+    let key = Zeroizing::new(std::str::from_utf8(key).ok()?.to_owned());
+    let pair = KeyPair::from_pem(&key).ok()?;
+    (pair.subject_public_key_info() == certificate.public_key).then_some(key)
+}
+
+fn pem(certificate: &CertificateDer<'static>) -> String {
+    let text = STANDARD.encode(certificate);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for (at, character) in text.chars().enumerate() {
+        if at > 0 && at % 64 == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem + "\n-----END CERTIFICATE-----\n"
+}
+
+#[cfg(test)]
+mod tests;

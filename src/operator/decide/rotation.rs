@@ -1,0 +1,175 @@
+//! What to write into the ring Secret, if anything. Pure but for the randomness of new keys.
+
+use jiff::Timestamp;
+
+use crate::api::{TLSFarm, Tickets};
+use crate::operator::cluster::ring_secret::Stored;
+use crate::operator::cluster::secret::Version;
+use crate::ring::{
+    Acknowledgement, KeySecret, Plan, RandomnessError, Ring, RotationPolicy, RotationRequest, plan,
+};
+
+/// A request's value is kept in the ring document, which is bounded; a longer one is told by its fingerprint.
+const LONGEST_REQUEST: usize = 128;
+
+/// What the operator knows of a farm's ring besides the Secret.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known<'a> {
+    /// The ring that it last saw or wrote.
+    pub(crate) ring: Option<&'a Ring>,
+    /// The highest generation that memory, status or any proxy speaks of; 0 when none does.
+    pub(crate) generation: u64,
+}
+
+/// What to do with the ring Secret.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Decision {
+    /// Keep the stored ring; its plan says what it waits for.
+    Keep(Box<Ring>, Plan),
+    /// There is no ring, and none may be made for a farm that was never accepted.
+    None,
+    /// Write this ring.
+    Write(Box<Ring>, Option<Version>, Change),
+}
+
+/// Why a ring is written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Change {
+    /// The farm had none.
+    Created,
+    /// The Secret was missing, damaged or rolled back, as the text says.
+    Repaired(String),
+    /// A rotation, without waiting any longer for the proxies named.
+    Rotated { late: Vec<String> },
+    /// Keys that no ticket needs any more were dropped.
+    Expired,
+}
+
+/// The farm's rotation policy.
+pub(crate) fn policy(tickets: &Tickets) -> RotationPolicy {
+    RotationPolicy {
+        rotation_interval: tickets.rotation_interval.as_signed(),
+        lifetime: tickets.lifetime.as_signed(),
+        max_unacked_wait: tickets.max_unacked_wait.as_signed(),
+    }
+}
+
+/// The rotation that the farm's annotation asks for. `before` is what the last pass saw.
+pub(crate) fn requested(
+    farm: &TLSFarm,
+    before: Option<&RotationRequest>,
+    now: Timestamp,
+) -> Option<RotationRequest> {
+    let annotation = farm
+        .metadata
+        .annotations
+        .as_ref()?
+        .get(crate::api::ROTATE_ANNOTATION)?;
+    let value = if annotation.len() <= LONGEST_REQUEST {
+        annotation.clone()
+    } else {
+        format!(
+            "fingerprint {}",
+            crate::config::fingerprint(annotation.as_bytes())
+        )
+    };
+    match before {
+        Some(before) if before.value == value => Some(before.clone()),
+        _ => Some(RotationRequest { value, seen_at: now }),
+    }
+}
+
+/// Decides what to do with a ring Secret that is the farm's, or missing.
+pub(crate) fn decide(
+    stored: Stored,
+    known: Known<'_>,
+    may_create: bool,
+    policy: &RotationPolicy,
+    request: Option<&RotationRequest>,
+    proxies: &[Acknowledgement],
+    now: Timestamp,
+) -> Result<Decision, RandomnessError> {
+    let (why, version) = match stored {
+        Stored::Good(ring, version) => match fault(&ring, known) {
+            None => return carry_out(*ring, version, policy, request, proxies, now),
+            Some(why) => (why, Some(version)),
+        },
+        Stored::Damaged(why, version) => (format!("the ring Secret was damaged: {why}"), Some(version)),
+        Stored::Missing if known.generation == 0 => {
+            if !may_create {
+                return Ok(Decision::None);
+            }
+            let ring = fresh(1, policy, request, now)?;
+            return Ok(Decision::Write(Box::new(ring), None, Change::Created));
+        }
+        Stored::Missing => ("the ring Secret was missing".to_owned(), None),
+        // The farm is not accepted then.
+        Stored::Foreign(_) => return Ok(Decision::None),
+    };
+    let generation = known.generation + 1;
+    let (ring, keys) = match known.ring {
+        Some(ring) => (
+            ring.clone().reissued(generation, now),
+            "the same keys were written back",
+        ),
+        None => (
+            fresh(generation, policy, request, now)?,
+            "new keys were made, since the operator had not seen the old ones",
+        ),
+    };
+    let change = Change::Repaired(format!("{why}; {keys}"));
+    Ok(Decision::Write(Box::new(ring), version, change))
+}
+
+/// Why a readable ring must not stay.
+fn fault(ring: &Ring, known: Known<'_>) -> Option<String> {
+    if ring.generation < known.generation {
+        return Some(format!(
+            "the ring was rolled back to generation {} although there was {} already",
+            ring.generation, known.generation
+        ));
+    }
+    let same = known.ring.filter(|last| last.generation == ring.generation);
+    same.is_some_and(|last| last != ring)
+        .then(|| format!("the ring of generation {} was altered", ring.generation))
+}
+
+fn carry_out(
+    ring: Ring,
+    version: Version,
+    policy: &RotationPolicy,
+    request: Option<&RotationRequest>,
+    proxies: &[Acknowledgement],
+    now: Timestamp,
+) -> Result<Decision, RandomnessError> {
+    let (ring, change) = match plan(&ring, policy, request, proxies, now) {
+        Plan::Expire => (ring.without_expired(now), Change::Expired),
+        Plan::Rotate { request, late } => {
+            let ring = ring.rotated(KeySecret::generate()?, request.as_ref(), policy, now);
+            (ring, Change::Rotated { late })
+        }
+        waiting => return Ok(Decision::Keep(Box::new(ring), waiting)),
+    };
+    Ok(Decision::Write(Box::new(ring), Some(version), change))
+}
+
+/// A ring of new keys. A rotation that was asked for before is fulfilled by it.
+fn fresh(
+    generation: u64,
+    policy: &RotationPolicy,
+    request: Option<&RotationRequest>,
+    now: Timestamp,
+) -> Result<Ring, RandomnessError> {
+    let mut ring = Ring::new(
+        generation,
+        KeySecret::generate()?,
+        KeySecret::generate()?,
+        policy,
+        now,
+    );
+    ring.handled_request = request.map(|request| request.value.clone());
+    Ok(ring)
+}
+
+#[cfg(test)]
+mod tests;

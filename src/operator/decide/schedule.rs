@@ -1,0 +1,158 @@
+//! When to look at a farm again. Pure.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+/// Between two looks at a farm that is as it should be. The operator may not watch Secrets, so this is also how soon it
+/// notices that a ring is gone.
+const AT_REST: Duration = Duration::from_secs(30);
+
+/// Between two looks at a farm of which something is not well, such as an expired certificate.
+const UNWELL: Duration = Duration::from_secs(5);
+
+/// Between two looks at a farm that conflicts with another farm or object.
+const CONFLICT: Duration = Duration::from_secs(10);
+
+/// While proxies load a change.
+const FAST: Duration = Duration::from_millis(250);
+
+/// How long proxies are looked at that often; a kubelet that was told takes a second.
+const FAST_FOR: SignedDuration = SignedDuration::from_secs(10);
+
+/// After another writer was faster.
+const OVERTAKEN: Duration = Duration::from_millis(200);
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What a pass left to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outlook {
+    /// For how long ready proxies have been loading the last change.
+    pub(crate) loading_for: Option<SignedDuration>,
+    /// The farm is not accepted.
+    pub(crate) refused: bool,
+    /// Everything is as it should be.
+    pub(crate) ready: bool,
+    /// The ring was not written because another writer was faster.
+    pub(crate) overtaken: bool,
+    /// When something is due by the clock.
+    pub(crate) due: Option<Timestamp>,
+}
+
+/// How long to wait before the next pass. Events bring it forward.
+pub(crate) fn next_pass(outlook: &Outlook, now: Timestamp) -> Duration {
+    let pace = if outlook.overtaken {
+        OVERTAKEN
+    } else if let Some(age) = outlook.loading_for {
+        if age < FAST_FOR {
+            FAST
+        } else {
+            (age.unsigned_abs() / 10).clamp(FAST, AT_REST)
+        }
+    } else if outlook.refused {
+        CONFLICT
+    } else if outlook.ready {
+        AT_REST
+    } else {
+        UNWELL
+    };
+    match outlook.due {
+        // A moment late rather than a moment early: an early pass would find nothing to do.
+        Some(due) if due > now => pace.min(due.duration_since(now).unsigned_abs() + Duration::from_millis(5)),
+        _ => pace,
+    }
+}
+
+/// How long to wait after the `failures`-th failure in a row. `jitter` is drawn from 0 to 1.
+pub(crate) fn retry_after(failures: u32, jitter: f64) -> Duration {
+    let longest = FIRST_RETRY * 2u32.saturating_pow(failures.saturating_sub(1).min(16));
+    longest
+        .min(LAST_RETRY)
+        .mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    #[test]
+    fn proxies_that_load_a_change_are_looked_at_often_and_then_less_and_less() {
+        let loading = |seconds| {
+            let loading_for = Some(SignedDuration::from_secs(seconds));
+            next_pass(
+                &Outlook {
+                    loading_for,
+                    ..Outlook::default()
+                },
+                at(0),
+            )
+        };
+        assert_eq!(loading(0), FAST);
+        assert_eq!(loading(9), FAST);
+        assert_eq!(loading(10), Duration::from_secs(1));
+        assert_eq!(loading(20), Duration::from_secs(2));
+        assert_eq!(loading(100_000), AT_REST);
+    }
+
+    #[test]
+    fn a_farm_is_looked_at_the_sooner_the_more_there_is_to_wait_for() {
+        let now = at(0);
+        let rest = Outlook {
+            ready: true,
+            ..Outlook::default()
+        };
+        assert_eq!(next_pass(&rest, now), AT_REST);
+        assert_eq!(next_pass(&Outlook::default(), now), UNWELL);
+        let refused = Outlook {
+            refused: true,
+            ..Outlook::default()
+        };
+        assert_eq!(next_pass(&refused, now), CONFLICT);
+        let loading = Outlook {
+            loading_for: Some(SignedDuration::ZERO),
+            ..refused
+        };
+        assert_eq!(next_pass(&loading, now), FAST);
+        let overtaken = Outlook {
+            overtaken: true,
+            ..loading
+        };
+        assert_eq!(next_pass(&overtaken, now), OVERTAKEN);
+    }
+
+    #[test]
+    fn what_is_due_is_not_missed_and_what_is_overdue_does_not_spin() {
+        let rest = |due| {
+            next_pass(
+                &Outlook {
+                    ready: true,
+                    due: Some(at(due)),
+                    ..Outlook::default()
+                },
+                at(100),
+            )
+        };
+        assert_eq!(rest(1000), AT_REST);
+        assert_eq!(rest(102), Duration::from_millis(2005));
+        assert_eq!(rest(99), AT_REST);
+        assert_eq!(rest(100), AT_REST);
+    }
+
+    #[test]
+    fn failures_are_retried_later_each_time_and_not_all_at_once() {
+        assert_eq!(retry_after(1, 1.0), Duration::from_secs(1));
+        assert_eq!(retry_after(1, 0.0), Duration::from_millis(500));
+        assert_eq!(retry_after(0, 1.0), Duration::from_secs(1));
+        assert_eq!(retry_after(2, 1.0), Duration::from_secs(2));
+        assert_eq!(retry_after(4, 1.0), Duration::from_secs(8));
+        assert_eq!(retry_after(4, 0.5), Duration::from_secs(6));
+        assert_eq!(retry_after(4, 7.0), Duration::from_secs(8));
+        assert_eq!(retry_after(u32::MAX, 1.0), LAST_RETRY);
+    }
+}

@@ -1,0 +1,379 @@
+//! The conditions of a farm, each a function of what was seen.
+
+use std::collections::BTreeSet;
+
+use super::facts::{Facts, whole_second};
+use crate::api::{Condition, ConditionStatus, ConditionType, Reason, SessionCacheMode};
+use crate::operator::fleet::observe::Observed;
+use crate::report::Problem;
+use crate::ring::Plan;
+
+/// How many pods, hosts or Services a message names.
+const MOST_NAMED: usize = 8;
+
+/// A condition without its times.
+struct Finding {
+    status: ConditionStatus,
+    reason: Reason,
+    message: String,
+}
+
+impl Finding {
+    fn is_true(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            status: ConditionStatus::True,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn is_false(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            status: ConditionStatus::False,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn pending(message: impl Into<String>) -> Self {
+        Self {
+            status: ConditionStatus::Unknown,
+            reason: Reason::Pending,
+            message: message.into(),
+        }
+    }
+
+    fn holds(&self) -> bool {
+        self.status == ConditionStatus::True
+    }
+}
+
+/// All conditions, in the order in which `Ready` looks for the first that does not hold.
+pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
+    let mut findings = vec![
+        (ConditionType::Accepted, accepted(facts)),
+        (ConditionType::CertificatesReady, certificates_ready(facts)),
+        (ConditionType::BackendsReady, backends_ready(facts)),
+        (ConditionType::Available, available(facts)),
+        (ConditionType::KeysSynced, keys_synced(facts)),
+        (ConditionType::SessionCacheReady, session_cache_ready(facts)),
+    ];
+    let ready = ready(facts, &findings);
+    findings.push((ConditionType::Ready, ready));
+    findings
+        .into_iter()
+        .map(|(type_, finding)| Condition {
+            type_,
+            status: finding.status,
+            reason: finding.reason,
+            message: finding.message,
+            observed_generation: facts.farm.metadata.generation.unwrap_or_default(),
+            last_transition_time: whole_second(facts.now),
+        })
+        .collect()
+}
+
+fn accepted(facts: &Facts<'_>) -> Finding {
+    match facts.refusal {
+        None => Finding::is_true(Reason::Valid, "the spec can be carried out"),
+        Some(refusal) => Finding::is_false(refusal.reason, refusal.message.clone()),
+    }
+}
+
+fn certificates_ready(facts: &Facts<'_>) -> Finding {
+    let Some(config) = &facts.live.config else {
+        return Finding::pending("there is no configuration yet");
+    };
+    let mut reports = facts
+        .proxies
+        .iter()
+        .filter(|one| one.memory.runs(config))
+        .filter_map(|one| one.memory.report.as_ref())
+        .peekable();
+    if reports.peek().is_none() {
+        return Finding::pending("no proxy has reported on the current configuration yet");
+    }
+    let problems: BTreeSet<&Problem> = reports
+        .flat_map(|report| {
+            report
+                .certificates
+                .iter()
+                .filter_map(|certificate| certificate.problem.as_ref())
+        })
+        .collect();
+    match problems.first() {
+        None => Finding::is_true(
+            Reason::CertificatesLoaded,
+            "every host has a certificate that is valid for all its names",
+        ),
+        Some(first) => Finding::is_false(
+            first.reason,
+            some_of(problems.iter().map(|problem| problem.message.as_str()), "; "),
+        ),
+    }
+}
+
+fn backends_ready(facts: &Facts<'_>) -> Finding {
+    if facts.missing_backends.is_empty() {
+        return Finding::is_true(
+            Reason::BackendsResolved,
+            "every backend names a Service and a port that exist",
+        );
+    }
+    let missing: Vec<String> = facts
+        .missing_backends
+        .iter()
+        .map(|backend| format!("{}:{}", backend.service, backend.port))
+        .collect();
+    let named = some_of(missing.iter().map(String::as_str), ", ");
+    Finding::is_false(
+        Reason::BackendNotFound,
+        format!("no such Service or port: {named}"),
+    )
+}
+
+fn available(facts: &Facts<'_>) -> Finding {
+    let wanted = facts.farm.spec.replicas;
+    let ready = facts.ready_count();
+    let mut message = format!("{ready} of {wanted} proxies serve");
+    if ready < wanted {
+        message += &obstacles(facts);
+    }
+    if wanted == 0 {
+        Finding::is_false(Reason::ScaledToZero, "no proxies are asked for")
+    } else if ready >= (wanted - 1).max(1) {
+        Finding::is_true(Reason::ProxiesReady, message)
+    } else {
+        Finding::is_false(Reason::ProxiesUnavailable, message)
+    }
+}
+
+/// What keeps proxies from being started, or from running: ours, the ReplicaSet's, the scheduler's or the kubelet's words.
+/// Empty, or begins with a separator.
+fn obstacles(facts: &Facts<'_>) -> String {
+    let conditions = facts
+        .live
+        .deployment
+        .as_ref()
+        .and_then(|deployment| deployment.status.as_ref()?.conditions.as_deref());
+    let refused = conditions
+        .unwrap_or_default()
+        .iter()
+        .filter(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
+        .filter_map(|condition| condition.message.clone());
+    let stuck = facts.proxies.iter().filter_map(|one| {
+        let obstacle = one.proxy.obstacle.as_deref()?;
+        Some(format!("{}: {obstacle}", one.proxy.name))
+    });
+    let problem = facts.problem.map(str::to_owned);
+    let obstacles: Vec<String> = problem.into_iter().chain(refused).chain(stuck).collect();
+    if obstacles.is_empty() {
+        return String::new();
+    }
+    format!("; {}", some_of(obstacles.iter().map(String::as_str), "; "))
+}
+
+fn keys_synced(facts: &Facts<'_>) -> Finding {
+    let Some(ring) = facts.ring else {
+        return Finding::pending("there is no ring yet");
+    };
+    let generation = ring.generation;
+    let ready = facts.ready_count();
+    if ready == 0 {
+        return Finding::pending("no proxy is ready yet");
+    }
+    let behind: Vec<&Observed> = facts
+        .ready()
+        .filter(|one| !one.memory.has_acknowledged(generation))
+        .collect();
+    if behind.is_empty() {
+        let mut message = format!("every ready proxy has acknowledged the ring of generation {generation}");
+        match facts.plan {
+            Some(Plan::Wait { missing, .. }) => {
+                let missing = some_of(missing.iter().map(String::as_str), ", ");
+                message += &format!("; the next rotation waits for {missing}");
+            }
+            Some(Plan::Full { until }) => {
+                message += &format!(
+                    "; the ring is full, the next rotation waits until {}",
+                    whole_second(*until)
+                );
+            }
+            _ => {}
+        }
+        return Finding::is_true(Reason::Acknowledged, message);
+    }
+    let overdue: Vec<&Observed> = behind
+        .iter()
+        .copied()
+        .filter(|one| is_overdue(one, facts))
+        .collect();
+    if !overdue.is_empty() {
+        return Finding::is_false(
+            Reason::AcknowledgementOverdue,
+            format!(
+                "not acknowledged for longer than maxUnackedWait: {}",
+                told(&overdue)
+            ),
+        );
+    }
+    if let Some(why) = facts.repaired {
+        return Finding::is_false(Reason::RingRepaired, why);
+    }
+    Finding::is_false(
+        Reason::Distributing,
+        format!(
+            "the ring of generation {generation} is on its way to {}",
+            told(&behind)
+        ),
+    )
+}
+
+fn is_overdue(one: &Observed, facts: &Facts<'_>) -> bool {
+    one.memory
+        .behind_since
+        .is_some_and(|since| facts.now >= since + facts.policy.max_unacked_wait)
+}
+
+/// The pods by name, with what keeps them from loading the ring.
+fn told(pods: &[&Observed]) -> String {
+    let pods: Vec<String> = pods
+        .iter()
+        .map(|one| {
+            let problem = one
+                .memory
+                .report
+                .as_ref()
+                .and_then(|report| report.ring.problem.as_deref());
+            match problem {
+                Some(problem) => format!("{} ({problem})", one.proxy.name),
+                None => one.proxy.name.clone(),
+            }
+        })
+        .collect();
+    some_of(pods.iter().map(String::as_str), ", ")
+}
+
+fn session_cache_ready(facts: &Facts<'_>) -> Finding {
+    if facts.farm.spec.resumption.session_cache.mode == SessionCacheMode::Disabled {
+        return Finding::is_true(Reason::CacheDisabled, "the farm has no session cache");
+    }
+    if facts.ready_count() == 0 {
+        return Finding::pending("no proxy is ready yet");
+    }
+    let (mut cut_off, mut silent) = (Vec::new(), Vec::new());
+    for one in facts.ready() {
+        let name = &one.proxy.name;
+        match one.cache() {
+            Some(cache) if cache.reachable => {}
+            Some(cache) => cut_off.push(match &cache.problem {
+                Some(problem) => format!("{name} ({problem})"),
+                None => name.clone(),
+            }),
+            None => silent.push(name.clone()),
+        }
+    }
+    if !cut_off.is_empty() {
+        let named = some_of(cut_off.iter().map(String::as_str), ", ");
+        return Finding::is_false(
+            Reason::CacheUnreachable,
+            format!("the session cache is not reached from {named}"),
+        );
+    }
+    if !silent.is_empty() {
+        let named = some_of(silent.iter().map(String::as_str), ", ");
+        return Finding::pending(format!("nothing is known yet of the session cache at {named}"));
+    }
+    Finding::is_true(
+        Reason::CacheReachable,
+        "every ready proxy reaches the session cache",
+    )
+}
+
+fn ready(facts: &Facts<'_>, findings: &[(ConditionType, Finding)]) -> Finding {
+    // A ring on its way is ordinary work.
+    let counts = |finding: &Finding| finding.reason != Reason::Distributing;
+    let failing = findings
+        .iter()
+        .find(|(_, finding)| finding.status == ConditionStatus::False && counts(finding));
+    if let Some((_, finding)) = failing {
+        return Finding::is_false(finding.reason, finding.message.clone());
+    }
+    if let Some(why) = facts.problem {
+        return Finding::is_false(Reason::Progressing, why);
+    }
+    if let Some(why) = unfinished(facts) {
+        return Finding::is_false(Reason::Progressing, why);
+    }
+    match findings
+        .iter()
+        .find(|(_, finding)| !finding.holds() && counts(finding))
+    {
+        Some((_, finding)) => Finding::is_false(Reason::Progressing, finding.message.clone()),
+        None => Finding::is_true(Reason::FarmReady, "the farm is as its spec says"),
+    }
+}
+
+/// What the proxies still have to become, if anything.
+fn unfinished(facts: &Facts<'_>) -> Option<String> {
+    let wanted = facts.farm.spec.replicas;
+    let Some(deployment) = &facts.live.deployment else {
+        return Some("the Deployment is not there yet".into());
+    };
+    let status = deployment.status.as_ref();
+    let observed = status.and_then(|status| status.observed_generation);
+    let updated = status
+        .and_then(|status| status.updated_replicas)
+        .unwrap_or_default();
+    let all = status.and_then(|status| status.replicas).unwrap_or_default();
+    if observed < deployment.metadata.generation {
+        return Some("the Deployment is about to change".into());
+    }
+    if updated != wanted || all != updated {
+        return Some(format!(
+            "{updated} of {wanted} proxies are of the current Deployment, {all} run{}",
+            obstacles(facts)
+        ));
+    }
+    let ready = facts.ready_count();
+    if ready != wanted {
+        return Some(format!("{ready} of {wanted} proxies serve{}", obstacles(facts)));
+    }
+    let Some(config) = &facts.live.config else {
+        return Some("there is no configuration yet".into());
+    };
+    let behind: Vec<String> = facts
+        .ready()
+        .filter(|one| !one.memory.runs(config))
+        .map(|one| {
+            let problem = one
+                .memory
+                .report
+                .as_ref()
+                .and_then(|report| report.config.problem.as_deref());
+            match problem {
+                Some(problem) => format!("{} ({problem})", one.proxy.name),
+                None => one.proxy.name.clone(),
+            }
+        })
+        .collect();
+    if behind.is_empty() {
+        return None;
+    }
+    let named = some_of(behind.iter().map(String::as_str), ", ");
+    Some(format!("the configuration is on its way to {named}"))
+}
+
+/// The first few of `words`, and how many more there are.
+fn some_of<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String {
+    let words: Vec<&str> = words.collect();
+    let named: Vec<&str> = words.iter().copied().take(MOST_NAMED).collect();
+    let named = named.join(separator);
+    match words.len().saturating_sub(MOST_NAMED) {
+        0 => named,
+        more => format!("{named}{separator}and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! What the operator remembers between passes. All of it can be lost: the next pass finds it again or does without.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::observe::ProxyMemory;
+use crate::api::{Backend, TLSFarm, TLSFarmStatus};
+use crate::operator::cluster::apply::{Applied, Inspection, Live};
+use crate::operator::decide::validate::Refusal;
+use crate::operator::names::{FarmId, FarmKey};
+use crate::ring::{Ring, RotationRequest};
+
+/// What is remembered of one farm.
+#[derive(Default)]
+pub(crate) struct FarmMemory {
+    uid: String,
+    /// How its objects were found at the last look at them all.
+    pub(crate) objects: Option<Objects>,
+    pub(crate) applied: Applied,
+    pub(crate) proxies: BTreeMap<String, ProxyMemory>,
+    /// The last good ring.
+    pub(crate) ring: Option<Ring>,
+    /// The generation of a ring that replaced a bad one, and what was wrong with that.
+    pub(crate) repaired: Option<(u64, String)>,
+    pub(crate) request: Option<RotationRequest>,
+    /// Whether the Secrets of the caches are known to be gone. Nobody else makes any.
+    pub(crate) cache_secrets_gone: bool,
+    /// The generation that this process wrote and that not all proxies have acknowledged.
+    pub(crate) awaited: Option<u64>,
+    loading: Option<Loading>,
+    written_status: Option<(u64, TLSFarmStatus)>,
+}
+
+/// How a farm's objects were found.
+#[derive(Clone, Debug)]
+pub(crate) struct Objects {
+    /// Generation of the spec that they were compared with.
+    pub(crate) generation: Option<i64>,
+    /// What spec, neighbours and ring said then.
+    pub(crate) verdict: Result<(), Refusal>,
+    /// Why the farm is not accepted, in the end.
+    pub(crate) refusal: Option<Refusal>,
+    pub(crate) missing_backends: Vec<Backend>,
+    pub(crate) live: Live,
+    /// Whether they are to be looked at again, because something failed.
+    pub(crate) failed: bool,
+}
+
+/// A change that proxies are loading.
+struct Loading {
+    ring: Option<u64>,
+    config: Option<String>,
+    since: Timestamp,
+}
+
+impl FarmMemory {
+    /// Whether all of the farm's objects must be looked at again. `touched` tells that one of them has changed.
+    pub(crate) fn must_look(
+        &self,
+        touched: bool,
+        generation: Option<i64>,
+        verdict: &Result<(), Refusal>,
+    ) -> bool {
+        self.objects.as_ref().is_none_or(|objects| {
+            touched
+                || objects.generation != generation
+                || objects.verdict != *verdict
+                || objects.failed
+                || (verdict.is_ok() && objects.refusal.is_some())
+        })
+    }
+
+    /// Whether the farm is accepted: by what spec, neighbours and ring say, and by its objects as they were inspected now
+    /// or else at the last look. A farm that is not gets no ring and no certificates.
+    pub(crate) fn is_accepted(&self, verdict: &Result<(), Refusal>, inspected: Option<&Inspection>) -> bool {
+        verdict.is_ok()
+            && match (inspected, &self.objects) {
+                (Some(inspection), _) => inspection.conflict.is_none(),
+                (None, Some(objects)) => objects.refusal.is_none(),
+                (None, None) => false,
+            }
+    }
+
+    /// Whether Secrets of the caches may be left and must go: from a farm without sidecars, once a pass has done all else.
+    pub(crate) fn must_remove_certificates(&self, has_sidecars: bool, has_failed: bool) -> bool {
+        let accepted = self
+            .objects
+            .as_ref()
+            .is_some_and(|objects| objects.refusal.is_none());
+        accepted && !has_sidecars && !has_failed && !self.cache_secrets_gone
+    }
+
+    /// What was wrong with the ring that the one of this generation replaces.
+    pub(crate) fn repair(&self, generation: u64) -> Option<&str> {
+        let repaired = self.repaired.as_ref().filter(|(at, _)| *at == generation);
+        repaired.map(|(_, why)| why.as_str())
+    }
+
+    /// How long the ring that this process wrote took to reach every ready proxy; told once, when it has.
+    pub(crate) fn acknowledged(&mut self, now: Timestamp) -> Option<Duration> {
+        let ring = self.ring.as_ref()?;
+        let awaited = self.awaited.take() == Some(ring.generation);
+        awaited.then(|| now.duration_since(ring.changed_at).unsigned_abs())
+    }
+
+    /// Notes that ready proxies are, or are not, loading this ring and configuration; tells for how long they have.
+    pub(crate) fn loading(
+        &mut self,
+        is_loading: bool,
+        ring: Option<u64>,
+        config: Option<&str>,
+        now: Timestamp,
+    ) -> Option<SignedDuration> {
+        if !is_loading {
+            self.loading = None;
+            return None;
+        }
+        let same = self
+            .loading
+            .take()
+            .filter(|last| last.ring == ring && last.config.as_deref() == config);
+        let since = same.map_or(now, |last| last.since);
+        self.loading = Some(Loading {
+            ring,
+            config: config.map(str::to_owned),
+            since,
+        });
+        Some(now.duration_since(since))
+    }
+
+    /// Notes a status that was written.
+    pub(crate) fn wrote_status(&mut self, written: &TLSFarm) {
+        self.written_status = resource_version(written).zip(written.status.clone());
+    }
+
+    /// The newest status that is known: the watch may not have brought the last one that was written.
+    pub(crate) fn status<'a>(&'a self, farm: &'a TLSFarm) -> Option<&'a TLSFarmStatus> {
+        match (&self.written_status, resource_version(farm)) {
+            (Some((written, status)), Some(seen)) if seen < *written => Some(status),
+            _ => farm.status.as_ref(),
+        }
+    }
+}
+
+/// Resource versions of one resource are numbers that grow.
+fn resource_version(farm: &TLSFarm) -> Option<u64> {
+    farm.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+/// What is remembered of all farms. Every lock is held for a moment only, and never across an await but the one of a
+/// farm's own memory.
+#[derive(Default)]
+pub(crate) struct Farms {
+    farms: Mutex<HashMap<FarmKey, Arc<tokio::sync::Mutex<FarmMemory>>>>,
+    touched: Mutex<HashSet<FarmKey>>,
+    failures: Mutex<HashMap<FarmKey, u32>>,
+    backends: Mutex<BackendIndex>,
+}
+
+/// Which farms route to which Services.
+#[derive(Default)]
+struct BackendIndex {
+    farms: HashMap<(String, String), BTreeSet<String>>,
+    services: HashMap<FarmKey, BTreeSet<String>>,
+}
+
+impl Farms {
+    /// The memory of a farm. A farm that was deleted and created again starts without any.
+    pub(crate) async fn memory(&self, id: &FarmId) -> tokio::sync::OwnedMutexGuard<FarmMemory> {
+        let memory = Arc::clone(lock(&self.farms).entry(id.key.clone()).or_default());
+        let mut memory = memory.lock_owned().await;
+        if memory.uid != id.uid {
+            *memory = FarmMemory {
+                uid: id.uid.clone(),
+                ..FarmMemory::default()
+            };
+        }
+        memory
+    }
+
+    /// Notes that one of the farm's objects, or a Service that it routes to, has changed.
+    pub(crate) fn touch(&self, farm: &FarmKey) {
+        lock(&self.touched).insert(farm.clone());
+    }
+
+    /// Whether that has happened since the last call.
+    pub(crate) fn take_touched(&self, farm: &FarmKey) -> bool {
+        lock(&self.touched).remove(farm)
+    }
+
+    /// Notes the Services that a farm routes to. Do it before they are read, so that none appears unnoticed.
+    pub(crate) fn set_backends(&self, farm: &FarmKey, services: BTreeSet<String>) {
+        let mut index = lock(&self.backends);
+        index.remove(farm);
+        for service in &services {
+            let key = (farm.namespace.clone(), service.clone());
+            index.farms.entry(key).or_default().insert(farm.name.clone());
+        }
+        index.services.insert(farm.clone(), services);
+    }
+
+    /// The farms that route to a Service.
+    pub(crate) fn routing_to(&self, namespace: &str, service: &str) -> Vec<FarmKey> {
+        let key = (namespace.to_owned(), service.to_owned());
+        let index = lock(&self.backends);
+        let farms = index.farms.get(&key).into_iter().flatten();
+        farms
+            .map(|name| FarmKey {
+                namespace: namespace.to_owned(),
+                name: name.clone(),
+            })
+            .collect()
+    }
+
+    /// Counts a failure; returns how many there were in a row.
+    pub(crate) fn failed(&self, farm: &FarmKey) -> u32 {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(farm.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count
+    }
+
+    /// How many failures there were in a row.
+    pub(crate) fn failures(&self, farm: &FarmKey) -> u32 {
+        lock(&self.failures).get(farm).copied().unwrap_or_default()
+    }
+
+    /// Ends a row of failures.
+    pub(crate) fn succeeded(&self, farm: &FarmKey) {
+        lock(&self.failures).remove(farm);
+    }
+
+    /// Drops everything about a farm that is gone.
+    pub(crate) fn forget(&self, farm: &FarmKey) {
+        lock(&self.farms).remove(farm);
+        lock(&self.touched).remove(farm);
+        lock(&self.failures).remove(farm);
+        lock(&self.backends).remove(farm);
+    }
+}
+
+impl BackendIndex {
+    fn remove(&mut self, farm: &FarmKey) {
+        for service in self.services.remove(farm).unwrap_or_default() {
+            let key = (farm.namespace.clone(), service);
+            if let Some(farms) = self.farms.get_mut(&key) {
+                farms.remove(&farm.name);
+                if farms.is_empty() {
+                    self.farms.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+/// Every value is whole between two statements, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,406 @@
+//! Seeing the farm's proxies: their pods, what they report, and what is remembered of each.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+
+use super::pods::{Proxy, proxies};
+use super::poll::poll;
+use crate::api::TLSFarm;
+use crate::operator::error::ReconcileError;
+use crate::operator::names::FarmId;
+use crate::report::{ProxyReport, SessionCacheReport};
+use crate::ring::Acknowledgement;
+
+/// A report is believed until this many polls in a row have failed, so that a single lost packet changes no condition.
+const MOST_FAILURES: u32 = 3;
+
+/// Generations above this are no honest proxy's: the ring changes at most every few milliseconds.
+const LARGEST_GENERATION: u64 = 1 << 48;
+
+/// What is remembered of one proxy, by the uid of its pod.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct ProxyMemory {
+    /// The newest ring generation that it has reported. A mounted ring never goes back.
+    pub(crate) acknowledged: Option<u64>,
+    /// What it last reported.
+    pub(crate) report: Option<ProxyReport>,
+    pub(crate) failures: u32,
+    /// Since when it has been behind the current ring.
+    pub(crate) behind_since: Option<Timestamp>,
+    /// How often it was told to refresh for the same change, and when.
+    pub(crate) refreshes: Option<(u32, Timestamp)>,
+}
+
+/// A proxy and what is known of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    pub(crate) proxy: Proxy,
+    pub(crate) memory: ProxyMemory,
+}
+
+impl Observed {
+    /// What it last reported of the session cache.
+    pub(crate) fn cache(&self) -> Option<&SessionCacheReport> {
+        self.memory.report.as_ref()?.session_cache.as_ref()
+    }
+}
+
+/// Lists the farm's proxies and asks each for its state.
+pub(crate) async fn observe(
+    client: &Client,
+    id: &FarmId,
+    farm: &TLSFarm,
+    memory: &mut BTreeMap<String, ProxyMemory>,
+) -> Result<Vec<Proxy>, ReconcileError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), id.namespace());
+    let listed = pods.list(&ListParams::default().labels(&id.pod_selector())).await;
+    let listed = listed.map_err(ReconcileError::api("list", "Pods"))?;
+    let proxies = proxies(&listed.items, id, farm.creation_timestamp().map(|time| time.0));
+    let reports = poll(reachable(&proxies)).await;
+    hear(&proxies, reports, memory);
+    Ok(proxies)
+}
+
+/// Whom to ask, by uid, and where: every proxy that may serve.
+fn reachable(proxies: &[Proxy]) -> Vec<(String, IpAddr)> {
+    proxies
+        .iter()
+        .filter(|proxy| proxy.may_serve)
+        .filter_map(|proxy| Some((proxy.uid.clone(), proxy.address?)))
+        .collect()
+}
+
+/// Remembers what proxies reported, or that they did not, and forgets proxies that are gone.
+fn hear(
+    proxies: &[Proxy],
+    reports: Vec<(String, Option<ProxyReport>)>,
+    memory: &mut BTreeMap<String, ProxyMemory>,
+) {
+    memory.retain(|uid, _| proxies.iter().any(|proxy| proxy.uid == *uid));
+    for (uid, report) in reports {
+        memory.entry(uid).or_default().hear(report);
+    }
+}
+
+impl ProxyMemory {
+    fn hear(&mut self, report: Option<ProxyReport>) {
+        match report {
+            Some(report) => {
+                let generation = report
+                    .ring
+                    .generation
+                    .filter(|generation| *generation <= LARGEST_GENERATION);
+                self.acknowledged = self.acknowledged.max(generation);
+                self.report = Some(report);
+                self.failures = 0;
+            }
+            None => {
+                self.failures = self.failures.saturating_add(1);
+                if self.failures >= MOST_FAILURES {
+                    self.report = None;
+                }
+            }
+        }
+    }
+
+    /// Whether it has acknowledged `generation`.
+    pub(crate) fn has_acknowledged(&self, generation: u64) -> bool {
+        self.acknowledged
+            .is_some_and(|acknowledged| acknowledged >= generation)
+    }
+
+    /// Whether it runs the configuration with this fingerprint.
+    pub(crate) fn runs(&self, config: &str) -> bool {
+        self.report
+            .as_ref()
+            .is_some_and(|report| report.config.fingerprint == config)
+    }
+
+    /// Whether the last poll failed although earlier ones did not.
+    pub(crate) fn is_shaky(&self) -> bool {
+        self.failures > 0 && self.report.is_some()
+    }
+}
+
+/// Who must have acknowledged the ring before it may rotate.
+pub(crate) fn acknowledgements(
+    proxies: &[Proxy],
+    memory: &BTreeMap<String, ProxyMemory>,
+) -> Vec<Acknowledgement> {
+    proxies
+        .iter()
+        .filter(|proxy| proxy.may_serve)
+        .map(|proxy| Acknowledgement {
+            proxy: proxy.name.clone(),
+            generation: memory.get(&proxy.uid).and_then(|memory| memory.acknowledged),
+        })
+        .collect()
+}
+
+/// Notes since when each ready proxy has been behind the ring, and joins each proxy with what is known of it.
+pub(crate) fn follow(
+    proxies: Vec<Proxy>,
+    memory: &mut BTreeMap<String, ProxyMemory>,
+    ring: Option<(u64, Timestamp)>,
+) -> Vec<Observed> {
+    proxies
+        .into_iter()
+        .map(|proxy| {
+            let memory = memory.entry(proxy.uid.clone()).or_default();
+            memory.behind_since = match (ring, proxy.ready_since) {
+                (Some((generation, changed_at)), Some(ready_since))
+                    if !memory.has_acknowledged(generation) =>
+                {
+                    Some(memory.behind_since.unwrap_or(changed_at.max(ready_since)))
+                }
+                _ => None,
+            };
+            let memory = memory.clone();
+            Observed { proxy, memory }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::operator::fleet::pods::tests::{pod, waiting};
+    use crate::operator::names::id;
+    use crate::ring::fixtures::{POLICY, ring};
+    use crate::ring::{Plan, plan};
+
+    fn report(generation: u64) -> Option<ProxyReport> {
+        let mut report = ProxyReport::default();
+        report.ring.generation = Some(generation);
+        Some(report)
+    }
+
+    /// A pod of the farm, ready unless `change` says otherwise.
+    fn named(name: &str, change: impl FnOnce(&mut Value)) -> Pod {
+        pod(|pod| {
+            pod["metadata"]["name"] = json!(name);
+            pod["metadata"]["uid"] = json!(format!("uid-of-{name}"));
+            change(pod);
+        })
+    }
+
+    fn unready(pod: &mut Value) {
+        pod["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+        pod["status"]["containerStatuses"] = json!([{
+            "name": "proxy", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"running": {}},
+        }]);
+    }
+
+    /// A farm of pods in every state, and what a pass makes of it.
+    struct World {
+        proxies: Vec<Proxy>,
+        memory: BTreeMap<String, ProxyMemory>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let pods = [
+                named("ready", |_| ()),
+                named("about-to-serve", unready),
+                named("being-created", |pod| {
+                    unready(pod);
+                    pod["status"]["containerStatuses"] = json!([waiting("ContainerCreating", 0)]);
+                    pod["status"]["podIP"] = Value::Null;
+                }),
+                named("crashing", |pod| {
+                    unready(pod);
+                    pod["status"]["containerStatuses"] = json!([waiting("CrashLoopBackOff", 2)]);
+                }),
+                named("unscheduled", |pod| {
+                    unready(pod);
+                    pod["spec"]["nodeName"] = Value::Null;
+                }),
+                named("leaving", |pod| {
+                    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:03:00Z");
+                }),
+            ];
+            Self {
+                proxies: proxies(&pods, &id("shop"), None),
+                memory: BTreeMap::new(),
+            }
+        }
+
+        fn reports(&mut self, reports: &[(&str, Option<u64>)]) {
+            let reports = reports.iter();
+            let reports =
+                reports.map(|(name, generation)| (format!("uid-of-{name}"), generation.and_then(report)));
+            hear(&self.proxies, reports.collect(), &mut self.memory);
+        }
+
+        /// What becomes of the ring of generation 1 once its rotation is due.
+        fn plan(&self) -> Plan {
+            let acknowledgements = acknowledgements(&self.proxies, &self.memory);
+            let ring = ring();
+            let due = ring.rotated_at + POLICY.rotation_interval;
+            plan(&ring, &POLICY, None, &acknowledgements, due)
+        }
+
+        fn awaited(&self) -> Vec<String> {
+            match self.plan() {
+                Plan::Wait { missing, .. } => missing,
+                Plan::Rotate { late, .. } => {
+                    assert_eq!(late, Vec::<String>::new());
+                    Vec::new()
+                }
+                other => panic!("{other:?} although a rotation is due"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_waits_for_pods_that_are_about_to_serve_and_for_none_that_cannot() {
+        let mut world = World::new();
+        assert_eq!(world.awaited(), ["about-to-serve", "being-created", "ready"]);
+        world.reports(&[("ready", Some(1))]);
+        assert_eq!(world.awaited(), ["about-to-serve", "being-created"]);
+        world.reports(&[("about-to-serve", Some(1))]);
+        assert_eq!(world.awaited(), ["being-created"]);
+        world.reports(&[("being-created", Some(1))]);
+        assert_eq!(world.awaited(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_older_generation_or_silence_acknowledges_nothing() {
+        let mut world = World::new();
+        world.reports(&[("about-to-serve", Some(1)), ("being-created", Some(1))]);
+        world.reports(&[("ready", Some(0))]);
+        assert_eq!(world.awaited(), ["ready"]);
+        world.reports(&[("ready", None)]);
+        assert_eq!(world.awaited(), ["ready"]);
+        world.reports(&[("ready", Some(2))]);
+        assert_eq!(world.awaited(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_proxy_that_may_serve_is_asked_where_it_has_an_address() {
+        let asked: Vec<String> = reachable(&World::new().proxies)
+            .into_iter()
+            .map(|(uid, _)| uid)
+            .collect();
+        assert_eq!(asked, ["uid-of-about-to-serve", "uid-of-ready"]);
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_forgotten_and_its_acknowledgement_with_it() {
+        let mut world = World::new();
+        world.reports(&[("ready", Some(1)), ("about-to-serve", Some(1))]);
+        world.proxies.retain(|proxy| proxy.name != "ready");
+        world.reports(&[]);
+        let remembered: Vec<_> = world.memory.keys().collect();
+        assert_eq!(remembered, ["uid-of-about-to-serve"]);
+    }
+
+    #[test]
+    fn a_failed_poll_loses_no_acknowledgement_and_few_lose_no_report() {
+        let mut memory = ProxyMemory::default();
+        memory.hear(None);
+        assert!(!memory.is_shaky(), "there is no report that could be doubted");
+        memory.hear(report(4));
+        assert!(!memory.is_shaky());
+        memory.hear(None);
+        memory.hear(None);
+        assert!(memory.has_acknowledged(4) && memory.is_shaky());
+        memory.hear(report(4));
+        assert!(!memory.is_shaky(), "an answer ends a row of failures");
+        memory.hear(None);
+        memory.hear(None);
+        assert!(memory.report.is_some());
+        memory.hear(None);
+        assert!(memory.has_acknowledged(4));
+        assert_eq!(memory.report, None);
+    }
+
+    #[test]
+    fn acknowledgements_never_go_back_and_lies_are_not_believed() {
+        let mut memory = ProxyMemory::default();
+        assert!(!memory.has_acknowledged(0), "nothing is known of it");
+        memory.hear(report(4));
+        memory.hear(report(3));
+        assert_eq!(memory.acknowledged, Some(4));
+        assert!(memory.has_acknowledged(3) && memory.has_acknowledged(4) && !memory.has_acknowledged(5));
+        for lie in [u64::MAX, LARGEST_GENERATION + 1] {
+            memory.hear(report(lie));
+            assert_eq!(memory.acknowledged, Some(4));
+        }
+        memory.hear(Some(ProxyReport::default()));
+        assert_eq!(
+            memory.acknowledged,
+            Some(4),
+            "a proxy that has lost its ring still opened it"
+        );
+        memory.hear(report(LARGEST_GENERATION));
+        assert_eq!(memory.acknowledged, Some(1 << 48));
+    }
+
+    #[test]
+    fn a_proxy_runs_the_configuration_that_it_reports_and_no_other() {
+        let mut memory = ProxyMemory::default();
+        assert!(!memory.runs("abc"));
+        let mut report = ProxyReport::default();
+        report.config.fingerprint = "abc".into();
+        memory.hear(Some(report));
+        assert!(memory.runs("abc") && !memory.runs("abcd"));
+    }
+
+    #[test]
+    fn a_proxy_is_behind_from_the_first_ring_that_it_misses_until_it_catches_up() {
+        let at = |second| Timestamp::from_second(second).expect("in range");
+        let proxy = Proxy {
+            name: "a".into(),
+            uid: "1".into(),
+            address: None,
+            ready_since: Some(at(5)),
+            may_serve: true,
+            obstacle: None,
+            refreshed_for: None,
+        };
+        let unready = Proxy {
+            ready_since: None,
+            ..proxy.clone()
+        };
+        let mut memory = BTreeMap::new();
+        let mut behind = |proxy: &Proxy, acknowledged, ring| {
+            if let Some(acknowledged) = acknowledged {
+                memory
+                    .entry("1".to_owned())
+                    .or_insert_with(ProxyMemory::default)
+                    .hear(report(acknowledged));
+            }
+            follow(vec![proxy.clone()], &mut memory, ring)[0]
+                .memory
+                .behind_since
+        };
+        assert_eq!(behind(&proxy, Some(1), Some((1, at(1)))), None);
+        assert_eq!(behind(&proxy, None, Some((2, at(10)))), Some(at(10)));
+        assert_eq!(
+            behind(&proxy, None, Some((3, at(700)))),
+            Some(at(10)),
+            "the next rotation excuses nothing"
+        );
+        assert_eq!(behind(&proxy, Some(3), Some((3, at(700)))), None);
+        assert_eq!(
+            behind(&proxy, None, Some((4, at(2)))),
+            Some(at(5)),
+            "not before it was ready"
+        );
+        assert_eq!(
+            behind(&unready, None, Some((4, at(2)))),
+            None,
+            "who serves nobody is late for nobody"
+        );
+        assert_eq!(behind(&proxy, None, None), None, "there is no ring to be behind");
+    }
+}

@@ -1,0 +1,248 @@
+//! Making the kubelets refresh a farm's mounts at once.
+//!
+//! A kubelet looks at mounted objects about once a minute, and whenever their pod changes. So a pod that has not loaded
+//! the current ring or configuration gets an annotation that names them. It is best effort: without it the proxy hears
+//! of the change later, and rotation waits for it.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, stream};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tracing::debug;
+
+use super::observe::{Observed, ProxyMemory};
+use crate::api::REFRESH_ANNOTATION;
+use crate::operator::metrics::Metrics;
+use crate::operator::names::{FarmId, MANAGER};
+use crate::runtime::kubernetes::describe;
+
+/// How many pods of one farm are patched at a time.
+const CONCURRENCY: usize = 16;
+
+/// How often a pod is told about one change. The kubelet may have read the object just before the change reached it.
+const MOST_REFRESHES: u32 = 3;
+
+/// How long the first refresh is given; each further one gets twice as long.
+const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(2);
+
+/// What proxies should have loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) ring: Option<u64>,
+    pub(crate) config: Option<&'a str>,
+}
+
+/// Tells every kubelet whose proxy is behind.
+pub(crate) async fn refresh(
+    client: &Client,
+    id: &FarmId,
+    target: Target<'_>,
+    observed: &[Observed],
+    memory: &mut BTreeMap<String, ProxyMemory>,
+    metrics: &Metrics,
+    now: Timestamp,
+) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), id.namespace());
+    let due: Vec<_> = observed
+        .iter()
+        .filter_map(|one| {
+            let (value, count) = wanted(one, target, now)?;
+            Some((one.proxy.name.clone(), one.proxy.uid.clone(), value, count))
+        })
+        .collect();
+    let answers = stream::iter(due).map(|(name, uid, value, count)| {
+        let pods = pods.clone();
+        async move {
+            let patch = json!({"metadata": {"uid": uid, "annotations": {REFRESH_ANNOTATION: value}}});
+            let params = PatchParams {
+                field_manager: Some(MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            let answer = pods.patch_metadata(&name, &params, &Patch::Merge(&patch)).await;
+            (name, uid, count, answer)
+        }
+    });
+    let answers: Vec<_> = answers.buffer_unordered(CONCURRENCY).collect().await;
+    for (name, uid, count, answer) in answers {
+        match answer {
+            Ok(_) => metrics.wrote("Pod"),
+            Err(error) => debug!(pod = name, error = describe(&error), "cannot annotate a pod"),
+        }
+        remember(memory, uid, count, now);
+    }
+}
+
+/// Notes how often a pod was told and when, also where that failed: it is told again after a while.
+fn remember(memory: &mut BTreeMap<String, ProxyMemory>, uid: String, count: u32, now: Timestamp) {
+    memory.entry(uid).or_default().refreshes = Some((count, now));
+}
+
+/// What the pod's annotation should become, and how often it was told then; none when there is nothing to tell.
+fn wanted(observed: &Observed, target: Target<'_>, now: Timestamp) -> Option<(String, u32)> {
+    let Observed { proxy, memory } = observed;
+    let has_ring = target
+        .ring
+        .is_none_or(|generation| memory.has_acknowledged(generation));
+    let has_config = target.config.is_none_or(|config| memory.runs(config));
+    if has_ring && has_config {
+        return None;
+    }
+    let mut value = Vec::new();
+    value.extend(target.ring.map(|generation| format!("ring={generation}")));
+    value.extend(target.config.map(|config| format!("config={config}")));
+    let value = value.join(" ");
+    let told = proxy.refreshed_for.as_deref().unwrap_or_default();
+    if told
+        .strip_prefix(&value)
+        .is_none_or(|rest| !rest.is_empty() && !rest.starts_with(' '))
+    {
+        return Some((value, 1));
+    }
+    // It was told already. A proxy that cannot load anything, such as one that does not start, is left alone.
+    let (count, last) = memory.refreshes?;
+    let patience = FIRST_WAIT * (1 << count.min(MOST_REFRESHES));
+    if !proxy.may_serve || count >= MOST_REFRESHES || now < last + patience / 2 {
+        return None;
+    }
+    Some((format!("{value} again={count}"), count + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::fleet::pods::Proxy;
+    use crate::report::ProxyReport;
+
+    const TARGET: Target<'_> = Target {
+        ring: Some(7),
+        config: Some("abc"),
+    };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("in range")
+    }
+
+    fn observed(
+        acknowledged: u64,
+        config: &str,
+        told: Option<&str>,
+        refreshes: Option<(u32, Timestamp)>,
+    ) -> Observed {
+        let mut report = ProxyReport::default();
+        report.config.fingerprint = config.into();
+        Observed {
+            proxy: Proxy {
+                name: "a".into(),
+                uid: "1".into(),
+                address: None,
+                ready_since: Some(at(0)),
+                may_serve: true,
+                obstacle: None,
+                refreshed_for: told.map(str::to_owned),
+            },
+            memory: ProxyMemory {
+                acknowledged: Some(acknowledged),
+                report: Some(report),
+                refreshes,
+                ..ProxyMemory::default()
+            },
+        }
+    }
+
+    #[test]
+    fn only_pods_that_are_behind_are_told() {
+        let told = |one: &Observed| wanted(one, TARGET, at(100)).map(|(value, _)| value);
+        assert_eq!(told(&observed(7, "abc", None, None)), None);
+        assert_eq!(
+            told(&observed(6, "abc", None, None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(7, "old", Some("ring=7 config=old"), None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(6, "abc", Some("ring=70 config=abc"), None)),
+            Some("ring=7 config=abc".into())
+        );
+        assert_eq!(
+            told(&observed(6, "abc", Some("ring=7 config=abcd"), None)),
+            Some("ring=7 config=abc".into())
+        );
+    }
+
+    #[test]
+    fn what_a_pod_was_told_is_remembered_until_it_is_told_again() {
+        let mut memory = BTreeMap::new();
+        remember(&mut memory, "1".into(), 1, at(100));
+        let told = |memory: &BTreeMap<String, ProxyMemory>| memory["1"].refreshes;
+        let one = observed(6, "abc", Some("ring=7 config=abc"), told(&memory));
+        assert_eq!(wanted(&one, TARGET, at(101)), None);
+        let (_, count) = wanted(&one, TARGET, at(102)).expect("it is time");
+        remember(&mut memory, "1".into(), count, at(102));
+        assert_eq!(told(&memory), Some((2, at(102))));
+    }
+
+    #[test]
+    fn a_pod_is_told_again_a_few_times_and_then_left_alone() {
+        let current = Some("ring=7 config=abc");
+        let again = |told, refreshes, now| wanted(&observed(6, "abc", told, refreshes), TARGET, at(now));
+        assert_eq!(again(current, Some((1, at(100))), 101), None);
+        assert_eq!(
+            again(current, Some((1, at(100))), 102),
+            Some(("ring=7 config=abc again=1".into(), 2))
+        );
+        let second = Some("ring=7 config=abc again=1");
+        assert_eq!(again(second, Some((2, at(102))), 105), None);
+        assert_eq!(
+            again(second, Some((2, at(102))), 106),
+            Some(("ring=7 config=abc again=2".into(), 3))
+        );
+        assert_eq!(
+            again(Some("ring=7 config=abc again=2"), Some((3, at(106))), 9999),
+            None
+        );
+    }
+
+    #[test]
+    fn a_pod_is_told_of_what_there_is() {
+        let behind = observed(6, "old", None, None);
+        let told = |ring, config| wanted(&behind, Target { ring, config }, at(100)).map(|(value, _)| value);
+        assert_eq!(told(None, None), None);
+        assert_eq!(told(Some(7), None), Some("ring=7".into()));
+        assert_eq!(told(None, Some("abc")), Some("config=abc".into()));
+        assert_eq!(told(Some(6), Some("abc")), Some("ring=6 config=abc".into()));
+        assert_eq!(told(Some(6), Some("old")), None);
+    }
+
+    #[test]
+    fn a_change_is_told_anew_whatever_was_told_of_the_last_one() {
+        let three_times = observed(6, "abc", Some("ring=6 config=abc again=2"), Some((3, at(99))));
+        let told = wanted(&three_times, TARGET, at(100));
+        assert_eq!(told, Some(("ring=7 config=abc".into(), 1)));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_load_anything_is_told_once() {
+        let mut stuck = observed(6, "abc", Some("ring=7 config=abc"), Some((1, at(0))));
+        stuck.proxy.may_serve = false;
+        assert_eq!(wanted(&stuck, TARGET, at(100)), None);
+        stuck.proxy.refreshed_for = None;
+        let told = wanted(&stuck, TARGET, at(100));
+        assert_eq!(
+            told,
+            Some(("ring=7 config=abc".into(), 1)),
+            "its mounts are refreshed before it starts again"
+        );
+    }
+
+    #[test]
+    fn a_pod_that_another_operator_told_is_not_told_again() {
+        let told = observed(6, "abc", Some("ring=7 config=abc"), None);
+        assert_eq!(wanted(&told, TARGET, at(100)), None);
+    }
+}

@@ -1,0 +1,297 @@
+//! The part of a pass that tends the ring: it decides, writes at most once, and remembers.
+
+use jiff::Timestamp;
+use tracing::info;
+
+use crate::api::{Reason, TLSFarm};
+use crate::operator::cluster::events::Happening;
+use crate::operator::cluster::ring_secret::{self, Stored};
+use crate::operator::cluster::secret::Written;
+use crate::operator::context::Context;
+use crate::operator::decide::rotation::{self, Change, Decision, Known};
+use crate::operator::error::ReconcileError;
+use crate::operator::fleet::memory::FarmMemory;
+use crate::operator::fleet::observe::acknowledgements;
+use crate::operator::fleet::pods::Proxy;
+use crate::operator::names::FarmId;
+use crate::ring::{Acknowledgement, Plan, Ring, RotationPolicy};
+
+/// What a pass did to the ring.
+#[derive(Default)]
+pub(crate) struct RingStep {
+    /// Another writer was faster: nothing was written, and the ring has to be read again.
+    pub(crate) overtaken: bool,
+    /// What the ring that stays waits for.
+    pub(crate) plan: Option<Plan>,
+    /// What there is to tell.
+    pub(crate) told: Vec<Happening>,
+}
+
+/// What the step goes by.
+pub(crate) struct Situation<'a> {
+    pub(crate) farm: &'a TLSFarm,
+    pub(crate) id: &'a FarmId,
+    pub(crate) proxies: &'a [Proxy],
+    pub(crate) policy: &'a RotationPolicy,
+    /// Whether the farm may get its first ring.
+    pub(crate) may_create: bool,
+}
+
+/// Creates, repairs, rotates or thins out the ring, with at most one write.
+pub(crate) async fn tend_ring(
+    situation: &Situation<'_>,
+    stored: Stored,
+    context: &Context,
+    memory: &mut FarmMemory,
+) -> Result<RingStep, ReconcileError> {
+    let &Situation {
+        farm,
+        id,
+        proxies,
+        policy,
+        may_create,
+    } = situation;
+    let now = Timestamp::now();
+    memory.request = rotation::requested(farm, memory.request.as_ref(), now);
+    let acknowledgements = acknowledgements(proxies, &memory.proxies);
+    let known = Known {
+        ring: memory.ring.as_ref(),
+        generation: newest_generation(farm, memory, &acknowledgements),
+    };
+    let request = memory.request.as_ref();
+    let decision = rotation::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
+    let (ring, version, change) = match decision {
+        Decision::None => return Ok(RingStep::default()),
+        Decision::Keep(ring, plan) => {
+            context.metrics.ring(&id.key, ring.generation);
+            return Ok(kept(memory, *ring, plan));
+        }
+        Decision::Write(ring, version, change) => (*ring, version, change),
+    };
+    if ring_secret::write(&context.client, id, &ring, version.as_ref()).await? == Written::Overtaken {
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            "another writer was faster at the ring, reading it again"
+        );
+        return Ok(RingStep {
+            overtaken: true,
+            ..RingStep::default()
+        });
+    }
+    let generation = ring.generation;
+    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring");
+    context.metrics.wrote("Secret");
+    context.metrics.ring(&id.key, generation);
+    if matches!(change, Change::Rotated { .. }) {
+        context.metrics.rotated();
+    }
+    let told = happenings(&change, generation, &ring.primary.id.to_string());
+    wrote(memory, ring, change);
+    Ok(RingStep {
+        told,
+        ..RingStep::default()
+    })
+}
+
+/// The highest ring generation that memory, status or any proxy speaks of; 0 when none does.
+fn newest_generation(farm: &TLSFarm, memory: &FarmMemory, acknowledgements: &[Acknowledgement]) -> u64 {
+    let in_status = memory.status(farm).and_then(|status| status.ring.as_ref());
+    let generations = [
+        memory.ring.as_ref().map(|ring| ring.generation),
+        in_status.map(|ring| ring.generation),
+        acknowledgements.iter().filter_map(|one| one.generation).max(),
+    ];
+    generations.into_iter().flatten().max().unwrap_or_default()
+}
+
+/// Remembers a ring that stays as it is, so that it can be written back when it is lost.
+fn kept(memory: &mut FarmMemory, ring: Ring, plan: Plan) -> RingStep {
+    memory.ring = Some(ring);
+    RingStep {
+        plan: Some(plan),
+        ..RingStep::default()
+    }
+}
+
+/// Remembers a ring that was written, and what it repaired.
+fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
+    memory.awaited = Some(ring.generation);
+    memory.repaired = match change {
+        Change::Repaired(why) => Some((ring.generation, why)),
+        _ => None,
+    };
+    memory.ring = Some(ring);
+}
+
+fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
+    match change {
+        Change::Created | Change::Expired => Vec::new(),
+        Change::Repaired(why) => vec![Happening::warning(
+            Reason::RingRepaired,
+            "RepairRing",
+            why.clone(),
+        )],
+        Change::Rotated { late } => {
+            let note = format!("key {primary} seals tickets now, generation {generation}");
+            let mut told = vec![Happening::normal("KeysRotated", "RotateKeys", note)];
+            if !late.is_empty() {
+                let note = format!(
+                    "rotated to generation {generation} without waiting for {}",
+                    late.join(", ")
+                );
+                told.push(Happening::warning(
+                    Reason::AcknowledgementOverdue,
+                    "RotateKeys",
+                    note,
+                ));
+            }
+            told
+        }
+    }
+}
+
+/// When the ring's plan has to be made again.
+pub(crate) fn due(plan: &Plan) -> Timestamp {
+    match plan {
+        Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
+        // They are carried out at once.
+        Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+
+    fn farm(status: Value) -> TLSFarm {
+        serde_json::from_value(json!({
+            "apiVersion": "tlsfarm.dev/v1alpha1",
+            "kind": "TLSFarm",
+            "metadata": {"name": "shop", "resourceVersion": "1"},
+            "spec": {"hosts": []},
+            "status": status,
+        }))
+        .expect("a farm")
+    }
+
+    fn in_status(generation: u64) -> Value {
+        json!({"ring": {
+            "generation": generation, "primary": "", "keys": [], "acknowledged": 0, "acked": "",
+            "lastRotation": "2026-01-01T00:00:00Z", "nextRotation": "2026-01-01T01:00:00Z",
+        }})
+    }
+
+    fn acknowledged(generations: &[Option<u64>]) -> Vec<Acknowledgement> {
+        let generations = generations.iter();
+        let acknowledgements = generations.map(|&generation| Acknowledgement {
+            proxy: "a".into(),
+            generation,
+        });
+        acknowledgements.collect()
+    }
+
+    #[test]
+    fn the_newest_generation_is_the_highest_that_anybody_speaks_of() {
+        let mut remembering = FarmMemory::default();
+        remembering.ring = Some(ring().reissued(6, at(0)));
+        let nothing = FarmMemory::default();
+        let (new, old) = (farm(Value::Null), farm(in_status(5)));
+        assert_eq!(newest_generation(&new, &nothing, &acknowledged(&[None])), 0);
+        assert_eq!(newest_generation(&new, &remembering, &[]), 6);
+        assert_eq!(newest_generation(&old, &nothing, &[]), 5);
+        assert_eq!(
+            newest_generation(&old, &remembering, &acknowledged(&[Some(4)])),
+            6
+        );
+        let mut wrote = FarmMemory::default();
+        let mut newer = farm(in_status(9));
+        newer.metadata.resource_version = Some("2".into());
+        wrote.wrote_status(&newer);
+        let behind = newest_generation(&old, &wrote, &[]);
+        assert_eq!(behind, 9, "the watch is behind what was written");
+        let heard = acknowledged(&[None, Some(7), Some(3)]);
+        assert_eq!(newest_generation(&old, &remembering, &heard), 7);
+    }
+
+    #[test]
+    fn a_ring_that_is_kept_is_remembered_for_its_repair() {
+        let mut memory = FarmMemory::default();
+        let waiting = Plan::Keep { until: at(3600) };
+        let step = kept(&mut memory, ring(), waiting.clone());
+        assert_eq!(
+            (step.plan, step.overtaken, step.told.len()),
+            (Some(waiting), false, 0)
+        );
+        assert!(memory.ring.is_some());
+        assert_eq!(memory.awaited, None, "it was not written now");
+    }
+
+    #[test]
+    fn a_ring_that_was_written_is_awaited_and_a_repair_is_told_of_until_the_next_one() {
+        let mut memory = FarmMemory::default();
+        let first = ring();
+        wrote(
+            &mut memory,
+            first.clone(),
+            Change::Repaired("it was missing".into()),
+        );
+        assert_eq!((memory.awaited, memory.ring.as_ref()), (Some(1), Some(&first)));
+        assert_eq!(memory.repair(1), Some("it was missing"));
+        assert_eq!(memory.repair(2), None, "another operator wrote the next ring");
+        let second = first.rotated(secret(), None, &POLICY, at(5));
+        wrote(&mut memory, second.clone(), Change::Rotated { late: Vec::new() });
+        assert_eq!((memory.awaited, memory.ring.as_ref()), (Some(2), Some(&second)));
+        assert_eq!((memory.repair(1), memory.repair(2)), (None, None));
+    }
+
+    #[test]
+    fn events_tell_of_rotations_of_whom_they_did_not_wait_for_and_of_repairs() {
+        let told = |change| happenings(&change, 7, "0a1b");
+        assert_eq!(told(Change::Created), []);
+        assert_eq!(told(Change::Expired), []);
+        assert_eq!(
+            told(Change::Repaired("it was missing".into())),
+            [Happening::warning("RingRepaired", "RepairRing", "it was missing")]
+        );
+        let rotated = Happening::normal(
+            "KeysRotated",
+            "RotateKeys",
+            "key 0a1b seals tickets now, generation 7",
+        );
+        assert_eq!(
+            told(Change::Rotated { late: Vec::new() }),
+            std::slice::from_ref(&rotated)
+        );
+        let overdue = Happening::warning(
+            "AcknowledgementOverdue",
+            "RotateKeys",
+            "rotated to generation 7 without waiting for a, b",
+        );
+        let late = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(told(Change::Rotated { late }), [rotated, overdue]);
+    }
+
+    #[test]
+    fn every_plan_that_waits_is_made_again_when_its_wait_is_over() {
+        let until = at(90);
+        let missing = vec!["a".to_owned()];
+        for waits in [
+            Plan::Keep { until },
+            Plan::Wait { missing, until },
+            Plan::Full { until },
+        ] {
+            assert_eq!(due(&waits), until);
+        }
+        let rotate = Plan::Rotate {
+            request: None,
+            late: Vec::new(),
+        };
+        for at_once in [Plan::Expire, rotate] {
+            assert!(due(&at_once) < at(0));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The part of a pass that tends the certificates of the caches: the two Secrets, read and written one at a time.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::Client;
+use tracing::info;
+use zeroize::Zeroizing;
+
+use crate::api::CACHE_AUTHORITY_SECRET_TYPE;
+use crate::operator::cluster::secret::{self, Found, Version, Wanted, Written};
+use crate::operator::context::Context;
+use crate::operator::decide::peer_certificates::{Authority, Leaf, Step, plan};
+use crate::operator::error::ReconcileError;
+use crate::operator::names::{FarmId, Ownership};
+
+/// Annotation on the Secret that is mounted: since when it has named the newest authority.
+const TRUSTED_SINCE: &str = "tlsfarm.dev/trusted-since";
+
+const AUTHORITY: &str = "ca.crt";
+const AUTHORITY_KEY: &str = "ca.key";
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// A founding and an announcement or issue, and one more look at what they made.
+const MOST_STEPS: usize = 3;
+
+/// The two Secrets as they are.
+pub(crate) struct CacheSecrets {
+    authority: Found,
+    leaf: Found,
+}
+
+/// What a pass did to the certificates.
+#[derive(Default)]
+pub(crate) struct CacheStep {
+    /// Another writer was faster: the rest is left to the next pass.
+    pub(crate) overtaken: bool,
+    /// When the leaf is replaced.
+    pub(crate) renewal: Option<Timestamp>,
+    /// When there is something to do.
+    pub(crate) due: Option<Timestamp>,
+}
+
+/// Reads both Secrets.
+pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<CacheSecrets, ReconcileError> {
+    Ok(CacheSecrets {
+        authority: secret::read(client, id, &id.cache_authority_name()).await?,
+        leaf: secret::read(client, id, &id.cache_tls_name()).await?,
+    })
+}
+
+impl CacheSecrets {
+    /// The first of the two that is not the farm's.
+    pub(crate) fn foreign(&self, id: &FarmId) -> Option<(String, Ownership)> {
+        match (&self.authority, &self.leaf) {
+            (Found::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
+            (_, Found::Foreign(ownership)) => Some((id.cache_tls_name(), *ownership)),
+            _ => None,
+        }
+    }
+
+    /// Whether certificates may be written: a farm that is not accepted keeps what it has, renewed, and gets nothing new.
+    fn may_be_tended(&self, id: &FarmId, may_create: bool) -> bool {
+        let exist = matches!((&self.authority, &self.leaf), (Found::Ours(..), Found::Ours(..)));
+        self.foreign(id).is_none() && (may_create || exist)
+    }
+}
+
+/// Makes, announces and renews certificates.
+pub(crate) async fn tend_certificates(
+    id: &FarmId,
+    secrets: CacheSecrets,
+    may_create: bool,
+    context: &Context,
+    now: Timestamp,
+) -> Result<CacheStep, ReconcileError> {
+    if !secrets.may_be_tended(id, may_create) {
+        return Ok(CacheStep::default());
+    }
+    let server_name = id.cache_server_name();
+    let (mut authority, authority_version) = read_authority(secrets.authority);
+    let (mut leaf, leaf_version) = read_leaf(secrets.leaf);
+    for _ in 0..MOST_STEPS {
+        let step = plan(authority.as_ref(), leaf.as_ref(), &server_name, now);
+        let (wanted, version) = match (step, &authority) {
+            (Step::Keep { until }, _) => {
+                return Ok(CacheStep {
+                    overtaken: false,
+                    renewal: leaf.as_ref().map(Leaf::renewal),
+                    due: Some(until),
+                });
+            }
+            (Step::Issue | Step::Announce, Some(authority)) => {
+                let announced = match step {
+                    Step::Announce => leaf
+                        .as_ref()
+                        .map(|leaf| leaf.announcing(authority, &server_name, now)),
+                    _ => None,
+                };
+                let next = match announced {
+                    Some(leaf) => leaf,
+                    None => Leaf::issue(authority, leaf.as_ref(), &server_name, now)?,
+                };
+                let wanted = leaf_secret(id, &next);
+                leaf = Some(next);
+                (wanted, &leaf_version)
+            }
+            (Step::Found | Step::Issue | Step::Announce, _) => {
+                let next = Authority::create(now)?;
+                let wanted = authority_secret(id, &next);
+                authority = Some(next);
+                (wanted, &authority_version)
+            }
+        };
+        let name = wanted.name.clone();
+        if secret::write(&context.client, id, wanted, version.as_ref()).await? == Written::Overtaken {
+            break;
+        }
+        context.metrics.wrote("Secret");
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            secret = name,
+            ?step,
+            "wrote cache certificates"
+        );
+    }
+    // A pass writes each Secret once; what is left is for the next.
+    Ok(CacheStep {
+        overtaken: true,
+        ..CacheStep::default()
+    })
+}
+
+/// Removes both Secrets of a farm that has no sidecars. Returns whether they are gone.
+pub(crate) async fn remove(context: &Context, id: &FarmId) -> Result<bool, ReconcileError> {
+    let mut gone = true;
+    for name in [id.cache_tls_name(), id.cache_authority_name()] {
+        if let Found::Ours(_, version) = secret::read(&context.client, id, &name).await? {
+            gone &= secret::delete(&context.client, id, &name, &version).await? == Written::Stored;
+            context.metrics.wrote("Secret");
+        }
+    }
+    Ok(gone)
+}
+
+fn read_authority(found: Found) -> (Option<Authority>, Option<Version>) {
+    let Found::Ours(content, version) = found else {
+        return (None, None);
+    };
+    let authority = content
+        .get(AUTHORITY)
+        .zip(content.get(AUTHORITY_KEY))
+        .and_then(|(certificate, key)| Authority::read(certificate, key));
+    (authority, Some(version))
+}
+
+fn read_leaf(found: Found) -> (Option<Leaf>, Option<Version>) {
+    let Found::Ours(content, version) = found else {
+        return (None, None);
+    };
+    let trusted_since = content.annotation(TRUSTED_SINCE);
+    let trusted_since = trusted_since.and_then(|since| since.parse().ok());
+    let leaf = content
+        .get(CERTIFICATE)
+        .zip(content.get(KEY))
+        .zip(content.get(AUTHORITY))
+        .and_then(|((certificate, key), authorities)| {
+            Leaf::read(certificate, key, authorities, trusted_since)
+        });
+    (leaf, Some(version))
+}
+
+fn authority_secret(id: &FarmId, authority: &Authority) -> Wanted {
+    Wanted {
+        name: id.cache_authority_name(),
+        type_: CACHE_AUTHORITY_SECRET_TYPE,
+        annotations: BTreeMap::new(),
+        data: vec![
+            (AUTHORITY, bytes(&authority.certificate())),
+            (AUTHORITY_KEY, bytes(authority.key())),
+        ],
+    }
+}
+
+fn leaf_secret(id: &FarmId, leaf: &Leaf) -> Wanted {
+    let since = leaf.trusted_since().map(|since| since.to_string());
+    Wanted {
+        name: id.cache_tls_name(),
+        type_: "kubernetes.io/tls",
+        annotations: since
+            .map(|since| (TRUSTED_SINCE.to_owned(), since))
+            .into_iter()
+            .collect(),
+        data: vec![
+            (CERTIFICATE, bytes(&leaf.certificate())),
+            (KEY, bytes(leaf.key())),
+            (AUTHORITY, bytes(&leaf.authorities())),
+        ],
+    }
+}
+
+fn bytes(text: &str) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::cluster::secret::tests::{stored, wanted};
+    use crate::operator::names::id;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().expect("a time")
+    }
+
+    fn foreign() -> Found {
+        Found::Foreign(Ownership::Foreign)
+    }
+
+    #[test]
+    fn a_secret_of_somebody_else_is_told_by_name_the_authority_first() {
+        let told = |authority, leaf| {
+            let foreign = CacheSecrets { authority, leaf }.foreign(&id("shop"));
+            foreign.map(|(name, _)| name)
+        };
+        assert_eq!(told(Found::Missing, Found::Missing), None);
+        assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
+        assert_eq!(told(foreign(), Found::Missing).as_deref(), Some("shop-cache-ca"));
+        assert_eq!(told(Found::Missing, foreign()).as_deref(), Some("shop-cache-tls"));
+        assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
+    }
+
+    #[test]
+    fn a_refused_farm_keeps_the_certificates_that_it_has_and_gets_none() {
+        let tended = |authority, leaf, may_create| {
+            CacheSecrets { authority, leaf }.may_be_tended(&id("shop"), may_create)
+        };
+        let ours = || stored(wanted("a"));
+        assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));
+        assert!(tended(Found::Missing, Found::Missing, true));
+        assert!(!tended(Found::Missing, Found::Missing, false));
+        assert!(!tended(ours(), Found::Missing, false));
+        assert!(!tended(Found::Missing, ours(), false));
+        assert!(
+            !tended(foreign(), ours(), true),
+            "nothing of others is written over"
+        );
+        assert!(
+            !tended(ours(), foreign(), true),
+            "nothing of others is written over"
+        );
+    }
+
+    #[test]
+    fn certificates_that_are_written_are_read_back() {
+        let (farm, name) = (id("shop"), id("shop").cache_server_name());
+        let authority = Authority::create(now()).expect("made");
+        let leaf = Leaf::issue(&authority, None, &name, now()).expect("made");
+        let (read_authority, version) = read_authority(stored(authority_secret(&farm, &authority)));
+        assert_eq!(version, Some(Version("7".into())));
+        let (read_leaf, version) = read_leaf(stored(leaf_secret(&farm, &leaf)));
+        assert_eq!(version, Some(Version("7".into())));
+        let step = plan(read_authority.as_ref(), read_leaf.as_ref(), &name, now());
+        assert_eq!(
+            step,
+            Step::Keep {
+                until: leaf.renewal()
+            }
+        );
+        let read_leaf = read_leaf.expect("read");
+        assert_eq!(read_leaf.trusted_since(), Some(now()));
+    }
+
+    #[test]
+    fn damaged_certificates_are_replaced_and_missing_ones_created() {
+        let (authority, version) = read_authority(stored(wanted("shop-cache-ca")));
+        assert!(authority.is_none() && version.is_some());
+        let (leaf, version) = read_leaf(stored(wanted("shop-cache-tls")));
+        assert!(leaf.is_none() && version.is_some());
+        assert!(matches!(read_authority(Found::Missing), (None, None)));
+        assert!(matches!(read_leaf(foreign()), (None, None)));
+    }
+}

@@ -1,0 +1,9 @@
+//! The control thread: reads the proxy's files, swaps in what they say, reports what is in use, and drains.
+
+pub(crate) mod certificate_files;
+pub(crate) mod drain;
+pub(crate) mod host_names;
+pub(crate) mod reload;
+pub(crate) mod ring_file;
+pub(crate) mod snapshot;
+pub(crate) mod status;

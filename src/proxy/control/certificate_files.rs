@@ -1,0 +1,169 @@
+//! The certificate files of all hosts, watched pair by pair.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::crypto::CryptoProvider;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::config::{self, ProxyConfig};
+use crate::proxy::metrics::{FileKind, Metrics};
+use crate::proxy::tls::certificates::{
+    CertificateFault, HostCertificate, HostCertificates, LoadedCertificate,
+};
+use crate::runtime::files::FileIdentity;
+
+/// The files of every host's certificates and what was last read from them.
+pub(crate) struct CertificateFiles {
+    hosts: Vec<(String, Vec<Pair>)>,
+    provider: Arc<CryptoProvider>,
+    metrics: Metrics,
+}
+
+struct Pair {
+    files: config::Certificate,
+    hostnames: Vec<String>,
+    seen: Option<[FileIdentity; 2]>,
+    state: HostCertificate,
+}
+
+impl CertificateFiles {
+    /// No files yet.
+    pub(crate) fn new(provider: Arc<CryptoProvider>, metrics: Metrics) -> Self {
+        Self {
+            hosts: Vec::new(),
+            provider,
+            metrics,
+        }
+    }
+
+    /// Takes over the list of files from a configuration. What is in use stays so for pairs that were there before.
+    pub(crate) fn follow(&mut self, config: &ProxyConfig) {
+        let mut before = std::mem::take(&mut self.hosts);
+        for host in &config.hosts {
+            let known = before.iter_mut().find(|(name, _)| *name == host.name);
+            let mut known = known.map(|(_, pairs)| std::mem::take(pairs)).unwrap_or_default();
+            let pairs = host.certificates.iter().map(|files| {
+                let same = known.iter().position(|pair| pair.files == *files);
+                let mut pair = match same {
+                    Some(position) => known.swap_remove(position),
+                    None => Pair::new(files, &host.hostnames),
+                };
+                pair.rename(&host.hostnames);
+                pair
+            });
+            self.hosts.push((host.name.clone(), pairs.collect()));
+        }
+    }
+
+    /// Reads the files that have changed; says whether any had.
+    pub(crate) fn poll(&mut self, now: Timestamp) -> bool {
+        let mut changed = false;
+        for (host, pairs) in &mut self.hosts {
+            for pair in pairs {
+                if !pair.poll(&self.provider, now) {
+                    continue;
+                }
+                changed = true;
+                let report = pair.state.report(host, now);
+                match report.problem {
+                    None => {
+                        self.metrics.reloaded(FileKind::Certificate);
+                        info!(%host, certificate = %pair.state.name, not_after = report.not_after.map(display), "certificate loaded");
+                    }
+                    Some(problem) => {
+                        self.metrics.reload_failed(FileKind::Certificate);
+                        warn!(reason = %problem.reason, "{}", problem.message);
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    /// The certificates of each host as they are now, in the order of the configuration.
+    pub(crate) fn current(&self) -> Vec<Arc<HostCertificates>> {
+        let states = |pairs: &[Pair]| pairs.iter().map(|pair| pair.state.clone()).collect();
+        self.hosts
+            .iter()
+            .map(|(_, pairs)| Arc::new(HostCertificates(states(pairs))))
+            .collect()
+    }
+}
+
+impl Pair {
+    fn new(files: &config::Certificate, hostnames: &[String]) -> Self {
+        Self {
+            files: files.clone(),
+            hostnames: hostnames.to_vec(),
+            seen: None,
+            state: HostCertificate {
+                name: files.name.clone(),
+                in_use: None,
+                file_fault: None,
+            },
+        }
+    }
+
+    fn rename(&mut self, hostnames: &[String]) {
+        if self.hostnames == hostnames {
+            return;
+        }
+        self.hostnames = hostnames.to_vec();
+        self.state.in_use = self
+            .state
+            .in_use
+            .take()
+            .map(|in_use| Arc::new(in_use.for_hostnames(hostnames)));
+        self.seen = None;
+    }
+
+    fn poll(&mut self, provider: &CryptoProvider, now: Timestamp) -> bool {
+        let identity = || [&self.files.certificate, &self.files.key].map(|file| FileIdentity::of(file));
+        let before = identity();
+        let unchanged = self.seen.as_ref() == Some(&before);
+        if unchanged && !self.state.wants_another_look(now) {
+            return false;
+        }
+        let read = self.read(provider);
+        if identity() != before {
+            // They were swapped meanwhile; certificate and key may be of different times.
+            return false;
+        }
+        self.seen = Some(before);
+        if unchanged
+            && read
+                .as_ref()
+                .err()
+                .is_some_and(|fault| self.state.file_fault.as_ref() == Some(fault))
+        {
+            return false;
+        }
+        self.state.update(read, now);
+        true
+    }
+
+    fn read(&self, provider: &CryptoProvider) -> Result<LoadedCertificate, CertificateFault> {
+        let chain = read(&self.files.certificate)?;
+        let key = read(&self.files.key)?;
+        LoadedCertificate::from_pem(&chain, &key, &self.hostnames, provider)
+    }
+}
+
+fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
+    let name = || {
+        file.file_name()
+            .unwrap_or(file.as_os_str())
+            .to_string_lossy()
+            .into_owned()
+    };
+    match fs::read(file) {
+        Ok(bytes) => Ok(Zeroizing::new(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertificateFault::Missing(name())),
+        Err(error) => Err(CertificateFault::Unreadable(name(), error.kind())),
+    }
+}

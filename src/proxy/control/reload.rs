@@ -1,0 +1,246 @@
+//! Taking changed files into use: configuration, ring and certificates. Each is read whole and then swapped in; what
+//! cannot be used leaves the last good one in place and is reported.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::crypto::CryptoProvider;
+use tracing::{info, warn};
+
+use super::certificate_files::CertificateFiles;
+use super::ring_file::RingFile;
+use super::snapshot::Snapshot;
+use super::status::Shared;
+use crate::config::{ConfigError, Listen, ProxyConfig, fingerprint};
+use crate::discovery::Endpoints;
+use crate::proxy::http::Routing;
+use crate::proxy::metrics::{FileKind, Metrics};
+use crate::runtime::files::WatchedFile;
+
+/// Why a configuration file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// It cannot be read.
+    #[error("cannot read it: {0}")]
+    Unreadable(#[from] std::io::Error),
+    /// It is no text.
+    #[error("it is not UTF-8")]
+    NotText,
+    /// It says something unusable.
+    #[error(transparent)]
+    Unusable(#[from] ConfigError),
+    /// The TLS library refuses it.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// The files that a running proxy follows.
+pub(crate) struct Reloader {
+    config_file: PathBuf,
+    config_watch: WatchedFile,
+    listen: Listen,
+    ring: RingFile,
+    certificates: CertificateFiles,
+    provider: Arc<CryptoProvider>,
+    shared: Arc<Shared>,
+}
+
+impl Reloader {
+    /// Reads every file for the first time. Only the configuration must be good.
+    pub(crate) fn start(
+        config_file: &Path,
+        provider: Arc<CryptoProvider>,
+        endpoints: Endpoints,
+        metrics: Metrics,
+        now: Timestamp,
+    ) -> Result<(Self, Arc<Shared>), ConfigFileError> {
+        let mut config_watch = WatchedFile::default();
+        let bytes = config_watch
+            .poll(config_file)
+            .expect("a file that was never looked at is news")?;
+        let (config, fingerprint) = parse_config(&bytes)?;
+        let mut certificates = CertificateFiles::new(Arc::clone(&provider), metrics.clone());
+        certificates.follow(&config);
+        certificates.poll(now);
+        let listen = config.listen.clone();
+        let snapshot = Snapshot::new(config, fingerprint, certificates.current(), &provider)?;
+        metrics.set_certificates(snapshot.certificates_in_use());
+        let shared = Arc::new(Shared::new(snapshot, endpoints, metrics));
+        let mut reloader = Self {
+            config_file: config_file.to_owned(),
+            config_watch,
+            listen,
+            ring: RingFile::default(),
+            certificates,
+            provider,
+            shared: Arc::clone(&shared),
+        };
+        reloader.poll_ring(now);
+        reloader.update_gauges(now);
+        Ok((reloader, shared))
+    }
+
+    /// Looks at every file and takes into use what has changed.
+    pub(crate) fn poll(&mut self, now: Timestamp) {
+        self.poll_config(now);
+        if self.certificates.poll(now) {
+            let current = self.shared.snapshot.load_full();
+            if let Err(error) = self.swap(current.config.clone(), current.fingerprint.clone()) {
+                warn!(%error, "new certificates cannot be used");
+            }
+        }
+        self.poll_ring(now);
+        if self.shared.keys.forget_expired(now) {
+            info!("an expired ticket key was forgotten");
+        }
+        self.update_gauges(now);
+    }
+
+    fn poll_config(&mut self, now: Timestamp) {
+        let Some(read) = self.config_watch.poll(&self.config_file) else {
+            return;
+        };
+        let loaded = read
+            .map_err(ConfigFileError::from)
+            .and_then(|bytes| self.load_config(&bytes, now));
+        if let Err(error) = loaded {
+            warn!(%error, "the configuration file is not usable; the last good one stays in use");
+            self.shared.metrics.reload_failed(FileKind::Config);
+            self.shared.set_config_problem(Some(error.to_string()));
+        }
+    }
+
+    fn load_config(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), ConfigFileError> {
+        let (config, fingerprint) = parse_config(bytes)?;
+        if config.listen != self.listen {
+            warn!("the addresses to listen on have changed, which takes effect at the next start");
+            self.listen = config.listen.clone();
+        }
+        if self.shared.snapshot.load().fingerprint != fingerprint {
+            let routing = Routing::new(&config);
+            self.certificates.follow(&config);
+            self.certificates.poll(now);
+            self.swap(config, fingerprint.clone())?;
+            self.shared.routing.store(Arc::new(routing));
+            self.shared.metrics.reloaded(FileKind::Config);
+            info!(%fingerprint, "configuration loaded");
+        }
+        self.shared.set_config_problem(None);
+        Ok(())
+    }
+
+    fn swap(&self, config: ProxyConfig, fingerprint: String) -> Result<(), ConfigFileError> {
+        let snapshot = Snapshot::new(config, fingerprint, self.certificates.current(), &self.provider)?;
+        self.shared
+            .metrics
+            .set_certificates(snapshot.certificates_in_use());
+        self.shared.snapshot.store(Arc::new(snapshot));
+        Ok(())
+    }
+
+    fn poll_ring(&mut self, now: Timestamp) {
+        let path = self.shared.snapshot.load().config.ring.clone();
+        match self.ring.poll(&path) {
+            None => {}
+            Some(Ok(fresh)) => {
+                if let Some(ring) = fresh {
+                    self.shared.keys.replace(&ring, now);
+                    self.shared.metrics.set_ring(ring.generation, ring.changed_at);
+                    self.shared.metrics.reloaded(FileKind::Ring);
+                    info!(generation = ring.generation, primary = %ring.primary.id, "ring loaded");
+                }
+                self.shared.set_ring_problem(None);
+            }
+            Some(Err(refusal)) => {
+                warn!(%refusal, "the ring file is not usable; what is loaded stays in use");
+                self.shared.metrics.reload_failed(FileKind::Ring);
+                self.shared.set_ring_problem(Some(refusal.to_string()));
+            }
+        }
+    }
+
+    fn update_gauges(&self, now: Timestamp) {
+        let metrics = &self.shared.metrics;
+        metrics.set_can_seal(self.shared.keys.read(|keys| keys.can_seal(now)) == Some(true));
+        metrics.set_ready(self.shared.missing().is_empty());
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<(ProxyConfig, String), ConfigFileError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| ConfigFileError::NotText)?;
+    Ok((ProxyConfig::parse(text)?, fingerprint(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use jiff::SignedDuration;
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+    use crate::ring::Ring;
+    use crate::ring::fixtures::{POLICY, at, ring, secret};
+    use crate::runtime::test_dir::TestDir;
+
+    /// A reloader whose ring file holds `ring`, started at `now`.
+    fn start(dir: &Path, ring: &Ring, now: Timestamp) -> (Reloader, Arc<Shared>) {
+        fs::create_dir_all(dir).expect("created");
+        let (ring_file, config_file) = (dir.join("ring.json"), dir.join("config.yaml"));
+        fs::write(&ring_file, &*ring.to_document()).expect("written");
+        let config = format!(
+            r#"
+version: 1
+farm: web/shop
+listen: {{https: "[::]:8443", admin: "[::]:9090"}}
+ring: {}
+tickets: {{lifetime: 4h, maxAge: 24h}}
+drainPeriod: 25s
+hosts:
+- name: shop
+  hostnames: [shop.example.com]
+  certificates: [{{name: shop-tls, certificate: missing.crt, key: missing.key}}]
+  routes: [{{path: /, backend: {{addresses: ["127.0.0.1:8000"]}}}}]
+"#,
+            ring_file.display()
+        );
+        fs::write(&config_file, config).expect("written");
+        let provider = Arc::new(default_provider());
+        Reloader::start(
+            &config_file,
+            provider,
+            Endpoints::fixed(),
+            Metrics::default(),
+            now,
+        )
+        .expect("started")
+    }
+
+    fn first_expiry(shared: &Shared) -> Option<Timestamp> {
+        shared
+            .keys
+            .read(|keys| keys.next_expiry(Timestamp::MIN))
+            .expect("a ring is loaded")
+    }
+
+    #[test]
+    fn keys_are_forgotten_when_their_time_is_over_though_no_file_changes() {
+        let dir = TestDir::new();
+        let ring = ring().rotated(secret(), None, &POLICY, at(3600));
+        let (previous_ends, primary_ends) = (ring.previous[0].open_until, ring.primary.open_until);
+        let (mut reloader, shared) = start(&dir.join("clock"), &ring, at(3600));
+        reloader.poll(previous_ends - SignedDuration::from_secs(1));
+        assert_eq!(first_expiry(&shared), Some(previous_ends));
+        reloader.poll(previous_ends);
+        assert_eq!(first_expiry(&shared), Some(primary_ends));
+
+        let (_, shared) = start(&dir.join("start"), &ring, previous_ends);
+        let first = first_expiry(&shared);
+        assert_eq!(
+            first,
+            Some(primary_ends),
+            "an expired key of the file was taken into use"
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! What the process is doing, shared by all its threads, and the pages that show it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::StatusCode;
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::snapshot::Snapshot;
+use crate::config::{Backend, ProxyConfig};
+use crate::discovery::Endpoints;
+use crate::proxy::http::Routing;
+use crate::proxy::metrics::Metrics;
+use crate::proxy::resume::tickets::SharedKeys;
+use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, SessionCacheReport};
+use crate::resp::client::Client;
+use crate::runtime::admin::{AdminPages, json_page, text_page};
+
+/// State that traffic threads read and the control thread changes.
+pub(crate) struct Shared {
+    /// Hosts, certificates and limits.
+    pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// Ticket keys.
+    pub(crate) keys: Arc<SharedKeys>,
+    /// Where requests go.
+    pub(crate) routing: Arc<ArcSwap<Routing>>,
+    /// Addresses of the Services' endpoints.
+    pub(crate) endpoints: Endpoints,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// Done once the process was told to stop.
+    pub(crate) draining: CancellationToken,
+    /// The control thread's way to the session cache, while the configuration names one.
+    pub(crate) session_cache: ArcSwapOption<Client>,
+    problems: Mutex<Problems>,
+}
+
+/// Why mounted files are not the ones in use.
+#[derive(Clone, Debug, Default)]
+struct Problems {
+    config: Option<String>,
+    ring: Option<String>,
+}
+
+impl Shared {
+    /// State that starts with `snapshot` and without a ring.
+    pub(crate) fn new(snapshot: Snapshot, endpoints: Endpoints, metrics: Metrics) -> Self {
+        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&snapshot.config)));
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            keys: Arc::default(),
+            routing,
+            endpoints,
+            metrics,
+            draining: CancellationToken::new(),
+            session_cache: ArcSwapOption::empty(),
+            problems: Mutex::default(),
+        }
+    }
+
+    /// Says what is wrong with the configuration file, or that nothing is.
+    pub(crate) fn set_config_problem(&self, problem: Option<String>) {
+        self.problems().config = problem;
+    }
+
+    /// Says what is wrong with the ring file, or that nothing is.
+    pub(crate) fn set_ring_problem(&self, problem: Option<String>) {
+        self.problems().ring = problem;
+    }
+
+    /// What is still missing before the proxy may take clients; nothing when it is ready.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let snapshot = self.snapshot.load();
+        let needs_endpoints = uses_services(&snapshot.config);
+        let checks = [
+            (!self.draining.is_cancelled(), "the proxy is stopping"),
+            (self.keys.read(|_| ()).is_some(), "no ring is loaded"),
+            (snapshot.any_servable(), "no host has a usable certificate"),
+            (
+                !needs_endpoints || self.endpoints.is_synced(),
+                "the endpoints of the backends are not known yet",
+            ),
+        ];
+        let failed = checks.into_iter().filter(|(holds, _)| !holds);
+        failed.map(|(_, what)| what).collect()
+    }
+
+    /// The state for the operator.
+    pub(crate) fn report(&self, now: Timestamp) -> ProxyReport {
+        let snapshot = self.snapshot.load();
+        let problems = self.problems().clone();
+        let (generation, primary) = self
+            .keys
+            .read(|keys| {
+                let primary = keys.can_seal(now).then(|| keys.primary().to_string());
+                (Some(keys.generation()), primary)
+            })
+            .unwrap_or_default();
+        ProxyReport {
+            ready: self.missing().is_empty(),
+            draining: self.draining.is_cancelled(),
+            ring: RingReport {
+                generation,
+                primary,
+                problem: problems.ring,
+            },
+            config: ConfigReport {
+                fingerprint: snapshot.fingerprint.clone(),
+                problem: problems.config,
+            },
+            certificates: snapshot.certificate_reports(now),
+            backends: backends(&snapshot.config)
+                .into_iter()
+                .map(|backend| self.backend_report(backend))
+                .collect(),
+            session_cache: self
+                .session_cache
+                .load()
+                .as_deref()
+                .map(|client| SessionCacheReport {
+                    reachable: client.reachable(),
+                    problem: client.problem(),
+                }),
+        }
+    }
+
+    fn backend_report(&self, backend: &Backend) -> BackendReport {
+        match backend {
+            Backend::Addresses(addresses) => BackendReport {
+                backend: addresses
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(","),
+                endpoints: addresses.len(),
+            },
+            Backend::Service(service) => BackendReport {
+                backend: format!("{}:{}", service.name, service.port),
+                endpoints: self.endpoints.count(service),
+            },
+        }
+    }
+
+    fn problems(&self) -> MutexGuard<'_, Problems> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether any route leads to a Service.
+pub(crate) fn uses_services(config: &ProxyConfig) -> bool {
+    backends(config)
+        .into_iter()
+        .any(|backend| matches!(backend, Backend::Service(_)))
+}
+
+fn backends(config: &ProxyConfig) -> BTreeSet<&Backend> {
+    let routes = config.hosts.iter().flat_map(|host| &host.routes);
+    routes.map(|route| &route.backend).collect()
+}
+
+/// The pages of the admin port.
+pub(crate) fn pages(shared: &Arc<Shared>, registry: Registry) -> AdminPages {
+    let (ready, status) = (Arc::clone(shared), Arc::clone(shared));
+    AdminPages::default()
+        // That it is answered at all shows that the control thread runs.
+        .page("/healthz", || text_page(StatusCode::OK, "ok"))
+        .page("/readyz", move || {
+            let missing = ready.missing();
+            if missing.is_empty() {
+                return text_page(StatusCode::OK, "ok");
+            }
+            let mut text = String::from("not ready");
+            for what in missing {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "\n{what}");
+            }
+            text_page(StatusCode::SERVICE_UNAVAILABLE, &text)
+        })
+        .page("/status", move || json_page(&status.report(Timestamp::now())))
+        .metrics(Arc::new(registry))
+}

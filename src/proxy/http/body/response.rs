@@ -1,0 +1,158 @@
+//! The body of a response on its way to a client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::{BodyError, poll_part};
+use crate::proxy::http::state::InFlight;
+use crate::proxy::http::timer::StallTimer;
+use crate::proxy::metrics::http::{HttpMetrics, UpstreamError};
+use crate::proxy::upstream::endpoints::Lease;
+
+/// The body of a response to a client.
+pub(crate) struct ResponseBody {
+    source: Source,
+    /// Whether a part was handed over and nothing has been asked for since: the client has to take it.
+    handed_over: bool,
+    exchange: Exchange,
+}
+
+enum Source {
+    /// All of it, once.
+    Text(Option<Bytes>),
+    /// What a backend sends, and the connection that it comes on.
+    Backend {
+        body: Incoming,
+        stall: StallTimer,
+        lease: Option<Lease>,
+    },
+}
+
+/// What ends with a response: the request's place among those in flight, and its measurement.
+pub(crate) struct Exchange {
+    in_flight: InFlight,
+    started: Instant,
+    metrics: HttpMetrics,
+}
+
+impl ResponseBody {
+    /// A short text of our own.
+    pub(crate) fn text(text: String, exchange: Exchange) -> Self {
+        Self::new(Source::Text((!text.is_empty()).then(|| text.into())), exchange)
+    }
+
+    /// What a backend sends on the connection `lease`, limited to `idle` between its parts.
+    pub(crate) fn backend(body: Incoming, idle: Duration, lease: Lease, exchange: Exchange) -> Self {
+        let stall = StallTimer::new(idle);
+        let ended = body.is_end_stream();
+        let mut source = Source::Backend {
+            body,
+            stall,
+            lease: Some(lease),
+        };
+        if ended {
+            source.release();
+        }
+        Self::new(source, exchange)
+    }
+
+    fn new(source: Source, exchange: Exchange) -> Self {
+        let mut body = Self {
+            source,
+            handed_over: false,
+            exchange,
+        };
+        body.hand_over(!body.is_end_stream());
+        body
+    }
+
+    fn hand_over(&mut self, handed: bool) {
+        if self.handed_over != handed {
+            self.handed_over = handed;
+            self.exchange.in_flight.connection().handed_over(handed);
+        }
+    }
+}
+
+impl Source {
+    /// The response is complete: its connection may serve others.
+    fn release(&mut self) {
+        if let Self::Backend { lease, .. } = self
+            && let Some(lease) = lease.take()
+        {
+            lease.release();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        this.hand_over(false);
+        let outcome = match &mut this.source {
+            Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Source::Backend { body, stall, .. } => poll_part(body, stall, cx),
+        };
+        match &outcome {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(Some(Err(_))) => this.exchange.metrics.upstream_error(UpstreamError::Body),
+            Poll::Ready(None) => this.source.release(),
+        }
+        if this.is_end_stream() {
+            this.source.release();
+        } else {
+            this.hand_over(matches!(outcome, Poll::Ready(Some(Ok(_)))));
+        }
+        outcome
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Text(text) => text.is_none(),
+            Source::Backend { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Backend { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.hand_over(false);
+    }
+}
+
+impl Exchange {
+    /// Starts to measure a request.
+    pub(crate) fn new(in_flight: InFlight, metrics: HttpMetrics) -> Self {
+        Self {
+            in_flight,
+            started: Instant::now(),
+            metrics,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.metrics.request_ended(self.started.elapsed());
+    }
+}

@@ -1,0 +1,94 @@
+//! One HTTP/1 connection from its first byte to its end: limits, draining, closing.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+
+use http::StatusCode;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::guard::{ClientIo, Guard};
+use super::tunnel;
+use crate::config::Timeouts;
+use crate::proxy::http::forwarder::Forwarder;
+use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::service::requests;
+use crate::proxy::http::state::{ConnectionState, Drain};
+use crate::proxy::http::timer::Timer;
+use crate::proxy::listen::linger::Lingering;
+
+/// Bound of hyper's read buffer: a whole head and then some.
+const READ_BUFFER: usize = 128 << 10;
+
+pub(crate) async fn serve_http1<IO>(
+    io: ClientIo<IO>,
+    state: Rc<ConnectionState>,
+    forwarder: Rc<Forwarder>,
+    drain: Drain,
+    timeouts: &Timeouts,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let guard = Guard::new(io, Rc::clone(&state));
+    let mut connection = http1::Builder::new()
+        .max_buf_size(READ_BUFFER)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(guard), requests(&state, forwarder));
+
+    let mut cancelled = pin!(drain.begun.cancelled());
+    let mut timer = Timer::default();
+    let mut idle_limit = timeouts.keep_alive.as_std();
+    let mut closing = false;
+    let ended = poll_fn(|cx| {
+        if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
+            state.draining.set(true);
+            idle_limit = idle_limit.min(drain.grace);
+            // Counted from now on, not from the last request.
+            state.progressed();
+        }
+        loop {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(ended);
+            }
+            if state.in_flight() > 0 || state.write_blocked.get() {
+                return Poll::Pending;
+            }
+            let since = state.last_progress.get();
+            let Some(begun) = state.head_since.get() else {
+                std::task::ready!(timer.poll_until(cx, since + idle_limit));
+                if closing {
+                    // hyper waits for the rest of a body whose request was answered early; it came to a halt.
+                    return Poll::Ready(Ok(()));
+                }
+                // Unused for long, and nothing has arrived: hyper has just looked.
+                closing = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                continue;
+            };
+            std::task::ready!(timer.poll_until(cx, begun.max(since) + timeouts.request_head.as_std()));
+            state.head_since.set(None);
+            state.refuse_head.set(Some(Refusal {
+                status: StatusCode::REQUEST_TIMEOUT,
+                reason: "the request's head did not come in time",
+            }));
+        }
+    })
+    .await;
+
+    let parts = connection.into_parts();
+    let guard = parts.io.into_inner();
+    if let Some(upstream) = state.take_tunnel() {
+        if ended.is_ok() {
+            let (io, held) = guard.into_parts();
+            let idle = timeouts.response_idle.as_std();
+            tunnel::run(io, &[parts.read_buf, held], upstream, idle).await;
+        }
+        return;
+    }
+    let (io, _) = guard.into_parts();
+    // A client that is gone needs no goodbye.
+    let _ = Lingering::new(io).shutdown().await;
+}

@@ -1,0 +1,297 @@
+//! Stands between a client's bytes and hyper: only requests with exactly one reading pass ([`Framing`]).
+//!
+//! A head is held back until it is complete and checked; bodies pass through hyper's own buffer without a copy. In place
+//! of a bad head hyper gets a harmless one, which the service knows by its number and answers with the refusal. A fault
+//! inside a body is a read error, so that the connection and the request to the backend end at once.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::framing::{Framing, Step};
+use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::state::ConnectionState;
+use crate::proxy::http::timer::StallTimer;
+
+/// What hyper gets to read in place of a refused head.
+const REFUSED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
+/// Most bytes to hold while it is undecided whether they belong to another protocol.
+const MAX_UNDECIDED: usize = 16 << 10;
+
+/// The client's side of a connection, with a limit on how long it may refuse to take bytes.
+pub(crate) struct ClientIo<IO> {
+    io: IO,
+    state: Rc<ConnectionState>,
+    stall: StallTimer,
+}
+
+/// A [`ClientIo`] whose reader sees checked HTTP/1 requests only.
+pub(crate) struct Guard<IO> {
+    io: ClientIo<IO>,
+    state: Rc<ConnectionState>,
+    framing: Framing,
+    /// Bytes that hyper has not got yet, of which the first `passable` may pass.
+    held: BytesMut,
+    passable: usize,
+    end: Option<End>,
+}
+
+/// Why nothing is read any more.
+enum End {
+    /// The client has closed its side.
+    Eof,
+    /// A head was refused: the answer to it ends the connection.
+    Refused,
+    /// A body was malformed.
+    Fault(Refusal),
+}
+
+impl<IO> ClientIo<IO> {
+    pub(crate) fn new(io: IO, state: Rc<ConnectionState>, write_stall: Duration) -> Self {
+        Self {
+            io,
+            state,
+            stall: StallTimer::new(write_stall),
+        }
+    }
+
+    /// Ends a write with an error when the client has taken nothing for too long.
+    fn stalled<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.state.write_blocked.set(outcome.is_pending());
+        if outcome.is_ready() {
+            self.stall.progressed();
+            self.state.progressed();
+            return outcome;
+        }
+        ready!(self.stall.poll_stalled(cx));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client takes no bytes",
+        )))
+    }
+}
+
+impl<IO: AsyncRead + Unpin> Guard<IO> {
+    pub(crate) fn new(io: ClientIo<IO>, state: Rc<ConnectionState>) -> Self {
+        Self {
+            io,
+            state,
+            framing: Framing::default(),
+            held: BytesMut::new(),
+            passable: 0,
+            end: None,
+        }
+    }
+
+    /// Stops checking. Returns the bytes that were held back.
+    pub(crate) fn into_parts(self) -> (ClientIo<IO>, Bytes) {
+        (self.io, self.held.freeze())
+    }
+
+    /// Judges what is held until nothing more can be said about it.
+    fn judge_held(&mut self) {
+        let at_head = self.framing.at_head();
+        match self.framing.advance(&self.held) {
+            Ok(Step::Pass(passed)) => {
+                self.passable = passed;
+                if at_head {
+                    self.head_passed();
+                }
+            }
+            Ok(Step::Wait) => {}
+            Err(refusal) if at_head => self.refuse(refusal),
+            Err(refusal) => self.end = Some(End::Fault(refusal)),
+        }
+    }
+
+    fn head_passed(&mut self) {
+        self.state.head_passed(self.framing.awaits_upgrade());
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.state.head_refused(refusal);
+        self.held = BytesMut::from(REFUSED_HEAD);
+        self.passable = REFUSED_HEAD.len();
+        self.end = Some(End::Refused);
+    }
+
+    /// Notes since when a head is incomplete. One that may pass and has not been read yet is complete.
+    fn note_partial_head(&self) {
+        let partial = self.framing.at_head() && self.passable == 0 && !self.held.is_empty();
+        if partial && self.state.head_since.get().is_none() {
+            self.state.head_since.set(Some(Instant::now()));
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if this.passable > 0 {
+                let length = this.passable.min(buf.remaining());
+                buf.put_slice(&this.held.split_to(length));
+                this.passable -= length;
+                this.state.progressed();
+                if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
+                    this.judge_held();
+                    this.note_partial_head();
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match &this.end {
+                Some(End::Eof) => return Poll::Ready(Ok(())),
+                Some(End::Refused) => return Poll::Pending,
+                Some(End::Fault(refusal)) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)));
+                }
+                None => {}
+            }
+            if let Some(refusal) = this.state.refuse_head.take() {
+                this.refuse(refusal);
+                continue;
+            }
+            let undecided = this.framing.awaits_upgrade();
+            if undecided {
+                if !this.state.poll_undecided(cx.waker()) {
+                    this.framing.upgrade_declined();
+                    this.judge_held();
+                    this.note_partial_head();
+                    continue;
+                }
+                if this.held.len() >= MAX_UNDECIDED {
+                    return Poll::Pending;
+                }
+            }
+
+            let start = buf.filled().len();
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            let read = buf.filled().get(start..).unwrap_or_default();
+            if read.is_empty() {
+                this.end = Some(End::Eof);
+                return Poll::Ready(Ok(()));
+            }
+            if undecided || !this.held.is_empty() {
+                this.held.extend_from_slice(read);
+                buf.set_filled(start);
+                if !undecided {
+                    this.judge_held();
+                }
+                continue;
+            }
+            // The usual case: what was read is judged where hyper wants it, and only what must wait is moved away.
+            let mut passed = 0;
+            while let Some(rest) = read.get(passed..).filter(|rest| !rest.is_empty()) {
+                let at_head = this.framing.at_head();
+                match this.framing.advance(rest) {
+                    Ok(Step::Pass(length)) => {
+                        passed += length;
+                        if at_head {
+                            this.head_passed();
+                        }
+                    }
+                    Ok(Step::Wait) => {
+                        this.held.extend_from_slice(rest);
+                        break;
+                    }
+                    Err(refusal) if at_head => {
+                        this.refuse(refusal);
+                        break;
+                    }
+                    Err(refusal) => {
+                        this.end = Some(End::Fault(refusal));
+                        break;
+                    }
+                }
+            }
+            this.note_partial_head();
+            buf.set_filled(start + passed);
+            if passed > 0 {
+                this.state.progressed();
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for ClientIo<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for ClientIo<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.stalled(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.stalled(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.io).poll_flush(cx);
+        if outcome.is_ready() && !this.state.write_blocked.get() {
+            // hyper flushes all the time; without a blocked write before it, nothing moved.
+            return outcome;
+        }
+        this.stalled(cx, outcome)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.stalled(cx, outcome)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Guard<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

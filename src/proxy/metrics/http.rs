@@ -1,0 +1,139 @@
+//! What is counted about HTTP. Labels come from closed sets, never from clients.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// From half a millisecond to a minute, in seconds.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+];
+
+/// The HTTP metrics of a process, shared by all of its threads.
+#[derive(Clone)]
+pub struct HttpMetrics {
+    requests: Family<RequestLabels, Counter>,
+    duration: Histogram,
+    upstream_errors: Family<UpstreamErrorLabels, Counter>,
+    upstream_connections: Gauge,
+    upstream_retries: Counter,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    protocol: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct UpstreamErrorLabels {
+    kind: &'static str,
+}
+
+/// What went wrong between the proxy and a backend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum UpstreamError {
+    /// The backend has no endpoint that takes requests.
+    NoEndpoints,
+    /// An endpoint could not be connected to.
+    Connect,
+    /// The connection ended or its bytes made no sense before there was a response.
+    Response,
+    /// There was no response in time.
+    Timeout,
+    /// The response ended early or stood still.
+    Body,
+}
+
+impl HttpMetrics {
+    /// Registers the metrics in a registry that adds the prefix `tlsfarm_proxy`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            duration: Histogram::new(DURATION_BUCKETS),
+            upstream_errors: Family::default(),
+            upstream_connections: Gauge::default(),
+            upstream_retries: Counter::default(),
+        };
+        registry.register(
+            "http_requests",
+            "Requests answered, by the client's protocol and the status code",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "http_request_duration_seconds",
+            "From a request's head to the end of its response",
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "upstream_errors",
+            "Failures between the proxy and backends, by kind",
+            metrics.upstream_errors.clone(),
+        );
+        registry.register(
+            "upstream_connections",
+            "Open connections to backends",
+            metrics.upstream_connections.clone(),
+        );
+        registry.register(
+            "upstream_retries",
+            "Requests sent again because a backend closed its connection without a response",
+            metrics.upstream_retries.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn request_answered(&self, http2: bool, status: StatusCode) {
+        let labels = RequestLabels {
+            protocol: if http2 { "h2" } else { "http/1.1" },
+            code: status.as_u16(),
+        };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn request_ended(&self, duration: Duration) {
+        self.duration.observe(duration.as_secs_f64());
+    }
+
+    pub(crate) fn upstream_error(&self, kind: UpstreamError) {
+        self.upstream_errors
+            .get_or_create(&UpstreamErrorLabels { kind: kind.label() })
+            .inc();
+    }
+
+    pub(crate) fn upstream_retried(&self) {
+        self.upstream_retries.inc();
+    }
+
+    pub(crate) fn upstream_connected(&self) -> OpenConnection {
+        self.upstream_connections.inc();
+        OpenConnection(self.upstream_connections.clone())
+    }
+}
+
+impl UpstreamError {
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "no_endpoints",
+            Self::Connect => "connect",
+            Self::Response => "response",
+            Self::Timeout => "timeout",
+            Self::Body => "body",
+        }
+    }
+}
+
+/// Counts a connection to a backend as open while it lives.
+pub(crate) struct OpenConnection(Gauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,425 @@
+//! The tickets of one connection: what rustls asks to be sealed and opened, bound to the host that the client named.
+//!
+//! rustls sees only bytes here, and does not say whether an opened ticket led to a resumption. Hence one object for each
+//! connection, which knows host and policy, and [`ConnectionTickets::settle`], which the handshake calls whenever rustls
+//! has decided.
+
+use std::fmt;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustls::HandshakeKind;
+use rustls::server::{ProducesTickets, StoresServerSessions};
+use zeroize::Zeroizing;
+
+use super::session_cache::{Cached, Entry, Room};
+use crate::api::{KeyRole, TicketKind};
+use crate::proxy::metrics::{Metrics, TicketIssue, TicketOutcome};
+use crate::proxy::tls::client_hello::SessionName;
+use crate::ring::{
+    CacheKey, CacheKind, OpenError, OpenedTicket, Ring, Scope, SealError, SealedAs, SessionAge, TicketKeys,
+    TicketPolicy,
+};
+
+/// Most tickets of one connection that are tried; each costs a decryption before the client has proven anything.
+const MOST_TRIED: usize = 4;
+
+/// The ticket keys of the process. There are none before the first good ring, and no others ever.
+///
+/// Connections look here at each use, so that a new ring reaches also those whose handshake had begun, and an expired
+/// key is gone for all at once.
+#[derive(Default)]
+pub(crate) struct SharedKeys(RwLock<Option<TicketKeys>>);
+
+impl SharedKeys {
+    /// Takes a ring into use, but for the keys whose time is over.
+    pub(crate) fn replace(&self, ring: &Ring, now: Timestamp) {
+        let mut keys = TicketKeys::new(ring);
+        keys.without_expired(now);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
+    }
+
+    /// Forgets the keys whose time is over; says whether any went.
+    pub(crate) fn forget_expired(&self, now: Timestamp) -> bool {
+        let due = self.read(|keys| keys.next_expiry(Timestamp::MIN).is_some_and(|first| first <= now));
+        due == Some(true)
+            && self
+                .0
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_mut()
+                .is_some_and(|keys| keys.without_expired(now))
+    }
+
+    /// Looks at the keys, if there are any.
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&TicketKeys) -> R) -> Option<R> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(look)
+    }
+}
+
+/// A sealed session and for how many seconds it may be used.
+type Sealed = Result<(Vec<u8>, u32), SealError>;
+
+/// Version that a connection will speak, as far as tickets care.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TicketVersion {
+    /// A ticket carries the keys of the session itself.
+    Tls12,
+    /// A ticket carries a secret that is combined with a fresh key exchange.
+    Tls13,
+}
+
+/// How a connection may resume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResumptionRules {
+    /// What its sessions are bound to.
+    pub(crate) scope: Scope,
+    /// The version that it will speak.
+    pub(crate) version: TicketVersion,
+    /// How long its tickets may be used. None when it may not resume by ticket.
+    pub(crate) tickets: Option<TicketPolicy>,
+    /// What its tickets are.
+    pub(crate) kind: TicketKind,
+    /// How long a session may be resumed by session id. None when it may not resume by one.
+    pub(crate) session_ids: Option<TicketPolicy>,
+    /// Whether a new session gets an id, where one may be resumed by it.
+    pub(crate) gets_session_id: bool,
+}
+
+/// Seals and opens the sessions of one connection: its tickets, and its entries of the session cache.
+pub(crate) struct ConnectionTickets {
+    keys: Arc<SharedKeys>,
+    rules: ResumptionRules,
+    cached: Cached,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    tried: usize,
+    /// An opened session whose fate rustls has not told yet.
+    opened: Option<Opened>,
+    /// When the client last made a full handshake, once it is known that this is not one.
+    authenticated_at: Option<Timestamp>,
+    certificate_until: Option<Timestamp>,
+    /// Lifetime of the ticket that was sealed last.
+    lifetime: u32,
+    /// What the session cache is to keep.
+    entries: Vec<Entry>,
+    /// Sessions that it would have kept of a client within its budget.
+    over_budget: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Opened {
+    authenticated_at: Timestamp,
+    role: KeyRole,
+    by: OpenedBy,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum OpenedBy {
+    Ticket,
+    SessionId,
+}
+
+impl ConnectionTickets {
+    /// Tickets for one connection. `cached` is what the session cache does for it.
+    pub(crate) fn new(
+        keys: Arc<SharedKeys>,
+        rules: ResumptionRules,
+        cached: Cached,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            keys,
+            rules,
+            cached,
+            metrics,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Says when the certificate of the connection expires. Without it no ticket is issued.
+    pub(crate) fn set_certificate_until(&self, until: Timestamp) {
+        self.state().certificate_until = Some(until);
+    }
+
+    /// Tells what rustls has decided so far. An opened session counts as used only when it was resumed; in a full
+    /// handshake the client's identity is as old as the handshake.
+    pub(crate) fn settle(&self, kind: Option<HandshakeKind>) {
+        let Some(kind) = kind else { return };
+        let Some(opened) = self.state().opened.take() else {
+            return;
+        };
+        if kind == HandshakeKind::Resumed {
+            self.state().authenticated_at = Some(opened.authenticated_at);
+            self.count(opened.by, TicketOutcome::Resumed(opened.role));
+        } else {
+            self.count(opened.by, TicketOutcome::Declined);
+        }
+    }
+
+    /// What the session cache is to keep of this connection, as far as it is known.
+    pub(crate) fn take_entries(&self) -> Vec<Entry> {
+        mem::take(&mut self.state().entries)
+    }
+
+    /// How many sessions were not made because the client is over its budget, as far as it is known.
+    pub(crate) fn take_over_budget(&self) -> usize {
+        mem::take(&mut self.state().over_budget)
+    }
+
+    fn seal(&self, session: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+        let policy = self.rules.tickets?;
+        if self.rules.kind == TicketKind::SingleUse && !self.finds_room() {
+            self.metrics.ticket_issued(match self.cached.room {
+                Room::OverBudget => TicketIssue::OverBudget,
+                Room::Free | Room::NoCache => TicketIssue::NoCache,
+            });
+            return None;
+        }
+        let sealed = match self.rules.kind {
+            TicketKind::Stateless => self.seal_as(session, SealedAs::Ticket, &policy, now),
+            TicketKind::SingleUse => self.seal_single_use(session, &policy, now),
+        };
+        if let Some(Ok((_, lifetime))) = &sealed {
+            self.state().lifetime = *lifetime;
+        }
+        self.metrics.ticket_issued(match &sealed {
+            None => TicketIssue::NoRing,
+            Some(Ok(_)) => TicketIssue::Sealed,
+            Some(Err(error)) => TicketIssue::Refused(*error),
+        });
+        sealed?.ok().map(|(ticket, _)| ticket)
+    }
+
+    /// A ticket that is nothing but a name. The session itself goes to the cache.
+    fn seal_single_use(&self, session: &[u8], policy: &TicketPolicy, now: Timestamp) -> Option<Sealed> {
+        let mut name: SessionName = [0; 32];
+        if aws_lc_rs::rand::fill(&mut name).is_err() {
+            return Some(Err(SealError::Cipher));
+        }
+        let sealed = self.seal_entry(CacheKind::SingleUse, &name, session, policy, now)?;
+        Some(sealed.map(|lifetime| (name.to_vec(), lifetime)))
+    }
+
+    /// Seals a session for the cache and keeps it until the handshake asks for it.
+    fn seal_entry(
+        &self,
+        kind: CacheKind,
+        name: &[u8],
+        session: &[u8],
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Result<u32, SealError>> {
+        let key = CacheKey::new(kind, &self.rules.scope, name);
+        let sealed = self.seal_as(session, SealedAs::Entry(&key), policy, now)?;
+        Some(sealed.map(|(sealed, lifetime)| {
+            self.state().entries.push(Entry {
+                key,
+                sealed,
+                lifetime: Duration::from_secs(lifetime.into()),
+            });
+            lifetime
+        }))
+    }
+
+    /// None when there is no ring or no certificate.
+    fn seal_as(
+        &self,
+        session: &[u8],
+        sealed_as: SealedAs<'_>,
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Sealed> {
+        let state = self.state();
+        let age = SessionAge {
+            // In TLS 1.2 the new ticket is sealed before `settle` can be called, and only when resuming.
+            authenticated_at: state
+                .authenticated_at
+                .or(state.opened.map(|opened| opened.authenticated_at))
+                .unwrap_or(now),
+            certificate_until: state.certificate_until?,
+        };
+        let lifetime = policy.lifetime_of(&age, now);
+        let sealed = self
+            .keys
+            .read(|keys| keys.seal(session, sealed_as, &self.rules.scope, policy, &age, now))?;
+        Some(sealed.map(|sealed| (sealed, lifetime)))
+    }
+
+    /// Keeps a session that has an id.
+    fn keep(&self, id: &[u8], session: &[u8], now: Timestamp) -> Option<Result<u32, SealError>> {
+        let policy = self.rules.session_ids?;
+        self.seal_entry(CacheKind::SessionId, id, session, &policy, now)
+    }
+
+    fn open(&self, ticket: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+        // rustls asks for another ticket only after it has turned down the one before.
+        let turned_down = self.state().opened.take();
+        if let Some(opened) = turned_down {
+            self.count(opened.by, TicketOutcome::Declined);
+        }
+        let tried = {
+            let mut state = self.state();
+            state.tried += 1;
+            state.tried
+        };
+        let (Some(policy), 1..=MOST_TRIED) = (self.rules.tickets, tried) else {
+            self.metrics.ticket_offered(TicketOutcome::NotAllowed);
+            return None;
+        };
+        let scope = &self.rules.scope;
+        let opened = match self.rules.kind {
+            TicketKind::Stateless => self
+                .keys
+                .read(|keys| keys.open(ticket, SealedAs::Ticket, scope, &policy, now)),
+            TicketKind::SingleUse => match self.open_found(ticket, &policy, now) {
+                Some(opened) => opened,
+                None => {
+                    self.metrics.ticket_offered(TicketOutcome::NotFound);
+                    return None;
+                }
+            },
+        };
+        self.opened(opened, OpenedBy::Ticket)
+    }
+
+    fn open_session_id(&self, id: &[u8], now: Timestamp) -> Option<Vec<u8>> {
+        let policy = self.rules.session_ids?;
+        let opened = self.open_found(id, &policy, now)?;
+        self.opened(opened, OpenedBy::SessionId)
+    }
+
+    /// Opens what the cache had for this name; None when it had nothing.
+    fn open_found(
+        &self,
+        name: &[u8],
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Option<Option<Result<OpenedTicket, OpenError>>> {
+        let found = self.cached.found.as_ref().filter(|found| found.name == name)?;
+        let sealed_as = SealedAs::Entry(&found.key);
+        Some(
+            self.keys
+                .read(|keys| keys.open(&found.entry, sealed_as, &self.rules.scope, policy, now)),
+        )
+    }
+
+    /// Remembers an opened session until its fate is known, and hands it to rustls.
+    fn opened(&self, opened: Option<Result<OpenedTicket, OpenError>>, by: OpenedBy) -> Option<Vec<u8>> {
+        match opened {
+            None => self.count(by, TicketOutcome::NoRing),
+            Some(Err(error)) => self.count(by, TicketOutcome::Refused(error)),
+            Some(Ok(opened)) => {
+                self.state().opened = Some(Opened {
+                    authenticated_at: opened.authenticated_at,
+                    role: opened.opened_by,
+                    by,
+                });
+                // rustls takes it over and zeroes what it parses from it.
+                return Some(opened.session.to_vec());
+            }
+        }
+        None
+    }
+
+    fn count(&self, by: OpenedBy, outcome: TicketOutcome) {
+        match by {
+            OpenedBy::Ticket => self.metrics.ticket_offered(outcome),
+            OpenedBy::SessionId => self.metrics.session_id_offered(outcome),
+        }
+    }
+
+    /// Whether the session cache takes one more session. Without, its name would be that of a session that is nowhere.
+    fn finds_room(&self) -> bool {
+        if self.cached.room == Room::OverBudget {
+            self.state().over_budget += 1;
+        }
+        self.cached.room == Room::Free
+    }
+
+    fn can_seal(&self) -> bool {
+        self.keys.read(|keys| keys.can_seal(Timestamp::now())) == Some(true)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// TLS 1.2 sessions by id. All that rustls can find here was looked up before the handshake.
+impl StoresServerSessions for ConnectionTickets {
+    fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
+        let session = Zeroizing::new(session);
+        matches!(self.keep(&id, &session, Timestamp::now()), Some(Ok(_)))
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        self.open_session_id(id, Timestamp::now())
+    }
+
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        // Only TLS 1.3 without a ticketer takes.
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        let rules = &self.rules;
+        // rustls asks once for each full handshake.
+        rules.session_ids.is_some() && rules.gets_session_id && self.can_seal() && self.finds_room()
+    }
+}
+
+impl ProducesTickets for ConnectionTickets {
+    fn enabled(&self) -> bool {
+        self.rules.tickets.is_some()
+            && match self.rules.version {
+                // Offered tickets are opened in any case, and a ticket that was promised must be sent.
+                TicketVersion::Tls12 => self.can_seal(),
+                // Tickets are opened only when this holds.
+                TicketVersion::Tls13 => true,
+            }
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.state().lifetime
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        self.seal(session, Timestamp::now())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.open(ticket, Timestamp::now())
+    }
+}
+
+impl Drop for ConnectionTickets {
+    fn drop(&mut self) {
+        // The handshake ended before rustls had decided, as it does on a wrong binder.
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = state.opened.take() {
+            self.count(opened.by, TicketOutcome::Declined);
+        }
+    }
+}
+
+impl fmt::Debug for ConnectionTickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionTickets")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

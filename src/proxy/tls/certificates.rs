@@ -1,0 +1,450 @@
+//! Certificates: loading a chain with its key, saying what is wrong with it, and choosing one for a client.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::client::verify_server_name;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{Error as TlsError, InconsistentKeys, SignatureScheme};
+
+use crate::api::Reason;
+use crate::proxy::resume::tickets::ConnectionTickets;
+use crate::report::{CertificateReport, Problem};
+
+/// Stands for any label where a certificate is checked against a wildcard host name.
+const ANY_LABEL: &str = "any-label";
+
+/// A chain and its key that belong together.
+pub(crate) struct LoadedCertificate {
+    key: Arc<CertifiedKey>,
+    not_before: Timestamp,
+    not_after: Timestamp,
+    /// For each host name of the host, whether the certificate is valid for it.
+    covers: Vec<bool>,
+}
+
+/// What is wrong with a certificate. No text of the files is carried along: the key's file may be mistaken for the
+/// certificate's.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum CertificateFault {
+    /// A file is not there.
+    #[error("{0} is missing")]
+    Missing(String),
+    /// A file cannot be read.
+    #[error("{0} cannot be read: {1}")]
+    Unreadable(String, std::io::ErrorKind),
+    /// The chain is not PEM, or not certificates.
+    #[error("the certificate file holds no valid certificate in PEM form")]
+    BadCertificate,
+    /// The key is not PEM, or of an unusable kind.
+    #[error("the key file holds no usable private key in PEM form")]
+    BadKey,
+    /// The two do not belong together.
+    #[error("the certificate does not belong to the key")]
+    KeyMismatch,
+    /// None of the host's names is in it.
+    #[error("the certificate is valid for none of the host's names")]
+    NameMismatch,
+    /// Its time is over.
+    #[error("the certificate expired at {0}")]
+    Expired(Timestamp),
+    /// Its time has not come.
+    #[error("the certificate is not valid before {0}")]
+    NotYetValid(Timestamp),
+}
+
+impl CertificateFault {
+    /// The fault in the words that conditions use.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Missing(_) => Reason::CertificateMissing,
+            Self::Unreadable(..) | Self::BadCertificate | Self::BadKey => Reason::CertificateInvalid,
+            Self::KeyMismatch => Reason::KeyMismatch,
+            Self::NameMismatch => Reason::NameMismatch,
+            Self::Expired(_) | Self::NotYetValid(_) => Reason::CertificateExpired,
+        }
+    }
+}
+
+impl LoadedCertificate {
+    /// Reads a chain and its key from PEM text, for a host with these names.
+    pub(crate) fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        hostnames: &[String],
+        provider: &CryptoProvider,
+    ) -> Result<Self, CertificateFault> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|_| CertificateFault::BadCertificate)?;
+        let leaf = chain.first().ok_or(CertificateFault::BadCertificate)?;
+        let parsed = ParsedCertificate::try_from(leaf).map_err(|_| CertificateFault::BadCertificate)?;
+        let (_, details) =
+            x509_parser::parse_x509_certificate(leaf).map_err(|_| CertificateFault::BadCertificate)?;
+        let time = |time: x509_parser::time::ASN1Time| {
+            Timestamp::from_second(time.timestamp()).map_err(|_| CertificateFault::BadCertificate)
+        };
+        let (not_before, not_after) = (
+            time(details.validity.not_before)?,
+            time(details.validity.not_after)?,
+        );
+        let covers = hostnames.iter().map(|name| covers(&parsed, name)).collect();
+
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| CertificateFault::BadKey)?;
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+            TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => CertificateFault::KeyMismatch,
+            _ => CertificateFault::BadKey,
+        })?;
+        Ok(Self {
+            key: Arc::new(key),
+            not_before,
+            not_after,
+            covers,
+        })
+    }
+
+    /// When it expires.
+    pub(crate) fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// What is wrong with it by the clock and by the host's names.
+    pub(crate) fn fault(&self, now: Timestamp) -> Option<CertificateFault> {
+        if !self.covers.contains(&true) {
+            Some(CertificateFault::NameMismatch)
+        } else if now > self.not_after {
+            Some(CertificateFault::Expired(self.not_after))
+        } else if now < self.not_before {
+            Some(CertificateFault::NotYetValid(self.not_before))
+        } else {
+            None
+        }
+    }
+
+    /// The same pair for a host whose names have changed.
+    pub(crate) fn for_hostnames(&self, hostnames: &[String]) -> Self {
+        let parsed = self.key.end_entity_cert().and_then(ParsedCertificate::try_from);
+        Self {
+            key: Arc::clone(&self.key),
+            covers: hostnames
+                .iter()
+                .map(|name| parsed.as_ref().is_ok_and(|parsed| covers(parsed, name)))
+                .collect(),
+            ..*self
+        }
+    }
+
+    fn covers(&self, hostname: usize) -> bool {
+        self.covers.get(hostname).copied().unwrap_or(false)
+    }
+}
+
+impl fmt::Debug for LoadedCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedCertificate")
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+fn covers(certificate: &ParsedCertificate<'_>, hostname: &str) -> bool {
+    let name = match hostname.strip_prefix("*.") {
+        Some(parent) => format!("{ANY_LABEL}.{parent}"),
+        None => hostname.to_owned(),
+    };
+    ServerName::try_from(name).is_ok_and(|name| verify_server_name(certificate, &name).is_ok())
+}
+
+/// One certificate of a host: what is in use, and what is wrong with the files.
+#[derive(Clone, Debug)]
+pub(crate) struct HostCertificate {
+    /// Name of the Secret.
+    pub(crate) name: String,
+    /// The last good pair.
+    pub(crate) in_use: Option<Arc<LoadedCertificate>>,
+    /// Why the files are not what is in use.
+    pub(crate) file_fault: Option<CertificateFault>,
+}
+
+impl HostCertificate {
+    /// Takes in what the files hold now, for use unless it is worse than what is in use.
+    pub(crate) fn update(&mut self, read: Result<LoadedCertificate, CertificateFault>, now: Timestamp) {
+        let kept_is_good = self.in_use.as_ref().is_some_and(|kept| kept.fault(now).is_none());
+        match read {
+            Ok(fresh) => match fresh.fault(now) {
+                Some(fault) if kept_is_good => self.file_fault = Some(fault),
+                _ => {
+                    self.in_use = Some(Arc::new(fresh));
+                    self.file_fault = None;
+                }
+            },
+            Err(fault) => self.file_fault = Some(fault),
+        }
+    }
+
+    /// Whether files that were refused, and have not changed since, might now be taken: their time has come, what was
+    /// kept in their stead has gone bad, or what kept them from being read, such as too many open files, has passed.
+    pub(crate) fn wants_another_look(&self, now: Timestamp) -> bool {
+        match self.file_fault {
+            Some(CertificateFault::NotYetValid(start)) => now >= start,
+            Some(CertificateFault::Unreadable(..)) => true,
+            Some(CertificateFault::NameMismatch | CertificateFault::Expired(_)) => {
+                self.in_use.as_ref().is_some_and(|kept| kept.fault(now).is_some())
+            }
+            _ => false,
+        }
+    }
+
+    /// What is wrong, for people who look after `host`.
+    pub(crate) fn report(&self, host: &str, now: Timestamp) -> CertificateReport {
+        let fault = self
+            .file_fault
+            .clone()
+            .or_else(|| self.in_use.as_ref().and_then(|in_use| in_use.fault(now)));
+        let kept = self.file_fault.is_some() && self.in_use.is_some();
+        CertificateReport {
+            host: host.into(),
+            certificate: self.name.clone(),
+            not_after: self.in_use.as_ref().map(|in_use| in_use.not_after),
+            problem: fault.map(|fault| Problem {
+                reason: fault.reason(),
+                message: format!(
+                    "host {host:?}, certificate {:?}: {fault}{}",
+                    self.name,
+                    if kept { "; the one before stays in use" } else { "" },
+                ),
+            }),
+        }
+    }
+}
+
+/// All certificates of one host, in order of preference.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HostCertificates(pub(crate) Vec<HostCertificate>);
+
+impl HostCertificates {
+    /// Whether the host can be served at all.
+    pub(crate) fn any_usable(&self) -> bool {
+        self.0.iter().any(|certificate| certificate.in_use.is_some())
+    }
+
+    /// One report for each certificate, and one for the host when certificates are in use but one of its names is in
+    /// none of them.
+    pub(crate) fn reports(&self, host: &str, hostnames: &[String], now: Timestamp) -> Vec<CertificateReport> {
+        let mut reports: Vec<_> = self.0.iter().map(|c| c.report(host, now)).collect();
+        let in_use: Vec<_> = self.0.iter().filter_map(|c| c.in_use.as_ref()).collect();
+        let uncovered: Vec<_> = hostnames
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| !in_use.iter().any(|certificate| certificate.covers(*n)))
+            .map(|(_, name)| format!("{name:?}"))
+            .collect();
+        if !in_use.is_empty() && !uncovered.is_empty() {
+            let names: Vec<_> = self.0.iter().map(|c| c.name.as_str()).collect();
+            let names = names.join(", ");
+            reports.push(CertificateReport {
+                host: host.into(),
+                certificate: names.clone(),
+                not_after: None,
+                problem: Some(Problem {
+                    reason: Reason::NameMismatch,
+                    message: format!(
+                        "host {host:?}, certificate {names:?}: no certificate is valid for {}",
+                        uncovered.join(", ")
+                    ),
+                }),
+            });
+        }
+        reports
+    }
+
+    /// Chooses a certificate whose key can sign as the client wishes: one that is valid for the host name if there is
+    /// one, then one that has not expired, then the first. A client that is shown a bad certificate knows what to
+    /// complain about.
+    ///
+    /// Of the client's signature schemes rustls leaves those that go with a common cipher suite. When none is left,
+    /// any certificate will do: rustls then finds that there is no such suite, and says so to the client.
+    fn choose(
+        &self,
+        hostname: usize,
+        schemes: &[SignatureScheme],
+        now: Timestamp,
+    ) -> Option<&Arc<LoadedCertificate>> {
+        self.0
+            .iter()
+            .filter_map(|certificate| certificate.in_use.as_ref())
+            .filter(|certificate| schemes.is_empty() || certificate.key.key.choose_scheme(schemes).is_some())
+            .min_by_key(|certificate| (!certificate.covers(hostname), certificate.fault(now).is_some()))
+    }
+}
+
+/// The choice of a certificate for one connection.
+#[derive(Debug)]
+pub(crate) struct CertificateChoice {
+    /// The host's certificates.
+    pub(crate) certificates: Arc<HostCertificates>,
+    /// Which of the host's names the client asked for.
+    pub(crate) hostname: usize,
+    /// Learns when the chosen certificate expires, for tickets must not outlive it.
+    pub(crate) tickets: Arc<ConnectionTickets>,
+}
+
+impl ResolvesServerCert for CertificateChoice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let chosen = self
+            .certificates
+            .choose(self.hostname, hello.signature_schemes(), Timestamp::now())?;
+        self.tickets.set_certificate_until(chosen.not_after);
+        Some(Arc::clone(&chosen.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+
+    struct Pair {
+        chain: String,
+        key: String,
+    }
+
+    fn pair(names: &[&str], algorithm: &'static rcgen::SignatureAlgorithm) -> Pair {
+        let key = KeyPair::generate_for(algorithm).expect("generated");
+        let names: Vec<String> = names.iter().map(|name| (*name).into()).collect();
+        let mut params = CertificateParams::new(names).expect("valid names");
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2027, 1, 1);
+        Pair {
+            chain: params.self_signed(&key).expect("signed").pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    fn load(chain: &str, key: &str) -> Result<LoadedCertificate, CertificateFault> {
+        let hostnames = ["shop.example.com".into(), "*.shop.example.com".into()];
+        LoadedCertificate::from_pem(chain.as_bytes(), key.as_bytes(), &hostnames, &default_provider())
+    }
+
+    fn at(date: &str) -> Timestamp {
+        format!("{date}T00:00:00Z").parse().expect("a date")
+    }
+
+    fn shop() -> Pair {
+        pair(
+            &["shop.example.com", "*.shop.example.com"],
+            &PKCS_ECDSA_P256_SHA256,
+        )
+    }
+
+    fn fresh() -> HostCertificate {
+        HostCertificate {
+            name: "shop-tls".into(),
+            in_use: None,
+            file_fault: None,
+        }
+    }
+
+    fn reason(certificate: &HostCertificate, now: Timestamp) -> Option<Reason> {
+        let problem = certificate.report("shop", now).problem?;
+        assert!(
+            problem.message.contains("\"shop\"") && problem.message.contains("shop-tls"),
+            "{problem:?}"
+        );
+        Some(problem.reason)
+    }
+
+    #[test]
+    fn every_fault_has_its_reason_and_recovers() {
+        let good = shop();
+        let now = at("2026-06-01");
+        let wrong_name = pair(&["other.example.com"], &PKCS_ECDSA_P256_SHA256);
+        for (read, expected) in [
+            (
+                Err(CertificateFault::Missing("tls.crt".into())),
+                Reason::CertificateMissing,
+            ),
+            (load("nonsense", &good.key), Reason::CertificateInvalid),
+            (load(&good.chain, "nonsense"), Reason::CertificateInvalid),
+            (load(&good.key, &good.key), Reason::CertificateInvalid),
+            (load(&good.chain, &shop().key), Reason::KeyMismatch),
+            (load(&wrong_name.chain, &wrong_name.key), Reason::NameMismatch),
+        ] {
+            let mut certificate = fresh();
+            certificate.update(read, now);
+            assert_eq!(reason(&certificate, now), Some(expected));
+            certificate.update(load(&good.chain, &good.key), now);
+            assert_eq!(reason(&certificate, now), None);
+        }
+        let mut certificate = fresh();
+        certificate.update(load(&good.chain, &good.key), now);
+        for date in ["2025-12-31", "2027-01-02"] {
+            assert_eq!(reason(&certificate, at(date)), Some(Reason::CertificateExpired));
+            assert!(certificate.in_use.is_some(), "it is served all the same");
+        }
+    }
+
+    #[test]
+    fn a_good_certificate_is_not_given_up_for_a_bad_one_but_an_expired_one_is() {
+        let (good, wrong) = (shop(), pair(&["other.example.com"], &PKCS_ECDSA_P256_SHA256));
+        let mut certificate = fresh();
+        certificate.update(load(&good.chain, &good.key), at("2026-06-01"));
+        let kept = certificate.in_use.clone().expect("in use");
+        certificate.update(load(&wrong.chain, &wrong.key), at("2026-06-01"));
+        assert!(Arc::ptr_eq(&kept, certificate.in_use.as_ref().expect("in use")));
+        assert_eq!(reason(&certificate, at("2026-06-01")), Some(Reason::NameMismatch));
+        certificate.update(load(&good.chain, &good.key), at("2027-06-01"));
+        certificate.update(load(&good.chain, &good.key), at("2027-06-02"));
+        assert!(!Arc::ptr_eq(&kept, certificate.in_use.as_ref().expect("in use")));
+    }
+
+    #[test]
+    fn a_name_that_no_certificate_covers_is_reported_once_for_the_host() {
+        let exact = pair(&["shop.example.com"], &PKCS_ECDSA_P256_SHA256);
+        let mut certificate = fresh();
+        certificate.update(load(&exact.chain, &exact.key), at("2026-06-01"));
+        let hostnames = ["shop.example.com".to_string(), "*.shop.example.com".to_string()];
+        let reports = HostCertificates(vec![certificate]).reports("shop", &hostnames, at("2026-06-01"));
+        assert_eq!(reports.len(), 2);
+        assert_eq!(reports[0].problem, None);
+        let problem = reports[1].problem.as_ref().expect("a problem");
+        assert_eq!(problem.reason, Reason::NameMismatch);
+        assert!(problem.message.contains("\"*.shop.example.com\""), "{problem:?}");
+    }
+
+    #[test]
+    fn the_choice_follows_signature_scheme_name_and_validity() {
+        let certificate = |pair: &Pair| {
+            let mut certificate = fresh();
+            certificate.update(load(&pair.chain, &pair.key), at("2026-06-01"));
+            certificate
+        };
+        let ed25519 = pair(&["shop.example.com"], &PKCS_ED25519);
+        let wildcard = pair(&["*.shop.example.com"], &PKCS_ECDSA_P256_SHA256);
+        let all = HostCertificates(vec![certificate(&ed25519), certificate(&wildcard)]);
+        let (ed, ec) = (SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256);
+        let position = |hostname, schemes: &[_]| {
+            let chosen = all.choose(hostname, schemes, at("2026-06-01"))?;
+            let same = |c: &HostCertificate| Arc::ptr_eq(chosen, c.in_use.as_ref().expect("in use"));
+            all.0.iter().position(same)
+        };
+        assert_eq!(position(0, &[ed, ec]), Some(0));
+        assert_eq!(position(1, &[ed, ec]), Some(1));
+        assert_eq!(position(1, &[ed]), Some(0));
+        assert_eq!(position(0, &[SignatureScheme::RSA_PSS_SHA256]), None);
+        assert_eq!((position(0, &[]), position(1, &[])), (Some(0), Some(1)));
+        let later = at("2026-06-01") + SignedDuration::from_hours(24 * 300);
+        assert!(
+            all.choose(0, &[ed], later).is_some(),
+            "better expired than nothing"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! The ClientHello, read before rustls sees it: the host, and with it the whole TLS configuration, depends on the
+//! server name, and rustls takes the configuration first.
+//!
+//! The reader keeps every byte, so that rustls later judges exactly what the client sent. It is incremental, bounded and
+//! free of IO. What it cannot read goes to [`refusal`], where rustls finds the right alert.
+
+use std::io::Read;
+
+use rustls::server::Acceptor;
+
+/// Most bytes on the wire that a ClientHello may take, record headers included.
+const MAX_WIRE: usize = 64 * 1024;
+
+/// Longest ClientHello. Real ones, with post-quantum key shares and several tickets, stay below 8 KiB.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Most TLS 1.3 tickets that are looked at: clients offer one, and some a second.
+const MOST_IDENTITIES: usize = 2;
+
+/// Longest record that carries plaintext (RFC 9846 section 5.1).
+const MAX_RECORD: usize = 16 * 1024;
+
+const RECORD_HEADER: usize = 5;
+const MESSAGE_HEADER: usize = 4;
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const TLS13: u16 = 0x0304;
+
+mod extension {
+    pub(crate) const SERVER_NAME: u16 = 0;
+    pub(crate) const EXTENDED_MASTER_SECRET: u16 = 23;
+    pub(crate) const SESSION_TICKET: u16 = 35;
+    pub(crate) const PRE_SHARED_KEY: u16 = 41;
+    pub(crate) const SUPPORTED_VERSIONS: u16 = 43;
+}
+
+/// What the choice of host and ticket policy needs to know.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Hello {
+    /// Server name (RFC 6066 section 3) in lower case and without a trailing dot.
+    pub server_name: Option<String>,
+    /// Whether the client can speak TLS 1.3, which is then what rustls negotiates.
+    pub offers_tls13: bool,
+    /// Whether the client supports the extended master secret (RFC 7627).
+    pub extended_master_secret: bool,
+    /// The session id, where it has the length of ours. TLS 1.3 clients send a random one.
+    pub session_id: Option<SessionName>,
+    /// What the client says of TLS 1.2 tickets (RFC 5077), if anything.
+    pub ticket: Option<TicketOffer>,
+    /// The first of the TLS 1.3 tickets looked at that has the length of a single-use ticket.
+    pub single_use: Option<SessionName>,
+}
+
+/// A session id, or a single-use ticket: a random name that says nothing.
+pub type SessionName = [u8; 32];
+
+/// What a TLS 1.2 client says of tickets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TicketOffer {
+    /// It would take one.
+    Empty,
+    /// It offers one.
+    Ticket,
+}
+
+/// How far the ClientHello has come in.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Progress {
+    /// There is more to come.
+    Incomplete,
+    /// It is whole.
+    Complete(Hello),
+    /// It is not a ClientHello, or exceeds a limit.
+    Unreadable,
+}
+
+/// A ClientHello on its way in.
+#[derive(Default)]
+pub struct HelloReader {
+    wire: Vec<u8>,
+    /// Bytes of `wire` whose meaning is known.
+    taken: usize,
+    /// Bytes that the current record still holds.
+    record_left: usize,
+    message: Vec<u8>,
+}
+
+impl HelloReader {
+    /// Takes the next bytes off the wire.
+    pub fn feed(&mut self, bytes: &[u8]) -> Progress {
+        self.wire.extend_from_slice(bytes);
+        loop {
+            if self.record_left == 0 {
+                let untaken = self.wire.get(self.taken..).unwrap_or_default();
+                let Some(&[kind, major, _, high, low]) = untaken.first_chunk::<RECORD_HEADER>() else {
+                    return self.incomplete();
+                };
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                if kind != HANDSHAKE || major != 3 || length == 0 || length > MAX_RECORD {
+                    return Progress::Unreadable;
+                }
+                self.taken += RECORD_HEADER;
+                self.record_left = length;
+            }
+            let available = self.wire.get(self.taken..).unwrap_or_default();
+            let part = available.get(..self.record_left).unwrap_or(available);
+            if part.is_empty() {
+                return self.incomplete();
+            }
+            self.message.extend_from_slice(part);
+            self.taken += part.len();
+            self.record_left -= part.len();
+            match message_length(&self.message) {
+                Some(length) if length > MAX_MESSAGE => return Progress::Unreadable,
+                Some(length) if self.message.len() >= length => {
+                    let body = self.message.get(MESSAGE_HEADER..length).unwrap_or_default();
+                    return parse(body).map_or(Progress::Unreadable, Progress::Complete);
+                }
+                _ if self.message.first() != Some(&CLIENT_HELLO) => return Progress::Unreadable,
+                _ => {}
+            }
+        }
+    }
+
+    /// Everything that came off the wire, for rustls.
+    pub fn into_wire(self) -> Vec<u8> {
+        self.wire
+    }
+
+    fn incomplete(&self) -> Progress {
+        if self.wire.len() < MAX_WIRE {
+            Progress::Incomplete
+        } else {
+            Progress::Unreadable
+        }
+    }
+}
+
+/// The bytes of the fatal alert that answers an unreadable hello.
+pub fn refusal(wire: &[u8]) -> Vec<u8> {
+    let mut acceptor = Acceptor::default();
+    let mut rest = wire;
+    loop {
+        match acceptor.read_tls(rest.by_ref()) {
+            Ok(0) | Err(_) => return fatal_alert(Alert::DecodeError),
+            Ok(_) => {}
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            // A limit of ours was exceeded, not one of TLS.
+            Ok(Some(_)) => return fatal_alert(Alert::DecodeError),
+            Err((_, mut alert)) => {
+                let mut bytes = Vec::new();
+                return match alert.write(&mut bytes) {
+                    Ok(written) if written > 0 => bytes,
+                    _ => fatal_alert(Alert::DecodeError),
+                };
+            }
+        }
+    }
+}
+
+/// Alerts that are sent without rustls (RFC 9846 section 6.2).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Alert {
+    /// There is no certificate to offer.
+    HandshakeFailure = 40,
+    /// It is not a ClientHello.
+    DecodeError = 50,
+    /// No host has this name, or the client named none.
+    UnrecognizedName = 112,
+}
+
+/// A fatal alert in a record of its own, before any encryption.
+pub(crate) fn fatal_alert(alert: Alert) -> Vec<u8> {
+    vec![21, 3, 3, 0, 2, 2, alert as u8]
+}
+
+fn message_length(message: &[u8]) -> Option<usize> {
+    let &[kind, high, middle, low] = message.first_chunk::<MESSAGE_HEADER>()?;
+    let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+    (kind == CLIENT_HELLO).then_some(MESSAGE_HEADER + length)
+}
+
+/// Reads a ClientHello without its header (RFC 9846 section 4.1.2).
+fn parse(body: &[u8]) -> Option<Hello> {
+    let mut hello = Hello::default();
+    let mut body = Cursor(body);
+    body.take(2 + 32)?;
+    hello.session_id = body.vector8()?.0.try_into().ok();
+    body.vector16()?; // cipher suites
+    body.vector8()?; // compression methods
+    if body.0.is_empty() {
+        return Some(hello);
+    }
+    let mut extensions = body.vector16()?;
+    while !extensions.0.is_empty() {
+        let kind = extensions.u16()?;
+        let mut content = extensions.vector16()?;
+        match kind {
+            extension::SERVER_NAME => hello.server_name = server_name(content)?,
+            extension::EXTENDED_MASTER_SECRET => hello.extended_master_secret = true,
+            extension::SESSION_TICKET => {
+                hello.ticket = Some(match content.0.is_empty() {
+                    true => TicketOffer::Empty,
+                    false => TicketOffer::Ticket,
+                });
+            }
+            extension::PRE_SHARED_KEY => {
+                let mut identities = content.vector16()?;
+                for _ in 0..MOST_IDENTITIES {
+                    if identities.0.is_empty() || hello.single_use.is_some() {
+                        break;
+                    }
+                    hello.single_use = identities.vector16()?.0.try_into().ok();
+                    identities.take(4)?; // age
+                }
+            }
+            extension::SUPPORTED_VERSIONS => {
+                let mut versions = content.vector8()?;
+                while !versions.0.is_empty() {
+                    hello.offers_tls13 |= versions.u16()? == TLS13;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(hello)
+}
+
+/// The host name in a server name list; there can be but one (RFC 6066 section 3).
+fn server_name(mut content: Cursor<'_>) -> Option<Option<String>> {
+    const HOST_NAME: u8 = 0;
+    let mut names = content.vector16()?;
+    if names.u8()? != HOST_NAME {
+        return Some(None);
+    }
+    let name = std::str::from_utf8(names.vector16()?.0).ok()?;
+    let name = name.strip_suffix('.').unwrap_or(name);
+    (!name.is_empty() && name.is_ascii()).then(|| Some(name.to_ascii_lowercase()))
+}
+
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.take(1)?.first().copied()
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2)?
+            .first_chunk()
+            .map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
+    fn vector8(&mut self) -> Option<Cursor<'a>> {
+        let length = self.u8()?;
+        self.take(length.into()).map(Cursor)
+    }
+
+    fn vector16(&mut self) -> Option<Cursor<'a>> {
+        let length = self.u16()?;
+        self.take(length.into()).map(Cursor)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! The threads that carry the traffic: one for each core, each with listeners of its own. A connection stays on its thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::control::status::Shared;
+use super::http::{self, Client, ClientTls, Forwarder, HttpMetrics};
+use super::listen::sockets::{Listeners, waiting};
+use super::metrics::Port;
+use super::resume::session_cache::{SessionCache, SessionCacheMetrics};
+use super::tls::handshake;
+
+/// How long accepting pauses after an error such as too many open files.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// What all traffic threads share besides [`Shared`].
+#[derive(Clone)]
+pub(crate) struct Traffic {
+    /// State of the process.
+    pub(crate) shared: Arc<Shared>,
+    /// Metrics of the HTTP side.
+    pub(crate) http_metrics: HttpMetrics,
+    /// Metrics of the session cache.
+    pub(crate) cache_metrics: SessionCacheMetrics,
+    /// Room for connections.
+    pub(crate) room: Arc<Semaphore>,
+    /// Loops that accept.
+    pub(crate) acceptors: TaskTracker,
+    /// Open connections.
+    pub(crate) connections: TaskTracker,
+    /// Done once no further connections are wanted.
+    pub(crate) stop_accepting: CancellationToken,
+    /// Done once the threads are to end.
+    pub(crate) end: CancellationToken,
+}
+
+/// Starts one traffic thread. `alive` is dropped when it ends, for whatever reason.
+pub(crate) fn start(
+    number: usize,
+    runtime: Runtime,
+    listeners: Listeners,
+    traffic: Traffic,
+    alive: tokio_util::sync::DropGuard,
+) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new()
+        .name(format!("traffic-{number}"))
+        .spawn(move || {
+            let _alive = alive;
+            LocalSet::new().block_on(&runtime, run(listeners, traffic))
+        })
+}
+
+async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
+    let shared = &traffic.shared;
+    let forwarder = Forwarder::new(
+        Arc::clone(&shared.routing),
+        shared.endpoints.clone(),
+        traffic.http_metrics.clone(),
+    );
+    let (end, acceptors) = (traffic.end.clone(), traffic.acceptors.clone());
+    let session_cache = SessionCache::new(traffic.cache_metrics.clone());
+    // Connected before the first client comes.
+    session_cache.follow(shared.snapshot.load().config.session_cache.as_ref());
+    let worker = Rc::new(Worker {
+        traffic,
+        forwarder,
+        session_cache,
+    });
+    let https = TcpListener::from_std(listeners.https)?;
+    acceptors.spawn_local(Rc::clone(&worker).accept(https, Port::Https));
+    if let Some(http) = listeners.http {
+        acceptors.spawn_local(worker.accept(TcpListener::from_std(http)?, Port::Http));
+    }
+    end.cancelled().await;
+    Ok(())
+}
+
+/// One traffic thread at work.
+struct Worker {
+    traffic: Traffic,
+    forwarder: Rc<Forwarder>,
+    session_cache: SessionCache,
+}
+
+impl Worker {
+    async fn accept(self: Rc<Self>, listener: TcpListener, port: Port) {
+        let stop = &self.traffic.stop_accepting;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.take(stream, peer, port),
+                // The client went away while it waited in the queue.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.traffic.shared.metrics.accept_failed();
+                    debug!(%error, "cannot accept");
+                    sleep(BACK_OFF).await;
+                }
+            }
+        }
+        // Closing the listener resets whoever waits in its queue, so they are let in first.
+        for (stream, peer) in waiting(listener) {
+            self.take(stream, peer, port);
+        }
+    }
+
+    fn take(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, port: Port) {
+        let metrics = &self.traffic.shared.metrics;
+        let Ok(room) = Arc::clone(&self.traffic.room).try_acquire_owned() else {
+            metrics.connection_refused(port);
+            // A reset costs neither side any further state.
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            return;
+        };
+        let open = metrics.connection_opened(port);
+        let worker = Rc::clone(self);
+        self.traffic.connections.spawn_local(async move {
+            worker.serve(stream, peer, port).await;
+            drop((room, open));
+        });
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, port: Port) {
+        let shared = &self.traffic.shared;
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let snapshot = shared.snapshot.load_full();
+        let draining = shared.draining.clone();
+        match port {
+            Port::Http => {
+                drop(snapshot);
+                let client = Client { peer, tls: None };
+                http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
+            }
+            Port::Https => {
+                self.session_cache.follow(snapshot.config.session_cache.as_ref());
+                // In a box, so that its memory is free again once the handshake is over.
+                let handshake = handshake::accept(
+                    stream,
+                    peer.ip(),
+                    &snapshot,
+                    &shared.keys,
+                    &self.session_cache,
+                    &shared.metrics,
+                );
+                let Some((stream, host)) = Box::pin(handshake).await else {
+                    return;
+                };
+                drop(snapshot);
+                let http2 = stream.connection().alpn_protocol() == Some(b"h2");
+                let tls = Some(ClientTls { host, http2 });
+                let client = Client { peer, tls };
+                http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
+            }
+        }
+    }
+}

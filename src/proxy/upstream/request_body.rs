@@ -1,0 +1,111 @@
+//! The body of a client's request on its way to a backend.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::proxy::http::body::{BodyError, poll_part};
+use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::timer::StallTimer;
+
+/// The body of a client's request on its way to a backend.
+#[derive(Default)]
+pub(crate) struct RequestBody(Option<Box<Upload>>);
+
+struct Upload {
+    body: Incoming,
+    stall: StallTimer,
+    progress: Rc<UploadProgress>,
+}
+
+/// How the body of a client's request comes along.
+pub(crate) struct UploadProgress {
+    last: Cell<Instant>,
+    failure: Cell<Option<Refusal>>,
+}
+
+impl RequestBody {
+    /// A body that is limited to `idle` between its parts, and how it comes along; none of both when there is no body.
+    pub(crate) fn new(body: Incoming, idle: Duration) -> (Self, Option<Rc<UploadProgress>>) {
+        if body.is_end_stream() {
+            return (Self(None), None);
+        }
+        let progress = Rc::new(UploadProgress::new());
+        let upload = Upload {
+            body,
+            stall: StallTimer::new(idle),
+            progress: Rc::clone(&progress),
+        };
+        (Self(Some(Box::new(upload))), Some(progress))
+    }
+}
+
+impl UploadProgress {
+    /// The progress of a body of which nothing has come yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            last: Cell::new(Instant::now()),
+            failure: Cell::new(None),
+        }
+    }
+
+    /// A part came.
+    pub(crate) fn advanced(&self) {
+        self.last.set(Instant::now());
+    }
+
+    /// When the last part came.
+    pub(crate) fn last(&self) -> Instant {
+        self.last.get()
+    }
+
+    /// What to tell a client that has not delivered the body as it should.
+    pub(crate) fn failure(&self) -> Option<Refusal> {
+        self.failure.get()
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(upload) = &mut self.get_mut().0 else {
+            return Poll::Ready(None);
+        };
+        let outcome = poll_part(&mut upload.body, &mut upload.stall, cx);
+        match &outcome {
+            Poll::Ready(Some(Ok(_))) => upload.progress.advanced(),
+            Poll::Ready(Some(Err(error))) => upload.progress.failure.set(Some(match error {
+                BodyError::Stalled => Refusal {
+                    status: StatusCode::REQUEST_TIMEOUT,
+                    reason: "the request's body did not come in time",
+                },
+                BodyError::Broken(_) => Refusal::bad_request("the request's body is malformed or incomplete"),
+            })),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        outcome
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|upload| upload.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), |upload| upload.body.size_hint())
+    }
+}

@@ -1,0 +1,38 @@
+//! Why a request has no answer.
+
+/// What a `tlsfarm cache` answers when it cannot store, because the cache that owns the key does not answer. The cache that
+/// sends this is healthy; it must not count as a failure.
+pub(crate) const OWNER_IS_SILENT: &str = "ERR the cache that owns this key does not answer";
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum CacheError {
+    /// There is no connection, the breaker is open, or too many requests wait already: known at once.
+    #[error("the cache is not available")]
+    Unavailable,
+    /// The answer did not come in time.
+    #[error("the cache did not answer in time")]
+    Timeout,
+    /// The connection ended. Whether the request was carried out is not known.
+    #[error("the connection to the cache ended")]
+    Lost,
+    /// What came back is no answer to what was asked.
+    #[error("the cache broke the protocol")]
+    Garbled,
+    /// The server answered with an error.
+    #[error("the cache refuses: {0}")]
+    Refused(String),
+}
+
+impl CacheError {
+    /// Word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::Lost => "lost",
+            Self::Garbled => "garbled",
+            Self::Refused(_) => "refused",
+        }
+    }
+}

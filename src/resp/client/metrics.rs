@@ -1,0 +1,152 @@
+//! What clients count. All clients of a process share these, however many servers and threads there are.
+
+use std::time::Instant;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::error::CacheError;
+use crate::resp::Reply;
+use crate::resp::breaker::BreakerState;
+
+/// The metrics of the clients of one process; clones share their values.
+#[derive(Clone)]
+pub struct ClientMetrics {
+    answered: Counter,
+    failures: Family<ReasonLabel, Counter>,
+    seconds: Histogram,
+    late: Counter,
+    connected: Counter,
+    disconnected: Counter,
+    reachable: Gauge,
+    breakers: Family<StateLabel, Gauge>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StateLabel {
+    state: &'static str,
+}
+
+impl Default for ClientMetrics {
+    /// Metrics that nobody sees.
+    fn default() -> Self {
+        Self {
+            answered: Counter::default(),
+            failures: Family::default(),
+            seconds: Histogram::new(BUCKETS),
+            late: Counter::default(),
+            connected: Counter::default(),
+            disconnected: Counter::default(),
+            reachable: Gauge::default(),
+            breakers: Family::default(),
+        }
+    }
+}
+
+/// From what a Unix socket takes to the longest time limit that a handshake may have.
+const BUCKETS: [f64; 10] = [
+    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
+];
+
+impl ClientMetrics {
+    /// Makes the metrics and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let m = Self::default();
+        registry.register(
+            "requests_answered",
+            "Requests to caches that were answered in time",
+            m.answered.clone(),
+        );
+        registry.register(
+            "requests_failed",
+            "Requests to caches that were not answered, by reason",
+            m.failures.clone(),
+        );
+        registry.register(
+            "request_seconds",
+            "Time from a request to its answer",
+            m.seconds.clone(),
+        );
+        registry.register(
+            "answers_late",
+            "Answers that came after the time limit",
+            m.late.clone(),
+        );
+        registry.register(
+            "connects",
+            "Connections to caches that were made and answered",
+            m.connected.clone(),
+        );
+        registry.register(
+            "disconnects",
+            "Connections to caches that ended, and attempts that came to nothing",
+            m.disconnected.clone(),
+        );
+        registry.register(
+            "reachable",
+            "Clients whose cache is connected and answers",
+            m.reachable.clone(),
+        );
+        registry.register(
+            "breakers",
+            "Circuit breakers, by whether requests pass: closed, half_open, open",
+            m.breakers.clone(),
+        );
+        m
+    }
+
+    pub(super) fn count(&self, outcome: &Result<Reply, CacheError>, asked: Instant) {
+        match outcome {
+            Ok(_) => {
+                self.answered.inc();
+                self.seconds.observe(asked.elapsed().as_secs_f64());
+            }
+            Err(error) => {
+                let label = ReasonLabel { reason: error.kind() };
+                self.failures.get_or_create(&label).inc();
+            }
+        }
+    }
+
+    pub(super) fn answered_late(&self) {
+        self.late.inc();
+    }
+
+    pub(super) fn connected(&self) {
+        self.connected.inc();
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.disconnected.inc();
+    }
+
+    pub(super) fn reachable(&self, reachable: bool) {
+        match reachable {
+            true => self.reachable.inc(),
+            false => self.reachable.dec(),
+        };
+    }
+
+    pub(super) fn breaker_was(&self, before: Option<BreakerState>, after: Option<BreakerState>) {
+        let gauge = |state: BreakerState| {
+            self.breakers.get_or_create_owned(&StateLabel {
+                state: state.as_str(),
+            })
+        };
+        if let Some(state) = before {
+            gauge(state).dec();
+        }
+        if let Some(state) = after {
+            gauge(state).inc();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The task behind a client: connect, serve, and connect again.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{debug, info};
+
+use super::error::CacheError;
+use super::health::Keeper;
+use super::link::{Link, LinkEnd};
+use super::outstanding::Request;
+use super::transport::Transport;
+use crate::runtime::error_chain::with_causes;
+
+/// How long a connection may take to be made, until the server's first answer.
+const CONNECT_TIME: Duration = Duration::from_secs(1);
+
+const SHORTEST_BACK_OFF: Duration = Duration::from_millis(50);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// Runs until the last client is dropped.
+pub(super) async fn run(
+    transport: Transport,
+    timeout: Duration,
+    mut requests: mpsc::Receiver<Request>,
+    mut keeper: Keeper,
+) {
+    let mut back_off = SHORTEST_BACK_OFF;
+    loop {
+        let began = Instant::now();
+        let is_trial = keeper.begin_trial(began);
+        let connect = tokio::time::timeout(CONNECT_TIME, transport.connect());
+        let connected = match keeper.is_starting() {
+            // The first requests wait in the queue.
+            true => connect.await,
+            false => tokio::select! {
+                connected = connect => connected,
+                () = turn_away(&mut requests) => return,
+            },
+        };
+        let problem = match connected {
+            Ok(Ok((stream, decoder))) => {
+                keeper.end_trial(is_trial, Instant::now());
+                keeper.link_up();
+                info!(cache = %transport, "connected to a session cache");
+                let link = Link::new(stream, decoder, timeout, &mut keeper, &mut requests);
+                match link.run().await {
+                    LinkEnd::Unused => return,
+                    LinkEnd::Broken(why) => format!("the connection to {transport} ended: {why}"),
+                }
+            }
+            Ok(Err(error)) => format!("no connection to {transport}: {}", with_causes(&error)),
+            Err(_) => format!("no connection to {transport}: it took too long"),
+        };
+        let now = Instant::now();
+        match keeper.is_down() {
+            true => debug!(problem, "a session cache still cannot be reached"),
+            false => info!(problem, "a session cache cannot be reached"),
+        }
+        keeper.link_down(problem, now);
+        // A server that takes connections and then breaks them is not asked more often than one that is away.
+        if now.duration_since(began) > LONGEST_BACK_OFF * 2 {
+            back_off = SHORTEST_BACK_OFF;
+        }
+        let jittered = back_off.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        tokio::select! {
+            () = sleep(jittered) => {}
+            () = turn_away(&mut requests) => return,
+        }
+        back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+    }
+}
+
+/// Answers what was asked just before the connection was known to be gone. It returns when all clients are gone.
+async fn turn_away(requests: &mut mpsc::Receiver<Request>) {
+    while let Some(request) = requests.recv().await {
+        let _ = request.answer.send(Err(CacheError::Unavailable));
+    }
+}
