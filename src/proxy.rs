@@ -9,7 +9,8 @@
 //! One thread for each core carries traffic; one more, the control thread, watches files, follows endpoints, answers on
 //! the admin port and hears signals. They share immutable snapshots that the control thread swaps.
 
-mod control;
+pub mod control;
+mod host;
 pub mod http;
 mod listen;
 mod metrics;

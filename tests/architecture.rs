@@ -256,7 +256,8 @@ impl Reader {
                 let kept = self.module.len().checked_sub(supers)?;
                 Some([&self.module[..kept], &path[supers..]].concat())
             }
-            _ if path.first().is_some_and(is_child) => Some([&self.module, path].concat()),
+            // A name alone may be a variable.
+            _ if path.len() > 1 && path.first().is_some_and(is_child) => Some([&self.module, path].concat()),
             _ => None,
         }
     }

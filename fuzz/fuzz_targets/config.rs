@@ -3,9 +3,13 @@
 
 #![no_main]
 
+use std::sync::Arc;
+
 use libfuzzer_sys::fuzz_target;
+use rustls::crypto::aws_lc_rs::default_provider;
 use tlsfarm::config::{CacheConfig, ProxyConfig};
-use tlsfarm::proxy::http::Routing;
+use tlsfarm::proxy::control::snapshot::Snapshot;
+use tlsfarm::proxy::tls::certificates::CertificatesByHost;
 
 /// An error message quotes at most a part of the file.
 const LONGEST_MESSAGE: usize = 1024;
@@ -17,7 +21,8 @@ fuzz_target!(|input: &[u8]| {
     match ProxyConfig::parse(text) {
         Ok(config) => {
             assert!(!config.hosts.is_empty());
-            Routing::new(&config);
+            let (certificates, provider) = (CertificatesByHost::default(), Arc::new(default_provider()));
+            Snapshot::new(config.clone(), String::new(), &certificates, &provider).expect("usable");
             let json = serde_json::to_string(&config).expect("it serializes");
             assert_eq!(ProxyConfig::parse(&json).as_ref(), Ok(&config));
         }

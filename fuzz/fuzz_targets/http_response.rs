@@ -13,9 +13,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use libfuzzer_sys::fuzz_target;
 use prometheus_client::registry::Registry;
+use rustls::ProtocolVersion;
+use rustls::crypto::aws_lc_rs::default_provider;
 use tlsfarm::config::ProxyConfig;
 use tlsfarm::discovery::Endpoints;
-use tlsfarm::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, Routing, serve};
+use tlsfarm::proxy::control::snapshot::Snapshot;
+use tlsfarm::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, serve};
+use tlsfarm::proxy::tls::certificates::CertificatesByHost;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -58,12 +62,16 @@ async fn exchange(method: &str, response: Vec<u8>, piece: usize) -> Vec<u8> {
         }
     });
 
-    let forwarder = forwarder(address);
+    let snapshot = snapshot(address);
+    let metrics = HttpMetrics::register(&mut Registry::default());
+    let following = Arc::new(ArcSwap::new(Arc::clone(&snapshot)));
+    let forwarder = Forwarder::new(following, Endpoints::watched(), metrics);
     let (mut client, proxy) = tokio::io::duplex(64 * 1024);
     let peer = Client {
         peer: "192.0.2.7:1234".parse().expect("valid"),
         tls: Some(ClientTls {
-            host: "shop".into(),
+            host: Arc::clone(snapshot.host("shop.test").expect("configured")),
+            version: ProtocolVersion::TLSv1_3,
             http2: false,
         }),
     };
@@ -90,7 +98,7 @@ async fn answer(mut stream: TcpStream, response: Rc<[u8]>, piece: usize) {
     }
 }
 
-fn forwarder(backend: SocketAddr) -> Rc<Forwarder> {
+fn snapshot(backend: SocketAddr) -> Arc<Snapshot> {
     let config = format!(
         r#"
 version: 1
@@ -107,9 +115,9 @@ hosts:
 "#
     );
     let config = ProxyConfig::parse(&config).expect("a valid configuration");
-    let metrics = HttpMetrics::register(&mut Registry::default());
-    let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
-    Forwarder::new(routing, Endpoints::watched(), metrics)
+    let provider = Arc::new(default_provider());
+    let certificates = CertificatesByHost::default();
+    Arc::new(Snapshot::new(config, String::new(), &certificates, &provider).expect("usable"))
 }
 
 /// Reads one response as a strict client does. It may be cut off, as the backend's was, and nothing may follow it.

@@ -5,5 +5,6 @@ pub(crate) mod drain;
 pub(crate) mod host_names;
 pub(crate) mod reload;
 pub(crate) mod ring_file;
-pub(crate) mod snapshot;
+// Public for the fuzz targets.
+pub mod snapshot;
 pub(crate) mod status;

@@ -13,17 +13,20 @@ mod headers;
 // Public for the fuzz targets.
 pub mod refusal;
 mod request;
-mod route;
+pub(crate) mod route;
 mod service;
 mod state;
 pub(crate) mod timer;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-pub use crate::proxy::metrics::http::HttpMetrics;
+use rustls::{ProtocolVersion, ServerConnection};
+
+use super::host::Host;
+pub use super::metrics::http::HttpMetrics;
 pub use connection::serve;
 pub use forwarder::Forwarder;
-pub use route::Routing;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -37,10 +40,24 @@ pub struct Client {
 /// What a TLS handshake agreed on.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    /// Name of the host in the configuration that the client's server name belongs to.
-    pub host: String,
+    /// The host that the client's server name belongs to, as it was at the time.
+    pub host: Arc<Host>,
+    /// The version of TLS.
+    pub version: ProtocolVersion,
     /// Whether HTTP/2 was chosen (ALPN `h2`).
     pub http2: bool,
+}
+
+impl ClientTls {
+    /// What a handshake agreed on that is complete.
+    pub(crate) fn of(connection: &ServerConnection, host: Arc<Host>) -> Self {
+        Self {
+            host,
+            // There is one once the handshake is complete; the strictest host accepts no other.
+            version: connection.protocol_version().unwrap_or(ProtocolVersion::TLSv1_2),
+            http2: connection.alpn_protocol() == Some(b"h2"),
+        }
+    }
 }
 
 #[cfg(test)]

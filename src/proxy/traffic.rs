@@ -67,7 +67,7 @@ pub(crate) fn start(
 async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
     let shared = &traffic.shared;
     let forwarder = Forwarder::new(
-        Arc::clone(&shared.routing),
+        Arc::clone(&shared.snapshot),
         shared.endpoints.clone(),
         traffic.http_metrics.clone(),
     );
@@ -166,8 +166,7 @@ impl Worker {
                     return;
                 };
                 drop(snapshot);
-                let http2 = stream.connection().alpn_protocol() == Some(b"h2");
-                let tls = Some(ClientTls { host, http2 });
+                let tls = Some(ClientTls::of(stream.connection(), host));
                 let client = Client { peer, tls };
                 http::serve(stream, client, Rc::clone(&self.forwarder), draining).await;
             }

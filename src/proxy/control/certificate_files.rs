@@ -13,17 +13,19 @@ use zeroize::Zeroizing;
 use crate::config::{self, ProxyConfig};
 use crate::proxy::metrics::{FileKind, Metrics};
 use crate::proxy::tls::certificates::{
-    CertificateFault, HostCertificate, HostCertificates, LoadedCertificate,
+    CertificateFault, CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
 };
 use crate::runtime::files::FileIdentity;
 
 /// The files of every host's certificates and what was last read from them.
+#[derive(Clone)]
 pub(crate) struct CertificateFiles {
     hosts: Vec<(String, Vec<Pair>)>,
     provider: Arc<CryptoProvider>,
     metrics: Metrics,
 }
 
+#[derive(Clone)]
 struct Pair {
     files: config::Certificate,
     hostnames: Vec<String>,
@@ -85,12 +87,12 @@ impl CertificateFiles {
         changed
     }
 
-    /// The certificates of each host as they are now, in the order of the configuration.
-    pub(crate) fn current(&self) -> Vec<Arc<HostCertificates>> {
+    /// The certificates of each host as they are now.
+    pub(crate) fn current(&self) -> CertificatesByHost {
         let states = |pairs: &[Pair]| pairs.iter().map(|pair| pair.state.clone()).collect();
-        self.hosts
-            .iter()
-            .map(|(_, pairs)| Arc::new(HostCertificates(states(pairs))))
+        let hosts = self.hosts.iter();
+        hosts
+            .map(|(host, pairs)| (host.clone(), HostCertificates(states(pairs))))
             .collect()
     }
 }

@@ -14,7 +14,6 @@ use super::snapshot::Snapshot;
 use super::status::Shared;
 use crate::config::{ConfigError, Listen, ProxyConfig, fingerprint};
 use crate::discovery::Endpoints;
-use crate::proxy::http::Routing;
 use crate::proxy::metrics::{FileKind, Metrics};
 use crate::runtime::files::WatchedFile;
 
@@ -64,7 +63,7 @@ impl Reloader {
         certificates.follow(&config);
         certificates.poll(now);
         let listen = config.listen.clone();
-        let snapshot = Snapshot::new(config, fingerprint, certificates.current(), &provider)?;
+        let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &provider)?;
         metrics.set_certificates(snapshot.certificates_in_use());
         let shared = Arc::new(Shared::new(snapshot, endpoints, metrics));
         let mut reloader = Self {
@@ -86,7 +85,11 @@ impl Reloader {
         self.poll_config(now);
         if self.certificates.poll(now) {
             let current = self.shared.snapshot.load_full();
-            if let Err(error) = self.swap(current.config.clone(), current.fingerprint.clone()) {
+            if let Err(error) = self.swap(
+                &self.certificates,
+                current.config.clone(),
+                current.fingerprint.clone(),
+            ) {
                 warn!(%error, "new certificates cannot be used");
             }
         }
@@ -118,11 +121,12 @@ impl Reloader {
             self.listen = config.listen.clone();
         }
         if self.shared.snapshot.load().fingerprint != fingerprint {
-            let routing = Routing::new(&config);
-            self.certificates.follow(&config);
-            self.certificates.poll(now);
-            self.swap(config, fingerprint.clone())?;
-            self.shared.routing.store(Arc::new(routing));
+            // On a copy: a configuration that turns out to be unusable must not take the certificates of hosts away.
+            let mut certificates = self.certificates.clone();
+            certificates.follow(&config);
+            certificates.poll(now);
+            self.swap(&certificates, config, fingerprint.clone())?;
+            self.certificates = certificates;
             self.shared.metrics.reloaded(FileKind::Config);
             info!(%fingerprint, "configuration loaded");
         }
@@ -130,8 +134,13 @@ impl Reloader {
         Ok(())
     }
 
-    fn swap(&self, config: ProxyConfig, fingerprint: String) -> Result<(), ConfigFileError> {
-        let snapshot = Snapshot::new(config, fingerprint, self.certificates.current(), &self.provider)?;
+    fn swap(
+        &self,
+        certificates: &CertificateFiles,
+        config: ProxyConfig,
+        fingerprint: String,
+    ) -> Result<(), ConfigFileError> {
+        let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &self.provider)?;
         self.shared
             .metrics
             .set_certificates(snapshot.certificates_in_use());

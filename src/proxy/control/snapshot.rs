@@ -1,30 +1,20 @@
-//! Everything that a handshake needs to know, immutable: it is built whole from the configuration and the certificates,
-//! and then swapped in.
+//! Everything that connections and requests go by, immutable: it is built whole from the configuration and the
+//! certificates, and then swapped in.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::crypto::CryptoProvider;
-use rustls::server::NoServerSessionStorage;
-use rustls::version::{TLS12, TLS13};
-use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::host_names::HostTable;
-use crate::api::{Duration, MinVersion, TicketKind};
-use crate::config::{self, ProxyConfig};
-use crate::proxy::metrics::Metrics;
-use crate::proxy::resume::session_cache::{Cached, Lookup};
-use crate::proxy::resume::tickets::{ConnectionTickets, ResumptionRules, SharedKeys, TicketVersion};
-use crate::proxy::tls::certificates::{CertificateChoice, HostCertificates};
-use crate::proxy::tls::client_hello::{Hello, TicketOffer};
+use crate::config::ProxyConfig;
+use crate::proxy::host::Host;
+use crate::proxy::tls::certificates::CertificatesByHost;
 use crate::report::CertificateReport;
-use crate::ring::{CacheKind, Scope, TicketPolicy};
-
-/// Protocols that the HTTP side speaks, the preferred one first.
-const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// What the proxy serves at one moment.
-pub(crate) struct Snapshot {
+pub struct Snapshot {
     /// The configuration that it is made from.
     pub(crate) config: ProxyConfig,
     /// Fingerprint of that configuration's file.
@@ -33,36 +23,22 @@ pub(crate) struct Snapshot {
     by_name: HostTable<(Arc<Host>, usize)>,
 }
 
-/// One host with its TLS policy.
-pub(crate) struct Host {
-    /// Name within the farm.
-    pub(crate) name: String,
-    /// The names that it serves.
-    pub(crate) hostnames: Vec<String>,
-    /// Its certificates.
-    pub(crate) certificates: Arc<HostCertificates>,
-    scope: Scope,
-    tls12_tickets: Option<TicketPolicy>,
-    tls13_tickets: TicketPolicy,
-    ticket_kind: TicketKind,
-    session_ids: Option<TicketPolicy>,
-    /// Everything but certificate and tickets, which each connection adds.
-    base: ServerConfig,
-}
-
 impl Snapshot {
-    /// Builds a snapshot. `certificates` holds those of each host, in the order of the configuration.
-    pub(crate) fn new(
+    /// Builds a snapshot. A host without certificates among `certificates` has none, and refuses handshakes.
+    ///
+    /// # Errors
+    ///
+    /// The TLS library refuses what the configuration asks for.
+    pub fn new(
         config: ProxyConfig,
         fingerprint: String,
-        certificates: Vec<Arc<HostCertificates>>,
+        certificates: &CertificatesByHost,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::Error> {
         let hosts = config
             .hosts
             .iter()
-            .zip(certificates)
-            .map(|(host, certificates)| Host::new(&config, host, certificates, provider).map(Arc::new))
+            .map(|host| Host::new(&config, host, certificates.of(&host.name), provider).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let by_name = hosts
             .iter()
@@ -82,6 +58,17 @@ impl Snapshot {
     /// The host that a server name belongs to, and which of the host's names it is.
     pub(crate) fn find(&self, server_name: &str) -> Option<&(Arc<Host>, usize)> {
         self.by_name.find(server_name)
+    }
+
+    /// The host that a lower-case host name belongs to.
+    pub fn host(&self, hostname: &str) -> Option<&Arc<Host>> {
+        self.find(hostname).map(|(host, _)| host)
+    }
+
+    /// Whether the forwarding headers of this peer are believed.
+    pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
+        let networks = &self.config.trusted_proxies;
+        networks.iter().any(|network| network.contains(&peer))
     }
 
     /// Whether at least one host can be served.
@@ -108,137 +95,31 @@ impl Snapshot {
     }
 }
 
-impl Host {
-    fn new(
-        config: &ProxyConfig,
-        host: &config::Host,
-        certificates: Arc<HostCertificates>,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, rustls::Error> {
-        let versions: &[&SupportedProtocolVersion] = match host.min_version {
-            MinVersion::TLS12 => &[&TLS13, &TLS12],
-            MinVersion::TLS13 => &[&TLS13],
-        };
-        let mut base = ServerConfig::builder_with_provider(Arc::clone(provider))
-            .with_protocol_versions(versions)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(NoCertificate));
-        base.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
-        base.session_storage = Arc::new(NoServerSessionStorage {});
-        // Two, because browsers open several connections at once (RFC 9846 appendix C.4). None go to clients without
-        // psk_key_exchange_modes; rustls sees to that.
-        base.send_tls13_tickets = 2;
-
-        let tls13_tickets = TicketPolicy {
-            lifetime: config.tickets.lifetime.as_signed(),
-            max_age: config.tickets.max_age.as_signed(),
-        };
-        // In TLS 1.2 the keys of a session are those of all that resume it: the bound must hold for the chain.
-        let bounded = |longest: Duration| TicketPolicy {
-            lifetime: tls13_tickets.lifetime.min(longest.as_signed()),
-            max_age: tls13_tickets.max_age.min(longest.as_signed()),
-        };
-        let single_use = host.ticket_kind == TicketKind::SingleUse;
-        // A TLS 1.2 ticket may be used again and again.
-        let tls12_tickets = config.tickets.tls12_lifetime.filter(|_| !single_use).map(bounded);
-        let scope = Scope::new(&config.farm, &host.name, host.min_version);
-        Ok(Self {
-            name: host.name.clone(),
-            hostnames: host.hostnames.clone(),
-            certificates,
-            scope: if single_use { scope.single_use() } else { scope },
-            tls12_tickets,
-            tls13_tickets,
-            ticket_kind: host.ticket_kind,
-            session_ids: config
-                .session_cache
-                .as_ref()
-                // TLS 1.3 has no sessions by id.
-                .filter(|_| host.min_version == MinVersion::TLS12)
-                .map(|cache| bounded(cache.session_id_lifetime)),
-            base,
-        })
-    }
-
-    /// What to ask the session cache before the handshake, if it can matter at all.
-    pub(crate) fn lookup(&self, hello: &Hello) -> Option<Lookup> {
-        let scope = self.scope;
-        if hello.offers_tls13 {
-            let kind = CacheKind::SingleUse;
-            let name = hello
-                .single_use
-                .filter(|_| self.ticket_kind == TicketKind::SingleUse)?;
-            return Some(Lookup { kind, name, scope });
-        }
-        // Whoever offers a ticket resumes by it or not at all (RFC 5077 section 3.4).
-        let by_id = hello.ticket != Some(TicketOffer::Ticket) && self.session_ids(hello).is_some();
-        let kind = CacheKind::SessionId;
-        let name = hello.session_id.filter(|_| by_id)?;
-        Some(Lookup { kind, name, scope })
-    }
-
-    /// For how long the client may resume by session id, if it may.
-    fn session_ids(&self, hello: &Hello) -> Option<TicketPolicy> {
-        self.session_ids
-            .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
-    }
-
-    /// How the connection may resume, and what it is given to resume by.
-    fn rules(&self, hello: &Hello) -> ResumptionRules {
-        let (version, tickets) = if hello.offers_tls13 {
-            (TicketVersion::Tls13, Some(self.tls13_tickets))
-        } else {
-            // Without the extended master secret a session can be moved between connections (RFC 7627 section 1).
-            let allowed = hello.extended_master_secret;
-            (TicketVersion::Tls12, self.tls12_tickets.filter(|_| allowed))
-        };
-        // Clients that keep tickets fill no cache.
-        let gets_ticket = tickets.is_some() && hello.ticket.is_some();
-        ResumptionRules {
-            scope: self.scope,
-            version,
-            tickets,
-            kind: self.ticket_kind,
-            session_ids: self.session_ids(hello),
-            gets_session_id: !gets_ticket,
-        }
-    }
-
-    /// The TLS configuration of one connection, and its tickets. `cached` is what the session cache does for it.
-    pub(crate) fn connect(
-        &self,
-        hostname: usize,
-        hello: &Hello,
-        cached: Cached,
-        keys: Arc<SharedKeys>,
-        metrics: Metrics,
-    ) -> (ServerConfig, Arc<ConnectionTickets>) {
-        let rules = self.rules(hello);
-        let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));
-        let mut config = self.base.clone();
-        config.ticketer = Arc::clone(&tickets) as _;
-        config.session_storage = Arc::clone(&tickets) as _;
-        config.cert_resolver = Arc::new(CertificateChoice {
-            certificates: Arc::clone(&self.certificates),
-            hostname,
-            tickets: Arc::clone(&tickets),
-        });
-        (config, tickets)
-    }
-}
-
-/// Stands in [`Host::base`] for the choice that each connection brings.
-#[derive(Debug)]
-struct NoCertificate;
-
-impl rustls::server::ResolvesServerCert for NoCertificate {
-    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
-        None
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod fixtures;
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_listed_networks_are_trusted() {
+        let mut config = fixtures::config();
+        config.trusted_proxies = vec!["10.0.0.0/8".parse().expect("valid")];
+        let snapshot = fixtures::snapshot(config);
+        assert!(snapshot.trusts("10.1.2.3".parse().expect("valid")));
+        assert!(!snapshot.trusts("11.1.2.3".parse().expect("valid")));
+    }
+
+    #[test]
+    fn certificates_belong_to_the_host_of_their_name_wherever_it_stands() {
+        let mut config = fixtures::config();
+        config.hosts.reverse();
+        let snapshot = fixtures::snapshot(config);
+        let served = |hostname| {
+            let host = snapshot.host(hostname).expect("configured");
+            host.certificates.any_usable()
+        };
+        assert!(served("shop.test") && served("once.test") && !served("bare.test"));
+    }
+}

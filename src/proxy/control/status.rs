@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use super::snapshot::Snapshot;
 use crate::config::{Backend, ProxyConfig};
 use crate::discovery::Endpoints;
-use crate::proxy::http::Routing;
 use crate::proxy::metrics::Metrics;
 use crate::proxy::resume::tickets::SharedKeys;
 use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, SessionCacheReport};
@@ -22,12 +21,10 @@ use crate::runtime::admin::{AdminPages, json_page, text_page};
 
 /// State that traffic threads read and the control thread changes.
 pub(crate) struct Shared {
-    /// Hosts, certificates and limits.
-    pub(crate) snapshot: ArcSwap<Snapshot>,
+    /// Hosts, certificates, routes and limits.
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
     /// Ticket keys.
     pub(crate) keys: Arc<SharedKeys>,
-    /// Where requests go.
-    pub(crate) routing: Arc<ArcSwap<Routing>>,
     /// Addresses of the Services' endpoints.
     pub(crate) endpoints: Endpoints,
     /// What is counted.
@@ -49,11 +46,9 @@ struct Problems {
 impl Shared {
     /// State that starts with `snapshot` and without a ring.
     pub(crate) fn new(snapshot: Snapshot, endpoints: Endpoints, metrics: Metrics) -> Self {
-        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&snapshot.config)));
         Self {
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             keys: Arc::default(),
-            routing,
             endpoints,
             metrics,
             draining: CancellationToken::new(),

@@ -40,7 +40,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     forwarder.start_sweeping(SWEEP_INTERVAL);
-    let timeouts = forwarder.routing().timeouts.clone();
+    let timeouts = forwarder.snapshot().config.timeouts.clone();
     let http2 = client.tls.as_ref().is_some_and(|tls| tls.http2);
     let state = ConnectionState::new(client);
     let io = ClientIo::new(io, Rc::clone(&state), timeouts.write_stall.as_std());

@@ -22,10 +22,11 @@ use super::body::response::{Exchange, ResponseBody};
 use super::headers::{self, Origin};
 use super::refusal::Refusal;
 use super::request::{Admission, admit};
-use super::route::Routing;
+use super::route::Route;
 use super::state::{ConnectionState, InFlight, Upstream};
 use crate::config::Backend;
 use crate::discovery::Endpoints;
+use crate::proxy::control::snapshot::Snapshot;
 use crate::proxy::metrics::http::{HttpMetrics, UpstreamError};
 use crate::proxy::upstream::endpoints::{Lease, Upstreams};
 use crate::proxy::upstream::request_body::{RequestBody, UploadProgress};
@@ -38,7 +39,7 @@ pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Forwards the requests of one traffic thread: its connection pools and the state of its load balancing.
 pub struct Forwarder {
-    routing: Arc<ArcSwap<Routing>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     endpoints: Endpoints,
     metrics: HttpMetrics,
     upstreams: Upstreams,
@@ -57,10 +58,10 @@ enum Outcome {
 }
 
 impl Forwarder {
-    /// A forwarder without any connections. It follows changes of `routing` and `endpoints`.
-    pub fn new(routing: Arc<ArcSwap<Routing>>, endpoints: Endpoints, metrics: HttpMetrics) -> Rc<Self> {
+    /// A forwarder without any connections. It follows changes of `snapshot` and `endpoints`.
+    pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, endpoints: Endpoints, metrics: HttpMetrics) -> Rc<Self> {
         Rc::new(Self {
-            routing,
+            snapshot,
             endpoints,
             metrics,
             upstreams: Upstreams::default(),
@@ -69,8 +70,9 @@ impl Forwarder {
         })
     }
 
-    pub(super) fn routing(&self) -> Arc<Routing> {
-        self.routing.load_full()
+    /// What requests go by from now on.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
     }
 
     /// Starts to close connections that are not used any more. Needs the thread's `LocalSet`; only the first call counts.
@@ -151,16 +153,17 @@ impl Forwarder {
         request: Request<Incoming>,
         number: Option<u64>,
     ) -> Result<Outcome, Refusal> {
-        let routing = self.routing();
+        let snapshot = self.snapshot();
         let (mut parts, body) = request.into_parts();
-        let (backend, authority, port) = match admit(&parts, connection, &routing)? {
+        let (route, authority, port) = match admit(&parts, connection, &snapshot)? {
             Admission::Redirect(location) => return Ok(Outcome::Redirect(location)),
             Admission::Forward {
-                backend,
+                route,
                 authority,
                 port,
-            } => (backend, authority, port),
+            } => (route, authority, port),
         };
+        let timeouts = &route.timeouts;
 
         let upgrade = number
             .filter(|number| connection.awaits_upgrade(*number))
@@ -170,10 +173,10 @@ impl Forwarder {
             authority: &authority,
             port,
             version: parts.version,
-            trusted: routing.trusts(connection.client.peer.ip()),
+            trusted: snapshot.trusts(connection.client.peer.ip()),
         };
         headers::to_backend(&mut parts.headers, &origin, upgrade.clone());
-        let (body, upload) = RequestBody::new(body, routing.timeouts.body_idle.as_std());
+        let (body, upload) = RequestBody::new(body, timeouts.body_idle.as_std());
         if body.size_hint().exact().is_none() {
             // hyper would send no body at all with some methods unless told so.
             parts
@@ -186,30 +189,29 @@ impl Forwarder {
         parts.extensions = Extensions::new();
 
         let request = Request::from_parts(parts, body);
-        let (response, lease) = self.send(request, backend, upload.as_deref(), &routing).await?;
+        let (response, lease) = self.send(request, route, upload.as_deref()).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let idle = routing.timeouts.response_idle.as_std();
+            let idle = timeouts.response_idle.as_std();
             return Ok(Outcome::Backend(response, lease, idle));
         }
         let protocol = upgrade.ok_or_else(|| {
             self.metrics.upstream_error(UpstreamError::Response);
             bad_gateway()
         })?;
-        self.switch(connection, response, protocol, routing.timeouts.connect.as_std())
+        self.switch(connection, response, protocol, timeouts.connect.as_std())
             .await
     }
 
-    /// Sends the request to one endpoint of the backend after another until there is a response.
+    /// Sends the request to one endpoint of the route after another until there is a response.
     async fn send(
         &self,
         mut request: Request<RequestBody>,
-        backend: &Backend,
+        route: &Route,
         upload: Option<&UploadProgress>,
-        routing: &Routing,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
         self.retries.earn();
         let ready;
-        let addresses = match backend {
+        let addresses = match &route.backend {
             Backend::Addresses(addresses) => addresses.as_slice(),
             Backend::Service(service) => {
                 ready = self.endpoints.addresses(service);
@@ -224,7 +226,7 @@ impl Forwarder {
             let Some(endpoint) = self.upstreams.choose(addresses, &tried, Instant::now()) else {
                 break;
             };
-            let connect = Rc::clone(&endpoint).connect(routing.timeouts.connect.as_std(), &self.metrics);
+            let connect = Rc::clone(&endpoint).connect(route.timeouts.connect.as_std(), &self.metrics);
             let mut lease = match connect.await {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -236,7 +238,7 @@ impl Forwarder {
                 }
             };
             let spare = repeatable.then(|| copy_head(&request));
-            let limit = routing.timeouts.response_head.as_std();
+            let limit = route.timeouts.response_head.as_std();
             let Some(sent) = within(lease.send(request), limit, upload).await else {
                 self.metrics.upstream_error(UpstreamError::Timeout);
                 return Err(Refusal {
@@ -385,6 +387,7 @@ mod tests {
 
     use super::*;
     use crate::config::ProxyConfig;
+    use crate::proxy::control::snapshot::fixtures::without_certificates;
 
     const LIMIT: Duration = Duration::from_millis(40);
 
@@ -413,9 +416,9 @@ hosts:
     #[test]
     fn endpoints_that_no_request_goes_to_are_forgotten_from_time_to_time() {
         let config = ProxyConfig::parse(CONFIG).expect("valid");
-        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
+        let snapshot = Arc::new(ArcSwap::from_pointee(without_certificates(config)));
         let metrics = HttpMetrics::register(&mut Registry::default());
-        let forwarder = Forwarder::new(routing, Endpoints::fixed(), metrics);
+        let forwarder = Forwarder::new(snapshot, Endpoints::fixed(), metrics);
         let unused = || {
             let address = "127.0.0.1:1".parse().expect("valid");
             let endpoint = forwarder.upstreams.choose(&[address], &[], Instant::now());

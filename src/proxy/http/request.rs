@@ -7,19 +7,19 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, Version};
 
 use crate::api::HttpMode;
-use crate::config::Backend;
+use crate::proxy::control::snapshot::Snapshot;
 
 use self::authority::Authority;
 use super::h1::framing::{MAX_FIELDS, MAX_REQUEST_LINE};
 use super::refusal::Refusal;
-use super::route::{Routing, climbs};
+use super::route::{Route, climbs};
 use super::state::ConnectionState;
 
 /// What becomes of a good request.
 pub(super) enum Admission<'r> {
-    /// It goes to a backend.
+    /// It is forwarded.
     Forward {
-        backend: &'r Backend,
+        route: &'r Route,
         /// `host[:port]` as the client gave it.
         authority: HeaderValue,
         /// The port of the authority, or the one of the scheme.
@@ -29,11 +29,11 @@ pub(super) enum Admission<'r> {
     Redirect(HeaderValue),
 }
 
-/// Checks a request that arrived on `connection` and finds its backend.
+/// Checks a request that arrived on `connection` and finds its route.
 pub(super) fn admit<'r>(
     parts: &Parts,
     connection: &ConnectionState,
-    routing: &'r Routing,
+    snapshot: &'r Snapshot,
 ) -> Result<Admission<'r>, Refusal> {
     if parts.method == Method::TRACE || parts.method == Method::CONNECT {
         return Err(Refusal {
@@ -65,18 +65,25 @@ pub(super) fn admit<'r>(
     let default_port = if connection.tls().is_some() { 443 } else { 80 };
     let written = authority_of(parts, default_port)?;
     let authority = parse(&written)?;
-    let host = routing.host(&authority.host);
+    let host = snapshot.host(&authority.host);
     let host = match connection.tls() {
         // Connections may be shared between names of one host only: only they share a TLS policy and a certificate
         // (RFC 9110 section 15.5.20).
-        Some(tls) => host.filter(|host| host.name == tls.host).ok_or(Refusal {
+        Some(tls) => host.filter(|host| host.name == tls.host.name).ok_or(Refusal {
             status: StatusCode::MISDIRECTED_REQUEST,
             reason: "this connection is for another host name",
         }),
         None => host.ok_or(not_served()),
     }?;
 
-    match (connection.tls(), routing.http) {
+    if let Some(tls) = connection.tls()
+        && !host.accepts(tls.version)
+    {
+        // The host has become stricter since the handshake. This request may have been on its way; it is the last.
+        connection.draining.set(true);
+    }
+
+    match (connection.tls(), snapshot.config.http) {
         (None, HttpMode::Redirect) => {
             let location = format!("https://{}{target}", authority.written_host);
             let location = HeaderValue::from_str(&location)
@@ -86,13 +93,13 @@ pub(super) fn admit<'r>(
         (None, HttpMode::Disabled) => return Err(not_served()),
         (None, HttpMode::Serve) | (Some(_), _) => {}
     }
-    let backend = host.backend(path).ok_or(Refusal {
+    let route = host.routes.find(path).ok_or(Refusal {
         status: StatusCode::NOT_FOUND,
         reason: "no route serves this path",
     })?;
     let port = authority.port.unwrap_or(default_port);
     Ok(Admission::Forward {
-        backend,
+        route,
         authority: written,
         port,
     })

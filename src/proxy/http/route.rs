@@ -1,81 +1,44 @@
-//! Which backend serves which host name and path: an immutable table compiled from the configuration.
+//! Which backend serves which path of a host.
 
-use std::net::IpAddr;
+use crate::config::{self, Backend, Timeouts};
 
-use ipnet::IpNet;
+/// The routes of one host, those with the longest prefix first.
+pub(crate) struct Routes(Vec<Route>);
 
-use crate::api::HttpMode;
-use crate::config::{Backend, ProxyConfig, Timeouts};
-use crate::proxy::control::host_names::HostTable;
-
-/// Routes, limits and trust of one configuration.
-pub struct Routing {
-    hosts: Vec<HostRoutes>,
-    by_name: HostTable<usize>,
-    trusted: Vec<IpNet>,
-    pub(super) http: HttpMode,
-    pub(super) timeouts: Timeouts,
+/// Where requests go whose path begins with a prefix, and how long they may take.
+pub(crate) struct Route {
+    /// Does not end with `/`; the root is empty.
+    prefix: String,
+    pub(crate) backend: Backend,
+    pub(crate) timeouts: Timeouts,
 }
 
-/// The routes of one host.
-pub(super) struct HostRoutes {
-    /// Name within the farm.
-    pub(super) name: String,
-    /// Longest prefix first. Prefixes do not end with `/`; the root is empty.
-    routes: Vec<(String, Backend)>,
-}
-
-impl Routing {
-    /// Compiles the table.
-    pub fn new(config: &ProxyConfig) -> Self {
-        let names = config.hosts.iter().enumerate().flat_map(|(index, host)| {
-            let names = host.hostnames.iter().cloned();
-            names.map(move |name| (name, index))
-        });
-        let hosts = config.hosts.iter().map(|host| {
-            let mut routes: Vec<_> = host
-                .routes
-                .iter()
-                .map(|route| (route.path.trim_end_matches('/').to_owned(), route.backend.clone()))
-                .collect();
-            routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-            HostRoutes {
-                name: host.name.clone(),
-                routes,
-            }
-        });
-        Self {
-            hosts: hosts.collect(),
-            by_name: names.collect(),
-            trusted: config.trusted_proxies.clone(),
-            http: config.http,
-            timeouts: config.timeouts.clone(),
-        }
-    }
-
-    /// The host that a lower-case host name belongs to, by the same rules as in the handshake.
-    pub(super) fn host(&self, hostname: &str) -> Option<&HostRoutes> {
-        self.by_name
-            .find(hostname)
-            .and_then(|index| self.hosts.get(*index))
-    }
-
-    /// Whether the forwarding headers of this peer are believed.
-    pub(super) fn trusts(&self, peer: IpAddr) -> bool {
-        self.trusted.iter().any(|network| network.contains(&peer))
-    }
-}
-
-impl HostRoutes {
-    /// The backend of the longest prefix that covers `path`, compared by whole segments and without decoding anything.
-    pub(super) fn backend(&self, path: &str) -> Option<&Backend> {
-        self.routes
+impl Routes {
+    /// The routes of a host's configuration. All have the same timeouts.
+    pub(crate) fn new(routes: &[config::Route], timeouts: &Timeouts) -> Self {
+        let mut routes: Vec<_> = routes
             .iter()
-            .find(|(prefix, _)| {
-                path.strip_prefix(prefix.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            .map(|route| Route {
+                prefix: route.path.trim_end_matches('/').to_owned(),
+                backend: route.backend.clone(),
+                timeouts: timeouts.clone(),
             })
-            .map(|(_, backend)| backend)
+            .collect();
+        routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
+        Self(routes)
+    }
+
+    /// The route with the longest prefix that covers `path`.
+    pub(crate) fn find(&self, path: &str) -> Option<&Route> {
+        self.0.iter().find(|route| route.covers(path))
+    }
+}
+
+impl Route {
+    /// Compares whole segments and decodes nothing: a backend may decode otherwise.
+    fn covers(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(self.prefix.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 }
 
@@ -83,7 +46,7 @@ impl HostRoutes {
 ///
 /// Paths are neither decoded nor rewritten here, so what a backend may decode counts as decoded: `%2e` as a dot; `%2f`,
 /// `\` and `%5c` as separators; and `;` as the end of a segment's name, as servlet containers read it.
-pub(super) fn climbs(path: &str) -> bool {
+pub(crate) fn climbs(path: &str) -> bool {
     if !path.contains("..") && !path.contains('%') {
         return false;
     }
@@ -115,68 +78,36 @@ pub(super) fn climbs(path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
-
-    const CONFIG: &str = r#"
-version: 1
-farm: web/shop
-listen: {https: "[::]:8443", admin: "[::]:9090"}
-ring: ring.json
-tickets: {lifetime: 4h, maxAge: 24h}
-drainPeriod: 25s
-trustedProxies: [10.0.0.0/8]
-hosts:
-- name: wild
-  hostnames: ["*.example.com"]
-  certificates: [{name: c, certificate: c, key: k}]
-  routes:
-  - {path: /, backend: {addresses: ["127.0.0.1:1"]}}
-  - {path: /a, backend: {addresses: ["127.0.0.1:2"]}}
-  - {path: /a/b/, backend: {addresses: ["127.0.0.1:3"]}}
-- name: shop
-  hostnames: [shop.example.com]
-  certificates: [{name: c, certificate: c, key: k}]
-  routes: [{path: /only, backend: {addresses: ["127.0.0.1:4"]}}]
-"#;
-
-    fn routing() -> Routing {
-        Routing::new(&ProxyConfig::parse(CONFIG).expect("valid"))
-    }
-
-    #[test]
-    fn an_exact_name_wins_over_another_hosts_wildcard() {
-        let routing = routing();
-        let name = |hostname| routing.host(hostname).map(|host| host.name.as_str());
-        assert_eq!(name("shop.example.com"), Some("shop"));
-        assert_eq!(name("other.example.com"), Some("wild"));
-        assert_eq!(name("example.com"), None);
-        assert_eq!(name("a.b.example.com"), None);
-        assert_eq!(name(".example.com"), None);
-    }
 
     #[test]
     fn the_longest_prefix_of_whole_segments_wins() {
-        let routing = routing();
-        let port = |hostname, path| match routing.host(hostname)?.backend(path)? {
+        let routes = [("/", 1), ("/a", 2), ("/a/b/", 3)].map(|(path, port)| config::Route {
+            path: path.into(),
+            backend: Backend::Addresses(vec![(Ipv4Addr::LOCALHOST, port).into()]),
+        });
+        let all = Routes::new(&routes, &Timeouts::default());
+        let without_root = Routes::new(&routes[1..], &Timeouts::default());
+        let port = |routes: &Routes, path| match &routes.find(path)?.backend {
             Backend::Addresses(addresses) => Some(addresses[0].port()),
             Backend::Service(_) => None,
         };
-        assert_eq!(port("x.example.com", "/"), Some(1));
-        assert_eq!(port("x.example.com", "/ab"), Some(1));
-        assert_eq!(port("x.example.com", "/a"), Some(2));
-        assert_eq!(port("x.example.com", "/a/"), Some(2));
-        assert_eq!(port("x.example.com", "/a/b"), Some(3));
-        assert_eq!(port("x.example.com", "/a/b/c"), Some(3));
-        assert_eq!(port("x.example.com", "/a/bc"), Some(2));
-        assert_eq!(port("x.example.com", "/%61"), Some(1), "nothing is decoded");
-        assert_eq!(port("shop.example.com", "/other"), None);
-    }
-
-    #[test]
-    fn only_listed_networks_are_trusted() {
-        let routing = routing();
-        assert!(routing.trusts("10.1.2.3".parse().expect("valid")));
-        assert!(!routing.trusts("11.1.2.3".parse().expect("valid")));
+        for (path, expected) in [
+            ("/", 1),
+            ("/ab", 1),
+            ("/a", 2),
+            ("/a/", 2),
+            ("/a/b", 3),
+            ("/a/b/c", 3),
+            ("/a/bc", 2),
+            // Nothing is decoded.
+            ("/%61", 1),
+        ] {
+            assert_eq!(port(&all, path), Some(expected), "{path}");
+        }
+        assert_eq!(port(&without_root, "/other"), None);
     }
 
     #[test]

@@ -7,5 +7,6 @@ mod http2;
 mod limits;
 mod refusals;
 mod retries;
+mod stricter;
 mod support;
 mod upgrades;

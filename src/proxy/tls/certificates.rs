@@ -1,5 +1,6 @@
 //! Certificates: loading a chain with its key, saying what is wrong with it, and choosing one for a client.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -223,9 +224,31 @@ impl HostCertificate {
     }
 }
 
+/// The certificates of all hosts, by the host's name.
+#[derive(Clone, Debug, Default)]
+pub struct CertificatesByHost(HashMap<String, Arc<HostCertificates>>);
+
+impl CertificatesByHost {
+    /// Those of one host; none where nothing is known of it.
+    pub(crate) fn of(&self, host: &str) -> Arc<HostCertificates> {
+        self.0.get(host).cloned().unwrap_or_default()
+    }
+}
+
+impl FromIterator<(String, HostCertificates)> for CertificatesByHost {
+    fn from_iter<I: IntoIterator<Item = (String, HostCertificates)>>(hosts: I) -> Self {
+        let hosts = hosts.into_iter();
+        Self(
+            hosts
+                .map(|(host, certificates)| (host, Arc::new(certificates)))
+                .collect(),
+        )
+    }
+}
+
 /// All certificates of one host, in order of preference.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HostCertificates(pub(crate) Vec<HostCertificate>);
+pub struct HostCertificates(pub(crate) Vec<HostCertificate>);
 
 impl HostCertificates {
     /// Whether the host can be served at all.

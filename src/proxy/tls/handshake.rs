@@ -11,14 +11,15 @@ use tracing::debug;
 
 use super::client_hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
 use super::stream::{HandshakeError, TlsStream};
-use crate::proxy::control::snapshot::{Host, Snapshot};
+use crate::proxy::control::snapshot::Snapshot;
+use crate::proxy::host::Host;
 use crate::proxy::listen::linger::Lingering;
 use crate::proxy::metrics::{HandshakeFailure, Metrics};
 use crate::proxy::resume::session_cache::{Cached, SessionCache};
 use crate::proxy::resume::tickets::SharedKeys;
 
 /// Takes a connection through its handshake. On failure the client has got an alert, where one was due, and the reason
-/// is counted. The result holds the name of the host that the client chose.
+/// is counted. The result holds the host that the client chose.
 pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     client: IpAddr,
@@ -26,7 +27,7 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
     metrics: &Metrics,
-) -> Option<(TlsStream<IO>, String)> {
+) -> Option<(TlsStream<IO>, Arc<Host>)> {
     let deadline = Instant::now() + snapshot.config.timeouts.handshake.as_std();
     let accepting = try_accept(io, client, snapshot, keys, cache, metrics);
     match timeout_at(deadline, accepting).await {
@@ -63,7 +64,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
     metrics: &Metrics,
-) -> Result<(TlsStream<IO>, String), Failed<IO>> {
+) -> Result<(TlsStream<IO>, Arc<Host>), Failed<IO>> {
     let (hello, wire) = match read_hello(&mut io).await {
         Ok(read) => read,
         Err(HelloError::Io) => return Err(Box::new((HandshakeFailure::ClientClosed, None))),
@@ -101,7 +102,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
             // Before the client knows their names, because it may use them elsewhere at once.
             cache.store(client, tickets.take_entries()).await;
             match stream.flush().await {
-                Ok(()) => Ok((stream, host.name.clone())),
+                Ok(()) => Ok((stream, Arc::clone(host))),
                 Err(error) => Err(Box::new((io_failure(&error), None))),
             }
         }

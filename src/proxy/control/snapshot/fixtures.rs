@@ -8,8 +8,11 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::CertificateDer;
 
-use super::{HostCertificates, ProxyConfig, Snapshot};
-use crate::proxy::tls::certificates::{HostCertificate, LoadedCertificate};
+use super::Snapshot;
+use crate::config::ProxyConfig;
+use crate::proxy::tls::certificates::{
+    CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
+};
 
 const CONFIG: &str = r#"
 version: 1
@@ -67,8 +70,15 @@ pub(crate) fn snapshot(config: ProxyConfig) -> Snapshot {
                     LoadedCertificate::from_pem(chain.as_bytes(), key.as_bytes(), &host.hostnames, &provider);
                 certificate.update(loaded, Timestamp::now());
             }
-            Arc::new(HostCertificates(vec![certificate]))
+            (host.name.clone(), HostCertificates(vec![certificate]))
         })
         .collect();
-    Snapshot::new(config, "fingerprint".into(), certificates, &provider).expect("usable")
+    Snapshot::new(config, "fingerprint".into(), &certificates, &provider).expect("usable")
+}
+
+/// A snapshot for tests that begin after the handshake.
+pub(crate) fn without_certificates(config: ProxyConfig) -> Snapshot {
+    let provider = Arc::new(default_provider());
+    let certificates = CertificatesByHost::default();
+    Snapshot::new(config, "fingerprint".into(), &certificates, &provider).expect("usable")
 }

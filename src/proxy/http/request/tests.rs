@@ -1,10 +1,14 @@
 //! What becomes of requests whose bytes are fine.
 
+use std::sync::Arc;
+
 use http::Request;
 use http::request::Builder;
+use rustls::ProtocolVersion;
 
 use super::*;
-use crate::config::ProxyConfig;
+use crate::config::{Backend, ProxyConfig};
+use crate::proxy::control::snapshot::fixtures::without_certificates;
 use crate::proxy::http::{Client, ClientTls};
 
 const CONFIG: &str = r#"
@@ -38,21 +42,25 @@ enum Verdict {
 fn verdict_on(tls: Option<&str>, http: HttpMode, request: Builder) -> Verdict {
     let mut config = ProxyConfig::parse(CONFIG).expect("valid");
     config.http = http;
+    let snapshot = without_certificates(config);
     let connection = ConnectionState::new(Client {
         peer: "192.0.2.7:1".parse().expect("valid"),
-        tls: tls.map(|host| ClientTls {
-            host: host.into(),
+        tls: tls.map(|hostname| ClientTls {
+            host: Arc::clone(snapshot.host(hostname).expect("configured")),
+            version: ProtocolVersion::TLSv1_3,
             http2: true,
         }),
     });
     let (parts, ()) = request.body(()).expect("a request").into_parts();
-    match admit(&parts, &connection, &Routing::new(&config)) {
+    match admit(&parts, &connection, &snapshot) {
         Ok(Admission::Forward {
-            backend: Backend::Addresses(addresses),
+            route,
             authority,
             port,
-        }) => Verdict::To(addresses[0].port(), text(&authority), port),
-        Ok(Admission::Forward { .. }) => panic!("a backend that is not configured"),
+        }) => match &route.backend {
+            Backend::Addresses(addresses) => Verdict::To(addresses[0].port(), text(&authority), port),
+            Backend::Service(_) => panic!("a backend that is not configured"),
+        },
         Ok(Admission::Redirect(location)) => Verdict::Redirect(text(&location)),
         Err(refusal) => Verdict::Refused(refusal.status.as_u16(), refusal.reason),
     }
@@ -64,7 +72,7 @@ fn text(value: &HeaderValue) -> String {
 
 /// What becomes of a request on a connection for the host `shop`.
 fn verdict(request: Builder) -> Verdict {
-    verdict_on(Some("shop"), HttpMode::Redirect, request)
+    verdict_on(Some("shop.example.com"), HttpMode::Redirect, request)
 }
 
 fn http1(target: &str) -> Builder {
@@ -211,12 +219,12 @@ fn a_connection_serves_the_names_of_its_host_only() {
     }
     let request = Request::get("/only").header(HOST, "other.example.com");
     assert_eq!(
-        verdict_on(Some("other"), HttpMode::Disabled, request),
+        verdict_on(Some("other.example.com"), HttpMode::Disabled, request),
         Verdict::To(2, "other.example.com".into(), 443)
     );
     let request = Request::get("/").header(HOST, "other.example.com");
     assert_eq!(
-        verdict_on(Some("other"), HttpMode::Serve, request),
+        verdict_on(Some("other.example.com"), HttpMode::Serve, request),
         Verdict::Refused(404, "no route serves this path")
     );
 }

@@ -11,10 +11,12 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::TokioIo;
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::support::{Backend, Farm, RawClient, read_head, run, scripted};
+use crate::proxy::http::ClientTls;
 use crate::proxy::http::h1::framing::MAX_REQUEST_LINE;
 
 type TestBody = BoxBody<Bytes, Infallible>;
@@ -30,7 +32,15 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Executor {
 
 /// An HTTP/2 client on a new connection to the host `shop`.
 pub(super) async fn connect(farm: &Farm) -> (SendRequest<TestBody>, JoinHandle<hyper::Result<()>>) {
-    let io = TokioIo::new(farm.connect(true).stream);
+    connect_as(farm, farm.tls(ProtocolVersion::TLSv1_3, true)).await
+}
+
+/// The same after another handshake.
+pub(super) async fn connect_as(
+    farm: &Farm,
+    tls: ClientTls,
+) -> (SendRequest<TestBody>, JoinHandle<hyper::Result<()>>) {
+    let io = TokioIo::new(farm.connect_as(Some(tls)).stream);
     let (sender, connection) = hyper::client::conn::http2::handshake(Executor, io)
         .await
         .expect("a handshake");

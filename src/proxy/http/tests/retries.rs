@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use super::support::{Backend, Farm, answering, read_head, run, scripted, status};
-use crate::proxy::http::ClientTls;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const RETRIES: &str = "tlsfarm_proxy_upstream_retries_total";
@@ -236,7 +236,7 @@ fn a_request_of_which_nothing_was_sent_is_sent_on_another_connection() {
             })
             .await;
             let farm = Farm::new(&[backend]);
-            let (mut client, serving) = farm.accept(shop());
+            let (mut client, serving) = farm.accept(Some(farm.tls(ProtocolVersion::TLSv1_3, false)));
             let mut serving = pin!(serving);
             let connections = || farm.metric("tlsfarm_proxy_upstream_connections");
 
@@ -315,7 +315,7 @@ fn closes_at_once() -> (SocketAddr, Rc<Cell<usize>>) {
 
 /// What comes back for a request. All of the proxy's part is driven before any task runs.
 async fn exchange_first(farm: &Farm, request: &str) -> String {
-    let (mut client, serving) = farm.accept(shop());
+    let (mut client, serving) = farm.accept(Some(farm.tls(ProtocolVersion::TLSv1_3, false)));
     let exchange = async move {
         client.write_all(request.as_bytes()).await.expect("written");
         let mut response = String::new();
@@ -324,13 +324,6 @@ async fn exchange_first(farm: &Farm, request: &str) -> String {
         response
     };
     tokio::join!(exchange, serving).0
-}
-
-fn shop() -> Option<ClientTls> {
-    Some(ClientTls {
-        host: "shop".into(),
-        http2: false,
-    })
 }
 
 const POST: &str =

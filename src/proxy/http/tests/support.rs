@@ -16,6 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -24,9 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ProxyConfig;
 use crate::discovery::Endpoints;
+use crate::proxy::control::snapshot::Snapshot;
+use crate::proxy::control::snapshot::fixtures::without_certificates;
 use crate::proxy::http::connection::{DRAIN_GRACE, serve_until};
 use crate::proxy::http::state::Drain;
-use crate::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics, Routing};
+use crate::proxy::http::{Client, ClientTls, Forwarder, HttpMetrics};
 
 /// Nothing in these tests takes that long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -49,6 +52,7 @@ pub(super) struct Farm {
     pub(super) draining: CancellationToken,
     pub(super) drain_grace: Duration,
     pub(super) peer: SocketAddr,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     forwarder: Rc<Forwarder>,
     registry: Registry,
 }
@@ -86,29 +90,37 @@ hosts:
         let config = ProxyConfig::parse(&config).expect("a valid configuration");
         let mut registry = Registry::with_prefix("tlsfarm_proxy");
         let metrics = HttpMetrics::register(&mut registry);
-        let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
+        let snapshot = Arc::new(ArcSwap::from_pointee(without_certificates(config)));
         Self {
             draining: CancellationToken::new(),
             drain_grace: DRAIN_GRACE,
             peer: "192.0.2.7:1234".parse().expect("valid"),
-            forwarder: Forwarder::new(routing, Endpoints::fixed(), metrics),
+            forwarder: Forwarder::new(Arc::clone(&snapshot), Endpoints::fixed(), metrics),
+            snapshot,
             registry,
         }
     }
 
     /// A connection to the host `shop`.
     pub(super) fn connect(&self, http2: bool) -> RawClient {
-        self.connect_as(Some(ClientTls {
-            host: "shop".into(),
+        self.connect_as(Some(self.tls(ProtocolVersion::TLSv1_3, http2)))
+    }
+
+    /// What a handshake with the host `shop` agrees on.
+    pub(super) fn tls(&self, version: ProtocolVersion, http2: bool) -> ClientTls {
+        let snapshot = self.snapshot.load();
+        ClientTls {
+            host: Arc::clone(snapshot.host("shop.example.com").expect("configured")),
+            version,
             http2,
-        }))
+        }
     }
 
     pub(super) fn connect_plain(&self) -> RawClient {
         self.connect_as(None)
     }
 
-    fn connect_as(&self, tls: Option<ClientTls>) -> RawClient {
+    pub(super) fn connect_as(&self, tls: Option<ClientTls>) -> RawClient {
         let (stream, serving) = self.accept(tls);
         RawClient {
             stream,

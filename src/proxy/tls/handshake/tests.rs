@@ -42,7 +42,7 @@ struct Proxy {
     registry: Registry,
 }
 
-type Accepted = Option<(TlsStream<DuplexStream>, String)>;
+type Accepted = Option<(TlsStream<DuplexStream>, Arc<Host>)>;
 
 impl Proxy {
     fn new() -> Self {
@@ -163,7 +163,7 @@ fn hello(config: ClientConfig, name: &str) -> Vec<u8> {
 
 /// What came of a handshake, for the proxy and for the client.
 struct Met {
-    host: String,
+    host: Arc<Host>,
     version: Option<ProtocolVersion>,
     kind: Option<HandshakeKind>,
 }
@@ -191,14 +191,14 @@ async fn a_host_of_tls13_refuses_tls12_while_another_of_the_same_proxy_serves_it
     let old = Arc::new(client(&[&TLS12]));
     let met = visit(&proxy, &old, "www.shop.test").await.expect("served");
     assert_eq!(
-        (met.host.as_str(), met.version),
+        (met.host.name.as_str(), met.version),
         ("shop", Some(ProtocolVersion::TLSv1_2))
     );
     let new = Arc::new(client(&[&TLS12, &TLS13]));
     for (name, host) in [("strict.test", "strict"), ("shop.test", "shop")] {
         let met = visit(&proxy, &new, name).await.expect("served");
         assert_eq!(
-            (met.host.as_str(), met.version),
+            (met.host.name.as_str(), met.version),
             (host, Some(ProtocolVersion::TLSv1_3))
         );
     }

@@ -1,9 +1,10 @@
 use std::collections::HashSet;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use rustls::server::StoresServerSessions;
 
 use super::*;
+use crate::proxy::control::snapshot::{Snapshot, fixtures};
 use crate::proxy::resume::session_cache::{Found, Room};
 use crate::ring::fixtures::{POLICY, at, ring, secret};
 use crate::ring::{CacheKey, Ring, SealedAs, SessionAge, TicketKeys};
