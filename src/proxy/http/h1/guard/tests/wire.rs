@@ -27,6 +27,8 @@ pub(super) struct WireState {
     /// How many bytes are still taken.
     pub(super) room: usize,
     pub(super) taken: Vec<u8>,
+    /// Takes one buffer at a time, as a stream of TLS may.
+    pub(super) one_by_one: bool,
 }
 
 impl AsyncRead for Wire {
@@ -64,7 +66,7 @@ impl AsyncWrite for Wire {
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        !self.0.borrow().one_by_one
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -110,3 +110,10 @@ fn parts_of_a_response_are_written_at_once_where_the_client_can() {
     assert!(matches!(written, Poll::Ready(Ok(6))));
     assert_eq!(guarded.wire.0.borrow().taken, b"respon");
 }
+
+#[test]
+fn a_client_that_takes_one_part_at_a_time_is_not_offered_several() {
+    let guarded = Guarded::new();
+    guarded.wire.0.borrow_mut().one_by_one = true;
+    assert!(!guarded.guard.is_write_vectored());
+}
