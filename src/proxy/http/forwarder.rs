@@ -19,11 +19,12 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use super::body::response::{Exchange, ResponseBody};
+use super::h1::upgrade::Upstream;
 use super::headers::{self, Origin};
 use super::refusal::Refusal;
 use super::request::{Admission, admit};
 use super::route::Route;
-use super::state::{ConnectionState, InFlight, Upstream};
+use super::state::{ConnectionState, InFlight};
 use crate::config::Backend;
 use crate::discovery::Endpoints;
 use crate::proxy::control::snapshot::Snapshot;
@@ -106,7 +107,7 @@ impl Forwarder {
         let number = if http2 {
             Ok(None)
         } else {
-            connection.next_request().map(Some)
+            connection.heads.next_request().map(Some)
         };
         let outcome = match number {
             Ok(number) => self.serve(connection, request, number).await,
@@ -135,7 +136,7 @@ impl Forwarder {
         };
         if !http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             if let Ok(Some(number)) = number {
-                connection.decline_upgrade(number);
+                connection.upgrade.decline(number);
             }
             if unread || connection.draining.get() {
                 response
@@ -166,7 +167,7 @@ impl Forwarder {
         let timeouts = &route.timeouts;
 
         let upgrade = number
-            .filter(|number| connection.awaits_upgrade(*number))
+            .filter(|number| connection.upgrade.is_awaited_by(*number))
             .and_then(|_| headers::tunnelled_protocol(&parts.headers));
         let origin = Origin {
             connection,
@@ -315,7 +316,7 @@ impl Forwarder {
             .headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.extensions = Extensions::new();
-        connection.accept_upgrade(Upstream {
+        connection.upgrade.accept(Upstream {
             stream: switched.io.into_inner(),
             received: switched.read_buf,
         });

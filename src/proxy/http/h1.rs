@@ -4,4 +4,6 @@
 pub(crate) mod connection;
 pub mod framing;
 pub(crate) mod guard;
+pub(crate) mod heads;
 pub(crate) mod tunnel;
+pub(crate) mod upgrade;

@@ -64,7 +64,7 @@ pub(super) async fn serve_http2<IO>(
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let waits_for_first = state.draining.get() && !state.used.get();
+            let waits_for_first = state.draining.get() && !state.activity.used.get();
             if state.draining.get() && !closing && !waits_for_first {
                 closing = true;
                 connection.as_mut().graceful_shutdown();
@@ -76,20 +76,20 @@ pub(super) async fn serve_http2<IO>(
             } else {
                 timeouts.http2_idle.as_std()
             };
-            let since = state.last_progress.get();
-            let deadline = if state.in_flight() == 0 {
+            let since = state.activity.last_progress.get();
+            let deadline = if state.activity.in_flight() == 0 {
                 since + idle
-            } else if state.all_wait_for_client() {
+            } else if state.activity.all_wait_for_client() {
                 since + stall
             } else {
                 // Other tasks change the state: look again after a while.
                 Instant::now() + idle.min(stall)
             };
             std::task::ready!(timer.poll_until(cx, deadline));
-            if state.all_wait_for_client() && since.elapsed() >= stall {
+            if state.activity.all_wait_for_client() && since.elapsed() >= stall {
                 return Poll::Ready(());
             }
-            if state.in_flight() == 0 && since.elapsed() >= idle {
+            if state.activity.in_flight() == 0 && since.elapsed() >= idle {
                 if closing {
                     return Poll::Ready(());
                 }

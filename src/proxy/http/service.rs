@@ -24,7 +24,7 @@ pub(super) fn requests(
 > {
     let state = Rc::clone(state);
     service_fn(move |request| {
-        state.used.set(true);
+        state.activity.used.set(true);
         let (state, forwarder) = (Rc::clone(&state), Rc::clone(&forwarder));
         async move { Ok(forwarder.answer(&state, request).await) }
     })

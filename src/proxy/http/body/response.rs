@@ -75,7 +75,7 @@ impl ResponseBody {
     fn hand_over(&mut self, handed: bool) {
         if self.handed_over != handed {
             self.handed_over = handed;
-            self.exchange.in_flight.connection().handed_over(handed);
+            self.exchange.in_flight.activity().handed_over(handed);
         }
     }
 }

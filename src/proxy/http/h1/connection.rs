@@ -47,17 +47,17 @@ pub(crate) async fn serve_http1<IO>(
             state.draining.set(true);
             idle_limit = idle_limit.min(drain.grace);
             // Counted from now on, not from the last request.
-            state.progressed();
+            state.activity.progressed();
         }
         loop {
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(ended);
             }
-            if state.in_flight() > 0 || state.write_blocked.get() {
+            if state.activity.in_flight() > 0 || state.activity.write_blocked.get() {
                 return Poll::Pending;
             }
-            let since = state.last_progress.get();
-            let Some(begun) = state.head_since.get() else {
+            let since = state.activity.last_progress.get();
+            let Some(begun) = state.heads.partial_since.get() else {
                 std::task::ready!(timer.poll_until(cx, since + idle_limit));
                 if closing {
                     // hyper waits for the rest of a body whose request was answered early; it came to a halt.
@@ -69,8 +69,8 @@ pub(crate) async fn serve_http1<IO>(
                 continue;
             };
             std::task::ready!(timer.poll_until(cx, begun.max(since) + timeouts.request_head.as_std()));
-            state.head_since.set(None);
-            state.refuse_head.set(Some(Refusal {
+            state.heads.partial_since.set(None);
+            state.heads.refuse_partial.set(Some(Refusal {
                 status: StatusCode::REQUEST_TIMEOUT,
                 reason: "the request's head did not come in time",
             }));
@@ -80,7 +80,7 @@ pub(crate) async fn serve_http1<IO>(
 
     let parts = connection.into_parts();
     let guard = parts.io.into_inner();
-    if let Some(upstream) = state.take_tunnel() {
+    if let Some(upstream) = state.upgrade.take_upstream() {
         if ended.is_ok() {
             let (io, held) = guard.into_parts();
             let idle = timeouts.response_idle.as_std();

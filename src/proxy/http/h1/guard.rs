@@ -63,10 +63,10 @@ impl<IO> ClientIo<IO> {
 
     /// Ends a write with an error when the client has taken nothing for too long.
     fn stalled<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.state.write_blocked.set(outcome.is_pending());
+        self.state.activity.write_blocked.set(outcome.is_pending());
         if outcome.is_ready() {
             self.stall.progressed();
-            self.state.progressed();
+            self.state.activity.progressed();
             return outcome;
         }
         ready!(self.stall.poll_stalled(cx));
@@ -111,11 +111,14 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
     }
 
     fn head_passed(&mut self) {
-        self.state.head_passed(self.framing.awaits_upgrade());
+        let number = self.state.heads.pass();
+        if self.framing.awaits_upgrade() {
+            self.state.upgrade.await_decision(number);
+        }
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        self.state.head_refused(refusal);
+        self.state.heads.refuse(refusal);
         self.held = BytesMut::from(REFUSED_HEAD);
         self.passable = REFUSED_HEAD.len();
         self.end = Some(End::Refused);
@@ -124,8 +127,8 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
     /// Notes since when a head is incomplete. One that may pass and has not been read yet is complete.
     fn note_partial_head(&self) {
         let partial = self.framing.at_head() && self.passable == 0 && !self.held.is_empty();
-        if partial && self.state.head_since.get().is_none() {
-            self.state.head_since.set(Some(Instant::now()));
+        if partial && self.state.heads.partial_since.get().is_none() {
+            self.state.heads.partial_since.set(Some(Instant::now()));
         }
     }
 }
@@ -141,7 +144,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 let length = this.passable.min(buf.remaining());
                 buf.put_slice(&this.held.split_to(length));
                 this.passable -= length;
-                this.state.progressed();
+                this.state.activity.progressed();
                 if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
                     this.judge_held();
                     this.note_partial_head();
@@ -156,13 +159,13 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 }
                 None => {}
             }
-            if let Some(refusal) = this.state.refuse_head.take() {
+            if let Some(refusal) = this.state.heads.refuse_partial.take() {
                 this.refuse(refusal);
                 continue;
             }
             let undecided = this.framing.awaits_upgrade();
             if undecided {
-                if !this.state.poll_undecided(cx.waker()) {
+                if !this.state.upgrade.poll_holds_back(cx.waker()) {
                     this.framing.upgrade_declined();
                     this.judge_held();
                     this.note_partial_head();
@@ -216,7 +219,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             this.note_partial_head();
             buf.set_filled(start + passed);
             if passed > 0 {
-                this.state.progressed();
+                this.state.activity.progressed();
                 return Poll::Ready(Ok(()));
             }
         }
@@ -253,7 +256,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ClientIo<IO> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.io).poll_flush(cx);
-        if outcome.is_ready() && !this.state.write_blocked.get() {
+        if outcome.is_ready() && !this.state.activity.write_blocked.get() {
             // hyper flushes all the time; without a blocked write before it, nothing moved.
             return outcome;
         }

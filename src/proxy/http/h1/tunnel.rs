@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
 use tokio::time::{Instant, sleep_until};
 
-use crate::proxy::http::state::Upstream;
+use super::upgrade::Upstream;
 
 /// Copies between client and backend until both have ended, one fails, or nothing moves for `idle`. `sent` is what the
 /// client sent before the switch was complete.

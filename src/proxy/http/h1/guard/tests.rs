@@ -138,24 +138,33 @@ const CHUNKED: &str = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
 fn a_head_passes_when_it_is_complete_and_its_time_counts_from_its_first_byte() {
     let mut guarded = Guarded::new();
     assert_eq!(guarded.read(), Read::Waits);
-    assert_eq!(guarded.state.head_since.get(), None, "nothing of a head has come");
+    assert_eq!(
+        guarded.state.heads.partial_since.get(),
+        None,
+        "nothing of a head has come"
+    );
     for part in ["GET / HTTP/1.1\r\n", "Host: a\r\n"] {
         guarded.arrives(part);
         assert_eq!(guarded.read(), Read::Waits);
     }
-    let begun = guarded.state.head_since.get().expect("a head has begun");
+    let begun = guarded.state.heads.partial_since.get().expect("a head has begun");
     assert!(begun.elapsed() < Duration::from_secs(20));
     guarded.arrives(&format!("\r\n{GET}GET"));
     assert_eq!(guarded.read(), bytes(GET));
-    assert_eq!(guarded.state.head_since.get(), None);
+    assert_eq!(guarded.state.heads.partial_since.get(), None);
     assert_eq!(guarded.read(), bytes(GET));
-    let next = guarded.state.head_since.get().expect("the third head has begun");
+    let next = guarded
+        .state
+        .heads
+        .partial_since
+        .get()
+        .expect("the third head has begun");
     assert!(next >= begun);
     assert_eq!(guarded.read(), Read::Waits);
     guarded.arrives(" / ");
     assert_eq!(guarded.read(), Read::Waits);
     assert_eq!(
-        guarded.state.head_since.get(),
+        guarded.state.heads.partial_since.get(),
         Some(next),
         "a head is not given more time"
     );
@@ -171,14 +180,18 @@ fn a_request_that_waits_to_be_read_is_not_taken_for_an_incomplete_one() {
     declined.arrives(&format!("{UPGRADE}{GET}"));
     assert_eq!(declined.read(), bytes(UPGRADE));
     assert_eq!(declined.read(), Read::Waits);
-    declined.state.decline_upgrade(0);
+    declined.state.upgrade.decline(0);
     for (mut guarded, requests) in [(pipelined, 2), (declined, 1)] {
         for _ in 0..requests {
             assert_eq!(guarded.read(), bytes(GET));
-            assert_eq!(guarded.state.head_since.get(), None);
+            assert_eq!(guarded.state.heads.partial_since.get(), None);
         }
         assert_eq!(guarded.read(), Read::Waits);
-        assert_eq!(guarded.state.head_since.get(), None, "the connection is idle");
+        assert_eq!(
+            guarded.state.heads.partial_since.get(),
+            None,
+            "the connection is idle"
+        );
     }
 }
 
@@ -192,10 +205,10 @@ fn a_body_is_not_held_back_and_is_no_head() {
     );
     guarded.arrives("c");
     assert_eq!(guarded.read(), bytes("c"));
-    assert_eq!(guarded.state.head_since.get(), None);
+    assert_eq!(guarded.state.heads.partial_since.get(), None);
     guarded.arrives("defGET");
     assert_eq!(guarded.read(), bytes("def"));
-    assert!(guarded.state.head_since.get().is_some());
+    assert!(guarded.state.heads.partial_since.get().is_some());
 }
 
 #[test]
@@ -207,10 +220,14 @@ fn reading_is_progress() {
         ("GET /", false),
         (" HTTP/1.1\r\nHost: a\r\n\r\n", true),
     ] {
-        guarded.state.last_progress.set(long_ago);
+        guarded.state.activity.last_progress.set(long_ago);
         guarded.arrives(text);
         assert_eq!(guarded.read() != Read::Waits, passes, "{text:?}");
-        assert_eq!(guarded.state.last_progress.get() > long_ago, passes, "{text:?}");
+        assert_eq!(
+            guarded.state.activity.last_progress.get() > long_ago,
+            passes,
+            "{text:?}"
+        );
     }
 }
 
@@ -267,8 +284,8 @@ fn a_refused_head_is_replaced_and_nothing_follows_it() {
         guarded.ends(Ok(()));
         assert_eq!(guarded.read(), Read::Waits, "the answer ends the connection");
         let refusal = Refusal::bad_request("a line feed stands alone");
-        assert_eq!(guarded.state.next_request(), Ok(0));
-        assert_eq!(guarded.state.next_request(), Err(refusal));
+        assert_eq!(guarded.state.heads.next_request(), Ok(0));
+        assert_eq!(guarded.state.heads.next_request(), Err(refusal));
     }
 }
 
@@ -290,11 +307,11 @@ fn a_head_that_takes_too_long_is_refused_once() {
     let mut guarded = Guarded::new();
     guarded.arrives("GET / HT");
     assert_eq!(guarded.read(), Read::Waits);
-    guarded.state.refuse_head.set(Some(refusal));
+    guarded.state.heads.refuse_partial.set(Some(refusal));
     assert_eq!(guarded.read(), bytes(REFUSED));
-    assert_eq!(guarded.state.refuse_head.get(), None);
+    assert_eq!(guarded.state.heads.refuse_partial.get(), None);
     assert_eq!(guarded.read(), Read::Waits);
-    assert_eq!(guarded.state.next_request(), Err(refusal));
+    assert_eq!(guarded.state.heads.next_request(), Err(refusal));
 }
 
 #[test]
@@ -318,7 +335,7 @@ fn a_fault_in_a_body_is_an_error_after_its_good_bytes() {
         guarded.arrives(GET);
         assert_eq!(guarded.read(), fault, "there is no way on");
         assert_eq!(
-            guarded.state.next_request(),
+            guarded.state.heads.next_request(),
             Ok(0),
             "the request itself is not refused"
         );
@@ -344,24 +361,30 @@ fn what_follows_an_upgrade_waits_until_it_is_declined() {
     let mut guarded = Guarded::new();
     guarded.arrives(&format!("{UPGRADE}{GET}"));
     assert_eq!(guarded.read(), bytes(UPGRADE));
-    assert!(guarded.state.awaits_upgrade(0));
+    assert!(guarded.state.upgrade.is_awaited_by(0));
     assert_eq!(guarded.read_into(1000, &waker), Read::Waits);
     guarded.arrives(&format!("{GET}GET"));
     assert_eq!(guarded.read_into(1000, &waker), Read::Waits);
     assert_eq!(
-        guarded.state.head_since.get(),
+        guarded.state.heads.partial_since.get(),
         None,
         "it may not be a head at all"
     );
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
 
-    guarded.state.decline_upgrade(1);
-    assert!(guarded.state.awaits_upgrade(0), "another request decides nothing");
-    guarded.state.decline_upgrade(0);
+    guarded.state.upgrade.decline(1);
+    assert!(
+        guarded.state.upgrade.is_awaited_by(0),
+        "another request decides nothing"
+    );
+    guarded.state.upgrade.decline(0);
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
     assert_eq!(guarded.read(), bytes(GET));
     assert_eq!(guarded.read(), bytes(GET));
-    assert!(guarded.state.head_since.get().is_some(), "the rest is a head");
+    assert!(
+        guarded.state.heads.partial_since.get().is_some(),
+        "the rest is a head"
+    );
     assert_eq!(guarded.read(), Read::Waits);
     guarded.arrives(" / HTTP/1.1\r\nHost: b\r\n\r\n");
     assert_eq!(guarded.read(), bytes("GET / HTTP/1.1\r\nHost: b\r\n\r\n"));
@@ -373,10 +396,10 @@ fn a_head_that_begins_while_an_upgrade_is_undecided_has_its_time_from_then_on() 
     guarded.arrives(&format!("{UPGRADE}GET"));
     assert_eq!(guarded.read(), bytes(UPGRADE));
     assert_eq!(guarded.read(), Read::Waits);
-    assert_eq!(guarded.state.head_since.get(), None);
-    guarded.state.decline_upgrade(0);
+    assert_eq!(guarded.state.heads.partial_since.get(), None);
+    guarded.state.upgrade.decline(0);
     assert_eq!(guarded.read(), Read::Waits);
-    assert!(guarded.state.head_since.get().is_some());
+    assert!(guarded.state.heads.partial_since.get().is_some());
 }
 
 #[test]
@@ -386,11 +409,11 @@ fn what_follows_a_declined_upgrade_is_checked() {
     assert_eq!(guarded.read(), bytes(UPGRADE));
     guarded.arrives("\x01\x02");
     assert_eq!(guarded.read(), Read::Waits);
-    guarded.state.decline_upgrade(0);
+    guarded.state.upgrade.decline(0);
     assert_eq!(guarded.read(), bytes(REFUSED));
-    assert_eq!(guarded.state.next_request(), Ok(0));
+    assert_eq!(guarded.state.heads.next_request(), Ok(0));
     assert_eq!(
-        guarded.state.next_request(),
+        guarded.state.heads.next_request(),
         Err(Refusal::bad_request("the head holds a control character"))
     );
 }

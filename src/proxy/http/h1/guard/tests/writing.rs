@@ -55,13 +55,13 @@ fn a_client_that_takes_nothing_for_too_long_is_given_up() {
                 Err(io::ErrorKind::TimedOut)
             );
             assert!(begun.elapsed() >= STALL);
-            assert!(guarded.state.write_blocked.get());
+            assert!(guarded.state.activity.write_blocked.get());
 
             // One byte is enough to be patient again.
             guarded.wire.0.borrow_mut().room = 1;
             let outcome = until_ready(|cx| attempt(Pin::new(&mut guarded.guard), cx)).await;
             assert!(outcome.is_ok());
-            assert!(!guarded.state.write_blocked.get());
+            assert!(!guarded.state.activity.write_blocked.get());
             guarded.wire.0.borrow_mut().room = 0;
             let mut cx = Context::from_waker(Waker::noop());
             assert!(attempt(Pin::new(&mut guarded.guard), &mut cx).is_pending());
@@ -76,25 +76,25 @@ fn what_a_client_takes_is_progress_but_flushing_nothing_is_not() {
         let long_ago = Instant::now() - Duration::from_secs(60);
         let mut cx = Context::from_waker(Waker::noop());
         guarded.wire.0.borrow_mut().room = 10;
-        guarded.state.last_progress.set(long_ago);
+        guarded.state.activity.last_progress.set(long_ago);
         assert!(Pin::new(&mut guarded.guard).poll_flush(&mut cx).is_ready());
-        assert_eq!(guarded.state.last_progress.get(), long_ago);
+        assert_eq!(guarded.state.activity.last_progress.get(), long_ago);
         assert!(matches!(write(&mut guarded, &mut cx), Poll::Ready(Ok(8))));
-        assert!(guarded.state.last_progress.get() > long_ago);
+        assert!(guarded.state.activity.last_progress.get() > long_ago);
         assert!(matches!(write(&mut guarded, &mut cx), Poll::Ready(Ok(2))));
         assert!(write(&mut guarded, &mut cx).is_pending());
-        assert!(guarded.state.write_blocked.get());
+        assert!(guarded.state.activity.write_blocked.get());
 
-        guarded.state.last_progress.set(long_ago);
+        guarded.state.activity.last_progress.set(long_ago);
         assert!(Pin::new(&mut guarded.guard).poll_flush(&mut cx).is_pending());
-        assert_eq!(guarded.state.last_progress.get(), long_ago);
+        assert_eq!(guarded.state.activity.last_progress.get(), long_ago);
         guarded.wire.0.borrow_mut().room = 1;
         assert!(Pin::new(&mut guarded.guard).poll_flush(&mut cx).is_ready());
         assert!(
-            guarded.state.last_progress.get() > long_ago,
+            guarded.state.activity.last_progress.get() > long_ago,
             "the blocked write went on"
         );
-        assert!(!guarded.state.write_blocked.get());
+        assert!(!guarded.state.activity.write_blocked.get());
         assert_eq!(guarded.wire.0.borrow().taken, b"responsere");
     });
 }

@@ -1,0 +1,79 @@
+//! Whether anything moves on a connection, and who has to move next: what idle and stall limits are measured by.
+//!
+//! ```text
+//!          a request arrives               every response waits for its client
+//!  idle ───────────────────────► serving ──────────────────────────────────────► stalled by the client
+//!   ▲                              │  ▲                                             │
+//!   └──────────────────────────────┘  └─────────────────────────────────────────────┘
+//!      the last response is complete      the client takes a part
+//! ```
+//!
+//! Each arrow, each part of a body and each byte that the client takes is progress. The limits of the states run from the
+//! last progress; while serving, the backend's own limits hold.
+
+use std::cell::Cell;
+
+use tokio::time::Instant;
+
+/// The activity of one connection.
+pub(crate) struct Activity {
+    /// Whether a request has ever arrived.
+    pub(crate) used: Cell<bool>,
+    /// Whether the client does not take the bytes that are ready for it.
+    pub(crate) write_blocked: Cell<bool>,
+    /// When something last moved.
+    pub(crate) last_progress: Cell<Instant>,
+    in_flight: Cell<usize>,
+    waiting_for_client: Cell<usize>,
+}
+
+impl Activity {
+    /// Nothing has happened yet.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            used: Cell::new(false),
+            write_blocked: Cell::new(false),
+            last_progress: Cell::new(now),
+            in_flight: Cell::new(0),
+            waiting_for_client: Cell::new(0),
+        }
+    }
+
+    /// Notes that something moved.
+    pub(crate) fn progressed(&self) {
+        self.last_progress.set(Instant::now());
+    }
+
+    /// Number of requests whose responses are not complete.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Whether all that is left to do is the client's: it must take parts of responses.
+    pub(crate) fn all_wait_for_client(&self) -> bool {
+        self.in_flight.get() > 0 && self.waiting_for_client.get() == self.in_flight.get()
+    }
+
+    /// A request arrived.
+    pub(crate) fn request_began(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.progressed();
+    }
+
+    /// A response is complete, or given up.
+    pub(crate) fn request_ended(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.progressed();
+    }
+
+    /// A part of a response was handed over to be sent, or (`false`) the next one is asked for.
+    pub(crate) fn handed_over(&self, handed: bool) {
+        let count = self.waiting_for_client.get();
+        self.waiting_for_client.set(if handed {
+            count + 1
+        } else {
+            count.saturating_sub(1)
+        });
+        self.progressed();
+    }
+}
