@@ -7,7 +7,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use rustls::server::Acceptor;
-use tlsfarm::proxy::tls::client_hello::{HelloReader, Progress, refusal};
+use tlsfarm::proxy::tls::client_hello::{ClientHelloReader, Progress, refusal};
 
 /// Most bytes that are read of a ClientHello. More can exceed the limit in one cut and be whole in another.
 const LIMIT: usize = 64 * 1024;
@@ -35,7 +35,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Progress {
-    let mut reader = HelloReader::default();
+    let mut reader = ClientHelloReader::default();
     for piece in pieces {
         match reader.feed(piece) {
             Progress::Incomplete => {}

@@ -17,7 +17,7 @@ use super::metrics::Metrics;
 use super::resume::session_cache::{Cached, Lookup};
 use super::resume::tickets::{ConnectionTickets, ResumptionRules, SharedKeys, TicketVersion};
 use super::tls::certificates::{CertificateChoice, HostCertificates};
-use super::tls::client_hello::{Hello, TicketOffer};
+use super::tls::client_hello::{ClientHello, TicketOffer};
 use crate::api::{Duration, MinVersion, TicketKind};
 use crate::config::{self, ProxyConfig};
 use crate::ring::{CacheKind, Scope, TicketPolicy};
@@ -43,6 +43,12 @@ pub struct Host {
     session_ids: Option<TicketPolicy>,
     /// Everything but certificate and tickets, which each connection adds.
     base: ServerConfig,
+}
+
+/// The TLS side of one connection.
+pub(crate) struct ConnectionTls {
+    pub(crate) config: ServerConfig,
+    pub(crate) tickets: Arc<ConnectionTickets>,
 }
 
 impl Host {
@@ -106,7 +112,7 @@ impl Host {
     }
 
     /// What to ask the session cache before the handshake, if it can matter at all.
-    pub(crate) fn lookup(&self, hello: &Hello) -> Option<Lookup> {
+    pub(crate) fn lookup(&self, hello: &ClientHello) -> Option<Lookup> {
         let scope = self.scope;
         if hello.offers_tls13 {
             let kind = CacheKind::SingleUse;
@@ -123,13 +129,13 @@ impl Host {
     }
 
     /// For how long the client may resume by session id, if it may.
-    fn session_ids(&self, hello: &Hello) -> Option<TicketPolicy> {
+    fn session_ids(&self, hello: &ClientHello) -> Option<TicketPolicy> {
         self.session_ids
             .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
     }
 
     /// How the connection may resume, and what it is given to resume by.
-    fn rules(&self, hello: &Hello) -> ResumptionRules {
+    fn rules(&self, hello: &ClientHello) -> ResumptionRules {
         let (version, tickets) = if hello.offers_tls13 {
             (TicketVersion::Tls13, Some(self.tls13_tickets))
         } else {
@@ -153,11 +159,11 @@ impl Host {
     pub(crate) fn connect(
         &self,
         hostname: usize,
-        hello: &Hello,
+        hello: &ClientHello,
         cached: Cached,
         keys: Arc<SharedKeys>,
         metrics: Metrics,
-    ) -> (ServerConfig, Arc<ConnectionTickets>) {
+    ) -> ConnectionTls {
         let rules = self.rules(hello);
         let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));
         let mut config = self.base.clone();
@@ -168,7 +174,7 @@ impl Host {
             hostname,
             tickets: Arc::clone(&tickets),
         });
-        (config, tickets)
+        ConnectionTls { config, tickets }
     }
 }
 

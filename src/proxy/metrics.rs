@@ -65,7 +65,7 @@ pub(crate) enum HandshakeFailure {
     /// The host has no usable certificate that the client can verify.
     NoCertificate,
     /// What came in is no ClientHello.
-    UnreadableHello,
+    UnreadableClientHello,
     /// It took longer than the limit.
     Timeout,
     /// The client went away.
@@ -412,7 +412,7 @@ impl HandshakeFailure {
             Self::NoServerName => "no_server_name",
             Self::UnknownServerName => "unknown_server_name",
             Self::NoCertificate => "no_certificate",
-            Self::UnreadableHello => "unreadable_hello",
+            Self::UnreadableClientHello => "unreadable_hello",
             Self::Timeout => "timeout",
             Self::ClientClosed => "client_closed",
             Self::ClientAlert => "client_alert",

@@ -9,7 +9,7 @@ use rustls::crypto::CryptoProvider;
 use tracing::{info, warn};
 
 use super::certificate_files::CertificateFiles;
-use super::ring_file::RingFile;
+use super::ring_file::{RingFile, RingFileState};
 use super::snapshot::Snapshot;
 use super::status::Shared;
 use crate::config::{ConfigError, Listen, ProxyConfig, fingerprint};
@@ -151,17 +151,16 @@ impl Reloader {
     fn poll_ring(&mut self, now: Timestamp) {
         let path = self.shared.snapshot.load().config.ring.clone();
         match self.ring.poll(&path) {
-            None => {}
-            Some(Ok(fresh)) => {
-                if let Some(ring) = fresh {
-                    self.shared.keys.replace(&ring, now);
-                    self.shared.metrics.set_ring(ring.generation, ring.changed_at);
-                    self.shared.metrics.reloaded(FileKind::Ring);
-                    info!(generation = ring.generation, primary = %ring.primary.id, "ring loaded");
-                }
+            RingFileState::Unchanged => {}
+            RingFileState::InUse => self.shared.set_ring_problem(None),
+            RingFileState::Replaced(ring) => {
+                self.shared.keys.replace(&ring, now);
+                self.shared.metrics.set_ring(ring.generation, ring.changed_at);
+                self.shared.metrics.reloaded(FileKind::Ring);
+                info!(generation = ring.generation, primary = %ring.primary.id, "ring loaded");
                 self.shared.set_ring_problem(None);
             }
-            Some(Err(refusal)) => {
+            RingFileState::Refused(refusal) => {
                 warn!(%refusal, "the ring file is not usable; what is loaded stays in use");
                 self.shared.metrics.reload_failed(FileKind::Ring);
                 self.shared.set_ring_problem(Some(refusal.to_string()));

@@ -16,6 +16,19 @@ pub(crate) struct RingFile {
     loaded: Option<Mark>,
 }
 
+/// What a look at the file came to.
+#[derive(Debug)]
+pub(crate) enum RingFileState {
+    /// It is as it was at the last look.
+    Unchanged,
+    /// It was written again and holds the ring that is in use already.
+    InUse,
+    /// It holds a ring to take into use.
+    Replaced(Ring),
+    /// It holds none that may replace the one in use.
+    Refused(RingRefusal),
+}
+
 /// Tells one ring from another, without its keys.
 struct Mark {
     generation: u64,
@@ -48,18 +61,23 @@ pub(crate) enum RingRefusal {
 }
 
 impl RingFile {
-    /// Looks at the file. None when nothing has changed; otherwise a ring to take into use, nothing when the file holds
-    /// the ring that is in use already, or the reason why it is refused.
-    pub(crate) fn poll(&mut self, path: &Path) -> Option<Result<Option<Ring>, RingRefusal>> {
-        Some(match self.file.poll(path)? {
-            Ok(bytes) => self.take(&Zeroizing::new(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RingRefusal::Missing),
-            Err(error) => Err(RingRefusal::Unreadable(error.kind())),
-        })
+    /// Looks at the file.
+    pub(crate) fn poll(&mut self, path: &Path) -> RingFileState {
+        match self.file.poll(path) {
+            None => RingFileState::Unchanged,
+            Some(Ok(bytes)) => self.read(&Zeroizing::new(bytes)),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                RingFileState::Refused(RingRefusal::Missing)
+            }
+            Some(Err(error)) => RingFileState::Refused(RingRefusal::Unreadable(error.kind())),
+        }
     }
 
-    fn take(&mut self, document: &[u8]) -> Result<Option<Ring>, RingRefusal> {
-        let ring = Ring::from_document(document).map_err(RingRefusal::Damaged)?;
+    fn read(&mut self, document: &[u8]) -> RingFileState {
+        let ring = match Ring::from_document(document) {
+            Ok(ring) => ring,
+            Err(error) => return RingFileState::Refused(RingRefusal::Damaged(error)),
+        };
         // Of the ring written anew, so that white space makes no difference.
         let mark = Mark {
             generation: ring.generation,
@@ -67,21 +85,21 @@ impl RingFile {
         };
         if let Some(loaded) = &self.loaded {
             if mark.generation < loaded.generation {
-                return Err(RingRefusal::Older {
+                return RingFileState::Refused(RingRefusal::Older {
                     found: mark.generation,
                     loaded: loaded.generation,
                 });
             }
             if mark.generation == loaded.generation {
                 return if mark.digest.as_ref() == loaded.digest.as_ref() {
-                    Ok(None)
+                    RingFileState::InUse
                 } else {
-                    Err(RingRefusal::Changed(mark.generation))
+                    RingFileState::Refused(RingRefusal::Changed(mark.generation))
                 };
             }
         }
         self.loaded = Some(mark);
-        Ok(Some(ring))
+        RingFileState::Replaced(ring)
     }
 }
 
@@ -97,18 +115,25 @@ mod tests {
         let forged = ring().rotated(secret(), None, &POLICY, at(3600));
         let mut file = RingFile::default();
 
-        let taken = |result: Result<Option<Ring>, RingRefusal>| result.map(|ring| ring.map(|r| r.generation));
-        assert_eq!(taken(file.take(&first.to_document())), Ok(Some(1)));
-        assert_eq!(taken(file.take(&first.to_document())), Ok(None));
-        assert_eq!(taken(file.take(&second.to_document())), Ok(Some(2)));
+        /// The generation that was taken into use, if any, or the refusal.
+        fn taken(state: RingFileState) -> Result<Option<u64>, RingRefusal> {
+            match state {
+                RingFileState::Unchanged | RingFileState::InUse => Ok(None),
+                RingFileState::Replaced(ring) => Ok(Some(ring.generation)),
+                RingFileState::Refused(refusal) => Err(refusal),
+            }
+        }
+        assert_eq!(taken(file.read(&first.to_document())), Ok(Some(1)));
+        assert_eq!(taken(file.read(&first.to_document())), Ok(None));
+        assert_eq!(taken(file.read(&second.to_document())), Ok(Some(2)));
         let older = RingRefusal::Older { found: 1, loaded: 2 };
-        assert_eq!(taken(file.take(&first.to_document())), Err(older));
+        assert_eq!(taken(file.read(&first.to_document())), Err(older));
         assert_eq!(
-            taken(file.take(&forged.to_document())),
+            taken(file.read(&forged.to_document())),
             Err(RingRefusal::Changed(2))
         );
         let damaged = &second.to_document()[..100];
-        assert!(matches!(file.take(damaged), Err(RingRefusal::Damaged(_))));
-        assert_eq!(taken(file.take(&second.to_document())), Ok(None));
+        assert!(matches!(taken(file.read(damaged)), Err(RingRefusal::Damaged(_))));
+        assert_eq!(taken(file.read(&second.to_document())), Ok(None));
     }
 }

@@ -20,7 +20,14 @@ pub struct Snapshot {
     /// Fingerprint of that configuration's file.
     pub(crate) fingerprint: String,
     hosts: Vec<Arc<Host>>,
-    by_name: HostTable<(Arc<Host>, usize)>,
+    by_name: HostTable<ServedName>,
+}
+
+/// One of the names that a host serves.
+pub(crate) struct ServedName {
+    pub(crate) host: Arc<Host>,
+    /// Its place among the names of the host.
+    pub(crate) index: usize,
 }
 
 impl Snapshot {
@@ -44,7 +51,10 @@ impl Snapshot {
             .iter()
             .flat_map(|host| {
                 let names = host.hostnames.iter().cloned().enumerate();
-                names.map(|(n, name)| (name, (Arc::clone(host), n)))
+                names.map(|(index, name)| {
+                    let host = Arc::clone(host);
+                    (name, ServedName { host, index })
+                })
             })
             .collect();
         Ok(Self {
@@ -55,14 +65,14 @@ impl Snapshot {
         })
     }
 
-    /// The host that a server name belongs to, and which of the host's names it is.
-    pub(crate) fn find(&self, server_name: &str) -> Option<&(Arc<Host>, usize)> {
+    /// The host that a server name belongs to, and which of the host's names covers it.
+    pub(crate) fn find(&self, server_name: &str) -> Option<&ServedName> {
         self.by_name.find(server_name)
     }
 
     /// The host that a lower-case host name belongs to.
     pub fn host(&self, hostname: &str) -> Option<&Arc<Host>> {
-        self.find(hostname).map(|(host, _)| host)
+        self.find(hostname).map(|served| &served.host)
     }
 
     /// Whether the forwarding headers of this peer are believed.

@@ -20,7 +20,7 @@ fn snapshot() -> Snapshot {
 }
 
 fn host<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Host {
-    &snapshot.find(name).expect("one of the hosts").0
+    &snapshot.find(name).expect("one of the hosts").host
 }
 
 fn hours(hours: i64) -> SignedDuration {
@@ -28,26 +28,26 @@ fn hours(hours: i64) -> SignedDuration {
 }
 
 /// A client of TLS 1.2 that keeps session ids and no tickets, and offers one.
-fn by_id() -> Hello {
-    Hello {
+fn by_id() -> ClientHello {
+    ClientHello {
         extended_master_secret: true,
         session_id: Some([7; 32]),
-        ..Hello::default()
+        ..ClientHello::default()
     }
 }
 
 /// A client of TLS 1.2 that keeps tickets and has none yet.
-fn by_ticket() -> Hello {
-    Hello {
+fn by_ticket() -> ClientHello {
+    ClientHello {
         extended_master_secret: true,
         ticket: Some(TicketOffer::Empty),
-        ..Hello::default()
+        ..ClientHello::default()
     }
 }
 
 /// A client of TLS 1.3 with a ticket that may be one for a single use. It sends a random session id.
-fn modern() -> Hello {
-    Hello {
+fn modern() -> ClientHello {
+    ClientHello {
         offers_tls13: true,
         single_use: Some([9; 32]),
         ..by_id()
@@ -68,28 +68,28 @@ fn a_session_id_is_looked_up_for_clients_of_tls12_that_resume_by_it() {
         for (what, hello) in [
             (
                 "no extended master secret",
-                Hello {
+                ClientHello {
                     extended_master_secret: false,
                     ..by_id()
                 },
             ),
             (
                 "a ticket instead",
-                Hello {
+                ClientHello {
                     ticket: Some(TicketOffer::Ticket),
                     ..by_id()
                 },
             ),
             (
                 "no id",
-                Hello {
+                ClientHello {
                     session_id: None,
                     ..by_id()
                 },
             ),
             (
                 "TLS 1.3",
-                Hello {
+                ClientHello {
                     offers_tls13: true,
                     ..by_id()
                 },
@@ -97,7 +97,7 @@ fn a_session_id_is_looked_up_for_clients_of_tls12_that_resume_by_it() {
         ] {
             assert_eq!(host.lookup(&hello), None, "{name}: {what}");
         }
-        let wishes_for_a_ticket = Hello {
+        let wishes_for_a_ticket = ClientHello {
             session_id: Some([7; 32]),
             ..by_ticket()
         };
@@ -118,7 +118,7 @@ fn a_tls13_ticket_is_looked_up_where_tickets_are_for_a_single_use() {
         scope: once.scope,
     };
     assert_eq!(once.lookup(&modern()), Some(lookup));
-    let tls12 = Hello {
+    let tls12 = ClientHello {
         offers_tls13: false,
         session_id: None,
         ..modern()
@@ -139,13 +139,13 @@ fn without_extended_master_secret_no_tls12_session_is_found_or_made() {
     ] {
         let secret = hello.extended_master_secret;
         assert!(secret && offered_anything(&snapshot, name, &hello), "{name}");
-        let without = Hello {
+        let without = ClientHello {
             extended_master_secret: false,
             ..hello
         };
         assert!(!offered_anything(&snapshot, name, &without), "{name}");
     }
-    let modern = Hello {
+    let modern = ClientHello {
         extended_master_secret: false,
         ..modern()
     };
@@ -154,14 +154,14 @@ fn without_extended_master_secret_no_tls12_session_is_found_or_made() {
 }
 
 /// Whether rustls can find, keep or issue anything for this client, with a cache that has room and a session of this id.
-fn offered_anything(snapshot: &Snapshot, name: &str, hello: &Hello) -> bool {
+fn offered_anything(snapshot: &Snapshot, name: &str, hello: &ClientHello) -> bool {
     let host = host(snapshot, name);
     let id = [7; 32];
     let keys = Arc::new(SharedKeys::default());
     let now = Timestamp::now();
     keys.replace(&Ring::new(1, secret(), secret(), &POLICY, now), now);
     let issuer = {
-        let tls12 = Hello {
+        let tls12 = ClientHello {
             extended_master_secret: true,
             ..by_id()
         };
@@ -169,7 +169,8 @@ fn offered_anything(snapshot: &Snapshot, name: &str, hello: &Hello) -> bool {
             found: None,
             room: Room::Free,
         };
-        let (_, tickets) = host.connect(0, &tls12, free, Arc::clone(&keys), Metrics::default());
+        let ConnectionTls { tickets, .. } =
+            host.connect(0, &tls12, free, Arc::clone(&keys), Metrics::default());
         tickets.set_certificate_until(Timestamp::MAX);
         tickets
     };
@@ -183,7 +184,7 @@ fn offered_anything(snapshot: &Snapshot, name: &str, hello: &Hello) -> bool {
         }),
         room: Room::Free,
     };
-    let (config, tickets) = host.connect(0, hello, cached, keys, Metrics::default());
+    let ConnectionTls { config, tickets } = host.connect(0, hello, cached, keys, Metrics::default());
     tickets.set_certificate_until(Timestamp::MAX);
     let sessions = &config.session_storage;
     let by_id = [

@@ -63,8 +63,28 @@ impl SharedKeys {
     }
 }
 
-/// A sealed session and for how many seconds it may be used.
-type Sealed = Result<(Vec<u8>, u32), SealError>;
+/// A sealed session.
+struct SealedSession {
+    bytes: Vec<u8>,
+    /// For how many seconds it may be used.
+    lifetime: u32,
+}
+
+/// Why a session was not sealed.
+enum Unsealed {
+    /// There is no ring, or no certificate.
+    Unable,
+    Refused(SealError),
+}
+
+impl From<Unsealed> for TicketIssue {
+    fn from(unsealed: Unsealed) -> Self {
+        match unsealed {
+            Unsealed::Unable => Self::NoRing,
+            Unsealed::Refused(error) => Self::Refused(error),
+        }
+    }
+}
 
 /// Version that a connection will speak, as far as tickets care.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -190,28 +210,38 @@ impl ConnectionTickets {
             TicketKind::Stateless => self.seal_as(session, SealedAs::Ticket, &policy, now),
             TicketKind::SingleUse => self.seal_single_use(session, &policy, now),
         };
-        if let Some(Ok((_, lifetime))) = &sealed {
-            self.state().lifetime = *lifetime;
+        match sealed {
+            Ok(ticket) => {
+                self.state().lifetime = ticket.lifetime;
+                self.metrics.ticket_issued(TicketIssue::Sealed);
+                Some(ticket.bytes)
+            }
+            Err(unsealed) => {
+                self.metrics.ticket_issued(unsealed.into());
+                None
+            }
         }
-        self.metrics.ticket_issued(match &sealed {
-            None => TicketIssue::NoRing,
-            Some(Ok(_)) => TicketIssue::Sealed,
-            Some(Err(error)) => TicketIssue::Refused(*error),
-        });
-        sealed?.ok().map(|(ticket, _)| ticket)
     }
 
     /// A ticket that is nothing but a name. The session itself goes to the cache.
-    fn seal_single_use(&self, session: &[u8], policy: &TicketPolicy, now: Timestamp) -> Option<Sealed> {
+    fn seal_single_use(
+        &self,
+        session: &[u8],
+        policy: &TicketPolicy,
+        now: Timestamp,
+    ) -> Result<SealedSession, Unsealed> {
         let mut name: SessionName = [0; 32];
         if aws_lc_rs::rand::fill(&mut name).is_err() {
-            return Some(Err(SealError::Cipher));
+            return Err(Unsealed::Refused(SealError::Cipher));
         }
-        let sealed = self.seal_entry(CacheKind::SingleUse, &name, session, policy, now)?;
-        Some(sealed.map(|lifetime| (name.to_vec(), lifetime)))
+        let lifetime = self.seal_entry(CacheKind::SingleUse, &name, session, policy, now)?;
+        Ok(SealedSession {
+            bytes: name.to_vec(),
+            lifetime,
+        })
     }
 
-    /// Seals a session for the cache and keeps it until the handshake asks for it.
+    /// Seals a session for the cache and keeps it until the handshake asks for it. Returns its lifetime in seconds.
     fn seal_entry(
         &self,
         kind: CacheKind,
@@ -219,27 +249,24 @@ impl ConnectionTickets {
         session: &[u8],
         policy: &TicketPolicy,
         now: Timestamp,
-    ) -> Option<Result<u32, SealError>> {
+    ) -> Result<u32, Unsealed> {
         let key = CacheKey::new(kind, &self.rules.scope, name);
-        let sealed = self.seal_as(session, SealedAs::Entry(&key), policy, now)?;
-        Some(sealed.map(|(sealed, lifetime)| {
-            self.state().entries.push(Entry {
-                key,
-                sealed,
-                lifetime: Duration::from_secs(lifetime.into()),
-            });
-            lifetime
-        }))
+        let SealedSession { bytes, lifetime } = self.seal_as(session, SealedAs::Entry(&key), policy, now)?;
+        self.state().entries.push(Entry {
+            key,
+            sealed: bytes,
+            lifetime: Duration::from_secs(lifetime.into()),
+        });
+        Ok(lifetime)
     }
 
-    /// None when there is no ring or no certificate.
     fn seal_as(
         &self,
         session: &[u8],
         sealed_as: SealedAs<'_>,
         policy: &TicketPolicy,
         now: Timestamp,
-    ) -> Option<Sealed> {
+    ) -> Result<SealedSession, Unsealed> {
         let state = self.state();
         let age = SessionAge {
             // In TLS 1.2 the new ticket is sealed before `settle` can be called, and only when resuming.
@@ -247,19 +274,26 @@ impl ConnectionTickets {
                 .authenticated_at
                 .or(state.opened.map(|opened| opened.authenticated_at))
                 .unwrap_or(now),
-            certificate_until: state.certificate_until?,
+            certificate_until: state.certificate_until.ok_or(Unsealed::Unable)?,
         };
         let lifetime = policy.lifetime_of(&age, now);
         let sealed = self
             .keys
-            .read(|keys| keys.seal(session, sealed_as, &self.rules.scope, policy, &age, now))?;
-        Some(sealed.map(|sealed| (sealed, lifetime)))
+            .read(|keys| keys.seal(session, sealed_as, &self.rules.scope, policy, &age, now))
+            .ok_or(Unsealed::Unable)?;
+        match sealed {
+            Ok(bytes) => Ok(SealedSession { bytes, lifetime }),
+            Err(error) => Err(Unsealed::Refused(error)),
+        }
     }
 
-    /// Keeps a session that has an id.
-    fn keep(&self, id: &[u8], session: &[u8], now: Timestamp) -> Option<Result<u32, SealError>> {
-        let policy = self.rules.session_ids?;
-        self.seal_entry(CacheKind::SessionId, id, session, &policy, now)
+    /// Keeps a session that has an id; says whether it is kept.
+    fn keep(&self, id: &[u8], session: &[u8], now: Timestamp) -> bool {
+        let Some(policy) = self.rules.session_ids else {
+            return false;
+        };
+        let kept = self.seal_entry(CacheKind::SessionId, id, session, &policy, now);
+        kept.is_ok()
     }
 
     fn open(&self, ticket: &[u8], now: Timestamp) -> Option<Vec<u8>> {
@@ -279,57 +313,61 @@ impl ConnectionTickets {
         };
         let scope = &self.rules.scope;
         let opened = match self.rules.kind {
-            TicketKind::Stateless => self
-                .keys
-                .read(|keys| keys.open(ticket, SealedAs::Ticket, scope, &policy, now)),
-            TicketKind::SingleUse => match self.open_found(ticket, &policy, now) {
-                Some(opened) => opened,
-                None => {
-                    self.metrics.ticket_offered(TicketOutcome::NotFound);
-                    return None;
-                }
-            },
+            TicketKind::Stateless => {
+                let opened = self
+                    .keys
+                    .read(|keys| keys.open(ticket, SealedAs::Ticket, scope, &policy, now));
+                outcome_of(opened)
+            }
+            TicketKind::SingleUse => self.open_found(ticket, &policy, now),
         };
-        self.opened(opened, OpenedBy::Ticket)
+        match opened {
+            Ok(opened) => Some(self.opened(&opened, OpenedBy::Ticket)),
+            Err(outcome) => {
+                self.metrics.ticket_offered(outcome);
+                None
+            }
+        }
     }
 
     fn open_session_id(&self, id: &[u8], now: Timestamp) -> Option<Vec<u8>> {
         let policy = self.rules.session_ids?;
-        let opened = self.open_found(id, &policy, now)?;
-        self.opened(opened, OpenedBy::SessionId)
+        match self.open_found(id, &policy, now) {
+            Ok(opened) => Some(self.opened(&opened, OpenedBy::SessionId)),
+            // Clients of TLS 1.3 offer random ids: that nothing is found says nothing.
+            Err(TicketOutcome::NotFound) => None,
+            Err(outcome) => {
+                self.metrics.session_id_offered(outcome);
+                None
+            }
+        }
     }
 
-    /// Opens what the cache had for this name; None when it had nothing.
+    /// Opens what the cache had for this name.
     fn open_found(
         &self,
         name: &[u8],
         policy: &TicketPolicy,
         now: Timestamp,
-    ) -> Option<Option<Result<OpenedTicket, OpenError>>> {
-        let found = self.cached.found.as_ref().filter(|found| found.name == name)?;
+    ) -> Result<OpenedTicket, TicketOutcome> {
+        let found = self.cached.found.as_ref().filter(|found| found.name == name);
+        let found = found.ok_or(TicketOutcome::NotFound)?;
         let sealed_as = SealedAs::Entry(&found.key);
-        Some(
+        outcome_of(
             self.keys
                 .read(|keys| keys.open(&found.entry, sealed_as, &self.rules.scope, policy, now)),
         )
     }
 
-    /// Remembers an opened session until its fate is known, and hands it to rustls.
-    fn opened(&self, opened: Option<Result<OpenedTicket, OpenError>>, by: OpenedBy) -> Option<Vec<u8>> {
-        match opened {
-            None => self.count(by, TicketOutcome::NoRing),
-            Some(Err(error)) => self.count(by, TicketOutcome::Refused(error)),
-            Some(Ok(opened)) => {
-                self.state().opened = Some(Opened {
-                    authenticated_at: opened.authenticated_at,
-                    role: opened.opened_by,
-                    by,
-                });
-                // rustls takes it over and zeroes what it parses from it.
-                return Some(opened.session.to_vec());
-            }
-        }
-        None
+    /// Remembers an opened session until its fate is known, and hands it to rustls, which owns the bytes from then on and
+    /// does not wipe them: only what it parses from them is wiped.
+    fn opened(&self, opened: &OpenedTicket, by: OpenedBy) -> Vec<u8> {
+        self.state().opened = Some(Opened {
+            authenticated_at: opened.authenticated_at,
+            role: opened.opened_by,
+            by,
+        });
+        opened.session.to_vec()
     }
 
     fn count(&self, by: OpenedBy, outcome: TicketOutcome) {
@@ -360,7 +398,7 @@ impl ConnectionTickets {
 impl StoresServerSessions for ConnectionTickets {
     fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
         let session = Zeroizing::new(session);
-        matches!(self.keep(&id, &session, Timestamp::now()), Some(Ok(_)))
+        self.keep(&id, &session, Timestamp::now())
     }
 
     fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
@@ -410,6 +448,14 @@ impl Drop for ConnectionTickets {
         if let Some(opened) = state.opened.take() {
             self.count(opened.by, TicketOutcome::Declined);
         }
+    }
+}
+
+/// Names what opening came to. There is no result where there is no ring.
+fn outcome_of(opened: Option<Result<OpenedTicket, OpenError>>) -> Result<OpenedTicket, TicketOutcome> {
+    match opened {
+        None => Err(TicketOutcome::NoRing),
+        Some(opened) => opened.map_err(TicketOutcome::Refused),
     }
 }
 

@@ -36,7 +36,7 @@ mod extension {
 
 /// What the choice of host and ticket policy needs to know.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Hello {
+pub struct ClientHello {
     /// Server name (RFC 6066 section 3) in lower case and without a trailing dot.
     pub server_name: Option<String>,
     /// Whether the client can speak TLS 1.3, which is then what rustls negotiates.
@@ -69,14 +69,14 @@ pub enum Progress {
     /// There is more to come.
     Incomplete,
     /// It is whole.
-    Complete(Hello),
+    Complete(ClientHello),
     /// It is not a ClientHello, or exceeds a limit.
     Unreadable,
 }
 
 /// A ClientHello on its way in.
 #[derive(Default)]
-pub struct HelloReader {
+pub struct ClientHelloReader {
     wire: Vec<u8>,
     /// Bytes of `wire` whose meaning is known.
     taken: usize,
@@ -85,7 +85,7 @@ pub struct HelloReader {
     message: Vec<u8>,
 }
 
-impl HelloReader {
+impl ClientHelloReader {
     /// Takes the next bytes off the wire.
     pub fn feed(&mut self, bytes: &[u8]) -> Progress {
         self.wire.extend_from_slice(bytes);
@@ -136,7 +136,7 @@ impl HelloReader {
     }
 }
 
-/// The bytes of the fatal alert that answers an unreadable hello.
+/// The bytes of the fatal alert that answers an unreadable ClientHello.
 pub fn refusal(wire: &[u8]) -> Vec<u8> {
     let mut acceptor = Acceptor::default();
     let mut rest = wire;
@@ -183,15 +183,15 @@ fn message_length(message: &[u8]) -> Option<usize> {
 }
 
 /// Reads a ClientHello without its header (RFC 9846 section 4.1.2).
-fn parse(body: &[u8]) -> Option<Hello> {
-    let mut hello = Hello::default();
+fn parse(body: &[u8]) -> Result<ClientHello, Malformed> {
+    let mut hello = ClientHello::default();
     let mut body = Cursor(body);
     body.take(2 + 32)?;
     hello.session_id = body.vector8()?.0.try_into().ok();
     body.vector16()?; // cipher suites
     body.vector8()?; // compression methods
     if body.0.is_empty() {
-        return Some(hello);
+        return Ok(hello);
     }
     let mut extensions = body.vector16()?;
     while !extensions.0.is_empty() {
@@ -225,46 +225,53 @@ fn parse(body: &[u8]) -> Option<Hello> {
             _ => {}
         }
     }
-    Some(hello)
+    Ok(hello)
 }
 
-/// The host name in a server name list; there can be but one (RFC 6066 section 3).
-fn server_name(mut content: Cursor<'_>) -> Option<Option<String>> {
+/// The host name in a server name list; there can be but one (RFC 6066 section 3). None when the list begins with a name
+/// of another type.
+fn server_name(mut content: Cursor<'_>) -> Result<Option<String>, Malformed> {
     const HOST_NAME: u8 = 0;
     let mut names = content.vector16()?;
     if names.u8()? != HOST_NAME {
-        return Some(None);
+        return Ok(None);
     }
-    let name = std::str::from_utf8(names.vector16()?.0).ok()?;
+    let name = std::str::from_utf8(names.vector16()?.0).map_err(|_| Malformed)?;
     let name = name.strip_suffix('.').unwrap_or(name);
-    (!name.is_empty() && name.is_ascii()).then(|| Some(name.to_ascii_lowercase()))
+    match !name.is_empty() && name.is_ascii() {
+        true => Ok(Some(name.to_ascii_lowercase())),
+        false => Err(Malformed),
+    }
 }
+
+/// The message ends early, or a part of it cannot be what it should be.
+#[derive(Debug, Eq, PartialEq)]
+struct Malformed;
 
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
         self.0 = rest;
-        Some(taken)
+        Ok(taken)
     }
 
-    fn u8(&mut self) -> Option<u8> {
-        self.take(1)?.first().copied()
+    fn u8(&mut self) -> Result<u8, Malformed> {
+        self.take(1)?.first().copied().ok_or(Malformed)
     }
 
-    fn u16(&mut self) -> Option<u16> {
-        self.take(2)?
-            .first_chunk()
-            .map(|bytes| u16::from_be_bytes(*bytes))
+    fn u16(&mut self) -> Result<u16, Malformed> {
+        let bytes = self.take(2)?.first_chunk().ok_or(Malformed)?;
+        Ok(u16::from_be_bytes(*bytes))
     }
 
-    fn vector8(&mut self) -> Option<Cursor<'a>> {
+    fn vector8(&mut self) -> Result<Cursor<'a>, Malformed> {
         let length = self.u8()?;
         self.take(length.into()).map(Cursor)
     }
 
-    fn vector16(&mut self) -> Option<Cursor<'a>> {
+    fn vector16(&mut self) -> Result<Cursor<'a>, Malformed> {
         let length = self.u16()?;
         self.take(length.into()).map(Cursor)
     }

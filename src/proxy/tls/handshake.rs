@@ -9,10 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::client_hello::{Alert, Hello, HelloReader, Progress, fatal_alert, refusal};
+use super::client_hello::{Alert, ClientHello, ClientHelloReader, Progress, fatal_alert, refusal};
 use super::stream::{HandshakeError, TlsStream};
-use crate::proxy::control::snapshot::Snapshot;
-use crate::proxy::host::Host;
+use crate::proxy::control::snapshot::{ServedName, Snapshot};
+use crate::proxy::host::{ConnectionTls, Host};
 use crate::proxy::listen::linger::Lingering;
 use crate::proxy::metrics::{HandshakeFailure, Metrics};
 use crate::proxy::resume::session_cache::{Cached, SessionCache};
@@ -37,10 +37,10 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
             Some((stream, host))
         }
         Ok(Err(failure)) => {
-            let (failure, rejected) = *failure;
+            let Failed { failure, told } = *failure;
             metrics.handshake_failed(failure);
             debug!(?failure, "a handshake failed");
-            if let Some(io) = rejected {
+            if let Some(io) = told {
                 // The alert must arrive; whether it does is the client's affair.
                 let _ = Lingering::new(io).shutdown().await;
             }
@@ -54,8 +54,20 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// A failure with the connection, where that may still be of use.
-type Failed<IO> = Box<(HandshakeFailure, Option<IO>)>;
+/// A handshake that failed.
+struct Failed<IO> {
+    failure: HandshakeFailure,
+    /// The connection, where an alert is on its way to the client.
+    told: Option<IO>,
+}
+
+impl<IO> Failed<IO> {
+    /// The client is told nothing: it is gone, or the fault is ours.
+    fn silently(failure: HandshakeFailure) -> Box<Self> {
+        let told = None;
+        Box::new(Self { failure, told })
+    }
+}
 
 async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     mut io: IO,
@@ -64,18 +76,19 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
     metrics: &Metrics,
-) -> Result<(TlsStream<IO>, Arc<Host>), Failed<IO>> {
-    let (hello, wire) = match read_hello(&mut io).await {
-        Ok(read) => read,
-        Err(HelloError::Io) => return Err(Box::new((HandshakeFailure::ClientClosed, None))),
-        Err(HelloError::Unreadable(wire)) => {
-            return Err(reject(io, &refusal(&wire), HandshakeFailure::UnreadableHello).await);
+) -> Result<(TlsStream<IO>, Arc<Host>), Box<Failed<IO>>> {
+    let Received { hello, wire } = match read_hello(&mut io).await {
+        Ok(received) => received,
+        Err(ClientHelloError::Io) => return Err(Failed::silently(HandshakeFailure::ClientClosed)),
+        Err(ClientHelloError::Unreadable(wire)) => {
+            return Err(reject(io, &refusal(&wire), HandshakeFailure::UnreadableClientHello).await);
         }
     };
-    let (host, hostname) = match choose(snapshot, &hello) {
-        Ok(chosen) => chosen,
-        Err((alert, failure)) => return Err(reject(io, &fatal_alert(alert), failure).await),
+    let served = match choose(snapshot, &hello) {
+        Ok(served) => served,
+        Err(refused) => return Err(reject(io, &fatal_alert(refused.alert), refused.failure).await),
     };
+    let host = &served.host;
     let found = match host.lookup(&hello) {
         Some(lookup) => cache.find(lookup).await,
         None => None,
@@ -84,9 +97,10 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         found,
         room: cache.room(client),
     };
-    let (config, tickets) = host.connect(hostname, &hello, cached, Arc::clone(keys), metrics.clone());
+    let ConnectionTls { config, tickets } =
+        host.connect(served.index, &hello, cached, Arc::clone(keys), metrics.clone());
     let Ok(connection) = ServerConnection::new(Arc::new(config)) else {
-        return Err(Box::new((HandshakeFailure::Internal, None)));
+        return Err(Failed::silently(HandshakeFailure::Internal));
     };
     let mut stream = TlsStream::new(io, connection, wire);
     match stream
@@ -95,7 +109,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     {
         // Host and tickets were chosen by our reading of the name; rustls must not have read another.
         Ok(()) if !same_name(stream.connection().server_name(), &hello) => {
-            Err(Box::new((HandshakeFailure::Internal, None)))
+            Err(Failed::silently(HandshakeFailure::Internal))
         }
         Ok(()) => {
             cache.count_over_budget(tickets.take_over_budget());
@@ -103,60 +117,85 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
             cache.store(client, tickets.take_entries()).await;
             match stream.flush().await {
                 Ok(()) => Ok((stream, Arc::clone(host))),
-                Err(error) => Err(Box::new((io_failure(&error), None))),
+                Err(error) => Err(Failed::silently(io_failure(&error))),
             }
         }
-        Err(HandshakeError::Io(error)) => Err(Box::new((io_failure(&error), None))),
+        Err(HandshakeError::Io(error)) => Err(Failed::silently(io_failure(&error))),
         Err(HandshakeError::Tls(error)) => {
             debug!(%error, "rustls refused a handshake");
-            Err(Box::new((tls_failure(&error), Some(stream.into_inner()))))
+            // rustls has written the alert.
+            Err(Box::new(Failed {
+                failure: tls_failure(&error),
+                told: Some(stream.into_inner()),
+            }))
         }
     }
 }
 
-enum HelloError {
+/// A whole ClientHello.
+struct Received {
+    hello: ClientHello,
+    /// All that came off the wire, for rustls.
+    wire: Vec<u8>,
+}
+
+enum ClientHelloError {
     Io,
     Unreadable(Vec<u8>),
 }
 
-async fn read_hello(io: &mut (impl AsyncRead + Unpin)) -> Result<(Hello, Vec<u8>), HelloError> {
-    let mut reader = HelloReader::default();
+async fn read_hello(io: &mut (impl AsyncRead + Unpin)) -> Result<Received, ClientHelloError> {
+    let mut reader = ClientHelloReader::default();
     let mut bytes = [0; 4096];
     loop {
-        let read = io.read(&mut bytes).await.map_err(|_| HelloError::Io)?;
+        let read = io.read(&mut bytes).await.map_err(|_| ClientHelloError::Io)?;
         if read == 0 {
-            return Err(HelloError::Io);
+            return Err(ClientHelloError::Io);
         }
         match reader.feed(bytes.get(..read).unwrap_or_default()) {
             Progress::Incomplete => {}
-            Progress::Complete(hello) => return Ok((hello, reader.into_wire())),
-            Progress::Unreadable => return Err(HelloError::Unreadable(reader.into_wire())),
+            Progress::Complete(hello) => {
+                let wire = reader.into_wire();
+                return Ok(Received { hello, wire });
+            }
+            Progress::Unreadable => return Err(ClientHelloError::Unreadable(reader.into_wire())),
         }
     }
 }
 
-fn choose<'a>(
-    snapshot: &'a Snapshot,
-    hello: &Hello,
-) -> Result<(&'a Arc<Host>, usize), (Alert, HandshakeFailure)> {
-    let Some(name) = &hello.server_name else {
-        return Err((Alert::UnrecognizedName, HandshakeFailure::NoServerName));
-    };
-    let Some((host, hostname)) = snapshot.find(name) else {
-        return Err((Alert::UnrecognizedName, HandshakeFailure::UnknownServerName));
-    };
-    if !host.certificates.any_usable() {
-        return Err((Alert::HandshakeFailure, HandshakeFailure::NoCertificate));
+/// No host takes the client.
+struct Refused {
+    alert: Alert,
+    failure: HandshakeFailure,
+}
+
+fn choose<'a>(snapshot: &'a Snapshot, hello: &ClientHello) -> Result<&'a ServedName, Refused> {
+    let refused = |alert, failure| Refused { alert, failure };
+    let name = hello
+        .server_name
+        .as_ref()
+        .ok_or(refused(Alert::UnrecognizedName, HandshakeFailure::NoServerName))?;
+    let served = snapshot.find(name).ok_or(refused(
+        Alert::UnrecognizedName,
+        HandshakeFailure::UnknownServerName,
+    ))?;
+    match served.host.certificates.any_usable() {
+        true => Ok(served),
+        false => Err(refused(Alert::HandshakeFailure, HandshakeFailure::NoCertificate)),
     }
-    Ok((host, *hostname))
 }
 
-async fn reject<IO: AsyncWrite + Unpin>(mut io: IO, alert: &[u8], failure: HandshakeFailure) -> Failed<IO> {
+async fn reject<IO: AsyncWrite + Unpin>(
+    mut io: IO,
+    alert: &[u8],
+    failure: HandshakeFailure,
+) -> Box<Failed<IO>> {
     let sent = io.write_all(alert).await;
-    Box::new((failure, sent.is_ok().then_some(io)))
+    let told = sent.is_ok().then_some(io);
+    Box::new(Failed { failure, told })
 }
 
-fn same_name(theirs: Option<&str>, hello: &Hello) -> bool {
+fn same_name(theirs: Option<&str>, hello: &ClientHello) -> bool {
     let theirs = theirs.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
     theirs == hello.server_name
 }

@@ -28,7 +28,7 @@ fn hello_of(name: &str, versions: &[&'static SupportedProtocolVersion]) -> Vec<u
 }
 
 fn read(wire: &[u8]) -> Progress {
-    HelloReader::default().feed(wire)
+    ClientHelloReader::default().feed(wire)
 }
 
 /// The same message in records of `size` bytes.
@@ -56,7 +56,7 @@ fn as_rustls_reads(wire: &[u8]) -> Option<Option<String>> {
 
 #[test]
 fn hellos_of_both_versions_are_understood() {
-    let expected = Hello {
+    let expected = ClientHello {
         server_name: Some("shop.example.com".into()),
         offers_tls13: true,
         extended_master_secret: true,
@@ -69,13 +69,13 @@ fn hellos_of_both_versions_are_understood() {
         panic!("unreadable");
     };
     assert!(hello.session_id.is_some(), "TLS 1.3 clients send a random one");
-    let nameless = Hello {
+    let nameless = ClientHello {
         session_id: None,
         ..hello
     };
     assert_eq!(nameless, expected);
     let wire = hello_of("shop.example.com", &[&TLS12]);
-    let expected = Hello {
+    let expected = ClientHello {
         offers_tls13: false,
         ..expected
     };
@@ -151,7 +151,7 @@ fn names_of_sessions_are_those_of_32_bytes() {
     assert_eq!(single_use(&[&stateless, &stateless, &[3; 32]]), None);
     let cut = identities(&[&[1; 32]]);
     let cut = parse(&body(&[], &[(extension::PRE_SHARED_KEY, &cut[..20])]));
-    assert_eq!(cut, None);
+    assert_eq!(cut, Err(Malformed));
 }
 
 #[test]
@@ -173,12 +173,12 @@ fn fragmentation_at_any_boundary_changes_nothing() {
     let wire = hello_of("shop.example.com", &[&TLS12, &TLS13]);
     let whole = read(&wire);
     for cut in 0..wire.len() {
-        let mut reader = HelloReader::default();
+        let mut reader = ClientHelloReader::default();
         assert_eq!(reader.feed(&wire[..cut]), Progress::Incomplete, "cut at {cut}");
         assert_eq!(reader.feed(&wire[cut..]), whole, "cut at {cut}");
     }
     for size in [1, 2, 3, 7, 100, 1000] {
-        let mut reader = HelloReader::default();
+        let mut reader = ClientHelloReader::default();
         let records = in_records_of(size, &wire);
         let (last, first) = records.split_last().expect("not empty");
         for byte in first {
@@ -207,7 +207,7 @@ fn a_hello_without_end_is_given_up_within_the_limit() {
         0x3f,
         0,
     ];
-    let mut reader = HelloReader::default();
+    let mut reader = ClientHelloReader::default();
     assert_eq!(reader.feed(&endless), Progress::Incomplete);
     let mut sent = endless.len();
     while reader.feed(&[HANDSHAKE, 3, 1, 0, 1, 0]) == Progress::Incomplete {
@@ -223,7 +223,7 @@ fn a_hello_that_is_not_whole_after_64_kib_is_refused_at_that_byte() {
     let message = [&[CLIENT_HELLO, 0, 0x3f, 0][..], &[0; 20_000]].concat();
     let records = message.iter().flat_map(|byte| [HANDSHAKE, 3, 1, 0, 1, *byte]);
     let wire: Vec<u8> = records.take(MAX_WIRE).collect();
-    let mut reader = HelloReader::default();
+    let mut reader = ClientHelloReader::default();
     let (last, first) = wire.split_last().expect("not empty");
     assert_eq!(reader.feed(first), Progress::Incomplete);
     assert_eq!(reader.feed(&[*last]), Progress::Unreadable);
@@ -240,7 +240,7 @@ fn a_hello_of_16_kib_is_read_and_a_longer_one_is_not() {
     assert_eq!(longest.len(), MAX_MESSAGE);
     assert_eq!(
         read(&in_one_record(&longest)),
-        Progress::Complete(Hello::default())
+        Progress::Complete(ClientHello::default())
     );
     let longer = padded(MAX_MESSAGE + 1);
     let header = [HANDSHAKE, 3, 1, 0x40, 1];
@@ -298,7 +298,7 @@ const FIELDS: [&str; 7] = [
 
 /// Feeds the reader with pieces of this size until it has decided.
 fn read_in_pieces_of(size: usize, wire: &[u8]) -> Progress {
-    let mut reader = HelloReader::default();
+    let mut reader = ClientHelloReader::default();
     let ends = wire.chunks(size).map(|piece| reader.feed(piece));
     ends.into_iter()
         .find(|progress| *progress != Progress::Incomplete)

@@ -291,9 +291,9 @@ fn promise(answer: &[u8]) -> Promise {
 
 #[test]
 fn the_name_that_rustls_reads_must_be_the_one_that_chose_the_host() {
-    let hello = |name: Option<&str>| Hello {
+    let hello = |name: Option<&str>| ClientHello {
         server_name: name.map(str::to_owned),
-        ..Hello::default()
+        ..ClientHello::default()
     };
     for (theirs, ours, same) in [
         (Some("shop.test"), Some("shop.test"), true),

@@ -144,9 +144,9 @@ impl Draft {
             Fault::CutWire(_) => return Progress::Incomplete,
             _ => return Progress::Unreadable,
         }
-        let mut hello = Hello {
+        let mut hello = ClientHello {
             session_id: self.session_id.as_slice().try_into().ok(),
-            ..Hello::default()
+            ..ClientHello::default()
         };
         for extension in self.extensions.iter().flatten() {
             match extension {
