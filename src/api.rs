@@ -11,11 +11,11 @@ mod status;
 
 pub use condition::{Condition, ConditionStatus, ConditionType, Reason, merge_conditions};
 pub use duration::{Duration, DurationError};
-pub use session_cache::{RedisServer, RedisTls, SecretRef, SessionCache, SessionCacheMode};
+pub use session_cache::{RedisSpec, RedisTlsSpec, SecretRef, SessionCacheMode, SessionCacheSpec};
 pub use spec::{
-    Backend, CertificateRef, ExternalTrafficPolicy, Host, HostTickets, HostTls, Http, HttpMode,
-    IpFamilyPolicy, MinVersion, Proxy, Resumption, Route, Scheduling, Service, ServiceType, TLSFarm,
-    TLSFarmSpec, TicketKind, Tickets, Tls12Tickets,
+    BackendRef, CertificateRef, ExternalTrafficPolicy, HostSpec, HostTickets, HostTls, Http, HttpMode,
+    IpFamilyPolicy, MinVersion, Proxy, Resumption, RouteSpec, Scheduling, Service, ServiceType, TLSFarm,
+    TLSFarmSpec, TicketKind, TicketsSpec, Tls12Tickets,
 };
 pub use status::{KeyRole, KeyStatus, RingStatus, SessionCacheStatus, TLSFarmStatus};
 

@@ -35,15 +35,15 @@ pub struct ProxyConfig {
     /// File with the ring document.
     pub ring: PathBuf,
     /// How long tickets may be used.
-    pub tickets: Tickets,
+    pub tickets: TicketConfig,
     /// The session cache; without one there are neither session ids nor single-use tickets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session_cache: Option<SessionCache>,
+    pub session_cache: Option<SessionCacheConfig>,
     /// What to do with plain HTTP, where `listen.http` is set.
     #[serde(default)]
     pub http: HttpMode,
     /// The hosts to serve.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostConfig>,
     /// Networks of proxies in front whose forwarding headers are believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<IpNet>,
@@ -70,7 +70,7 @@ pub struct Listen {
 /// How long tickets may be used.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Tickets {
+pub struct TicketConfig {
     /// How long one ticket may be used.
     pub lifetime: Duration,
     /// How long after its last full handshake a client may go on resuming.
@@ -83,7 +83,7 @@ pub struct Tickets {
 /// The session cache that the proxy uses.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SessionCache {
+pub struct SessionCacheConfig {
     /// Where it is.
     pub server: CacheServer,
     /// How long a TLS 1.2 session may be resumed by its session id. TLS 1.3 tickets go by `tickets.lifetime`.
@@ -100,18 +100,18 @@ pub enum CacheServer {
     /// A `tlsfarm cache` beside the proxy, on this Unix socket.
     Unix(PathBuf),
     /// A Redis or Valkey server.
-    Redis(RedisServer),
+    Redis(RedisConfig),
 }
 
 /// A Redis or Valkey server.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RedisServer {
+pub struct RedisConfig {
     /// `host:port`.
     pub address: String,
     /// TLS to it; plain TCP when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<RedisTls>,
+    pub tls: Option<RedisTlsConfig>,
     /// File with the name of the ACL user; the default user is meant when the file is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<PathBuf>,
@@ -123,7 +123,7 @@ pub struct RedisServer {
 /// TLS to a Redis or Valkey server. The files are read again when they change.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RedisTls {
+pub struct RedisTlsConfig {
     /// File with the certificates that may have signed the server's.
     pub authority: PathBuf,
     /// Name that the server's certificate must bear; the host of `address` when absent.
@@ -140,7 +140,7 @@ pub struct RedisTls {
 /// Host names with one TLS policy and its routes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Host {
+pub struct HostConfig {
     /// Name within the farm. Tickets are bound to it.
     pub name: String,
     /// Lower-case DNS names; `*.` in front stands for exactly one label.
@@ -152,15 +152,15 @@ pub struct Host {
     #[serde(default)]
     pub ticket_kind: TicketKind,
     /// Certificates in order of preference.
-    pub certificates: Vec<Certificate>,
+    pub certificates: Vec<CertificateConfig>,
     /// Routes in any order; the longest path prefix wins.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteConfig>,
 }
 
 /// A certificate chain and its key, as PEM files.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Certificate {
+pub struct CertificateConfig {
     /// What messages call it: the Secret's name.
     pub name: String,
     /// File with the chain, leaf first.
@@ -172,7 +172,7 @@ pub struct Certificate {
 /// A path prefix and the backend that serves it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Route {
+pub struct RouteConfig {
     /// Path prefix, compared segment by segment.
     pub path: String,
     /// Where requests go.

@@ -16,7 +16,7 @@ use super::Duration;
     validation = Rule::new("duration(self.lookupTimeout) >= duration('1ms') && duration(self.lookupTimeout) <= duration('50ms')")
         .message("lookupTimeout must lie between 1ms and 50ms: a handshake waits for it"),
 )]
-pub struct SessionCache {
+pub struct SessionCacheSpec {
     /// Sidecar runs a cache beside every proxy, Redis uses a Redis or Valkey of your own, and Disabled keeps no state.
     #[serde(default)]
     pub mode: SessionCacheMode,
@@ -39,7 +39,7 @@ pub struct SessionCache {
 
     /// The server of mode Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redis: Option<RedisServer>,
+    pub redis: Option<RedisSpec>,
 }
 
 /// Where sessions are kept.
@@ -57,7 +57,7 @@ pub enum SessionCacheMode {
 /// A Redis or Valkey server, version 6.2 or later.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RedisServer {
+pub struct RedisSpec {
     /// Host and port of the primary, such as `redis.web.svc:6379`.
     #[schemars(
         length(min = 3, max = 320),
@@ -67,7 +67,7 @@ pub struct RedisServer {
 
     /// TLS to the server; plain TCP when not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<RedisTls>,
+    pub tls: Option<RedisTlsSpec>,
 
     /// Secret in the farm's namespace with the keys `password` and, for an ACL user, `username`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +77,7 @@ pub struct RedisServer {
 /// TLS to a Redis or Valkey server.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RedisTls {
+pub struct RedisTlsSpec {
     /// Secret in the farm's namespace with the key `ca.crt`: who may have signed the server's certificate. When the
     /// Secret has `tls.crt` and `tls.key` too, proxies present them.
     pub secret_ref: SecretRef,
@@ -100,7 +100,7 @@ pub struct SecretRef {
     pub name: String,
 }
 
-impl Default for SessionCache {
+impl Default for SessionCacheSpec {
     fn default() -> Self {
         Self {
             mode: SessionCacheMode::default(),

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, SessionCache, TLSFarmStatus};
+use super::{Duration, SessionCacheSpec, TLSFarmStatus};
 
 /// A farm of TLS ingress proxies that resume each other's sessions.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -53,7 +53,7 @@ pub struct TLSFarmSpec {
     /// The hosts that the farm serves. A host is the unit of scope: sessions of one host never resume at another.
     #[schemars(length(min = 1, max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<HostSpec>,
 
     /// What the farm does with plain HTTP.
     #[serde(default)]
@@ -75,7 +75,7 @@ pub struct TLSFarmSpec {
 /// Host names with one TLS policy and its routes.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Host {
+pub struct HostSpec {
     /// Name of the host within the farm. Sessions are bound to it: renaming a host ends its sessions.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
@@ -100,7 +100,7 @@ pub struct Host {
     /// Which backend serves which path. The longest path prefix wins, compared by path segment.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteSpec>,
 }
 
 /// TLS policy of one host.
@@ -167,7 +167,7 @@ pub enum MinVersion {
 /// A path prefix and the backend that serves it.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Route {
+pub struct RouteSpec {
     /// Path prefix, compared segment by segment: `/a` covers `/a` and `/a/b` but not `/ab`.
     #[schemars(
         length(min = 1, max = 1024),
@@ -176,13 +176,13 @@ pub struct Route {
     pub path: String,
 
     /// Where requests go.
-    pub backend: Backend,
+    pub backend: BackendRef,
 }
 
 /// A Service whose ready endpoints serve a route.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Backend {
+pub struct BackendRef {
     /// Name of a Service in the farm's namespace. Its ready endpoints are balanced directly, without its cluster IP.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: String,
@@ -220,11 +220,11 @@ pub enum HttpMode {
 pub struct Resumption {
     /// Session tickets, sealed by keys that all proxies share.
     #[serde(default)]
-    pub tickets: Tickets,
+    pub tickets: TicketsSpec,
 
     /// Sessions that all proxies share: what TLS 1.2 clients without tickets and single-use tickets need.
     #[serde(default)]
-    pub session_cache: SessionCache,
+    pub session_cache: SessionCacheSpec,
 }
 
 /// Session tickets and the rotation of the keys that seal them.
@@ -242,7 +242,7 @@ pub struct Resumption {
     validation = Rule::new("duration(self.lifetime).getSeconds() + duration(self.maxUnackedWait).getSeconds() <= 24 * duration(self.rotationInterval).getSeconds()")
         .message("lifetime plus maxUnackedWait must be at most 24 times rotationInterval: the ring holds every key that can still open a ticket, and at most 32"),
 )]
-pub struct Tickets {
+pub struct TicketsSpec {
     /// How often a new key begins to seal tickets, between 5m and 24h.
     #[serde(default = "defaults::rotation_interval")]
     pub rotation_interval: Duration,
@@ -391,7 +391,7 @@ pub struct Scheduling {
     pub priority_class_name: Option<String>,
 }
 
-impl Default for Tickets {
+impl Default for TicketsSpec {
     fn default() -> Self {
         Self {
             rotation_interval: defaults::rotation_interval(),

@@ -10,15 +10,16 @@ use super::mounts::{
 };
 use crate::api::{self, Duration, HttpMode, SessionCacheMode, TLSFarmSpec, Tls12Tickets, ports};
 use crate::config::{
-    Backend, CacheConfig, CacheListen, CacheServer, Certificate, Host, Listen, Peers, ProxyConfig,
-    RedisServer, RedisTls, Route, ServicePort, SessionCache, Tickets, Timeouts, VERSION,
+    Backend, CacheConfig, CacheListen, CacheServer, CertificateConfig, HostConfig, Listen, Peers,
+    ProxyConfig, RedisConfig, RedisTlsConfig, RouteConfig, ServicePort, SessionCacheConfig, TicketConfig,
+    Timeouts, VERSION,
 };
 
 /// Entries that come without a lifetime are nobody's here: proxies always give one.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// The name of the port in EndpointSlices for every backend of a spec; none where the Service or its port is missing.
-pub type ResolvedPorts = BTreeMap<api::Backend, Option<String>>;
+pub type ResolvedPorts = BTreeMap<api::BackendRef, Option<String>>;
 
 /// The configuration of the proxies of `farm`, which is its namespace and name with a slash between them.
 pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) -> ProxyConfig {
@@ -33,7 +34,7 @@ pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) ->
             admin: any(ports::ADMIN.1),
         },
         ring: Path::new(RING_DIR).join(RING_KEY),
-        tickets: Tickets {
+        tickets: TicketConfig {
             lifetime: tickets.lifetime,
             max_age: tickets.max_age,
             tls12_lifetime: match tickets.tls12 {
@@ -88,18 +89,18 @@ pub fn cache_config(spec: &TLSFarmSpec, service: &str, server_name: &str) -> Opt
 }
 
 /// The cache of a farm that runs beside each proxy.
-pub fn sidecar(spec: &TLSFarmSpec) -> Option<&api::SessionCache> {
+pub fn sidecar(spec: &TLSFarmSpec) -> Option<&api::SessionCacheSpec> {
     let cache = &spec.resumption.session_cache;
     (cache.mode == SessionCacheMode::Sidecar).then_some(cache)
 }
 
 /// How long sessions of TLS 1.2 may be resumed: their own keys are what is kept, so two rotation intervals at most.
-fn tls12_lifetime(tickets: &api::Tickets) -> Duration {
+fn tls12_lifetime(tickets: &api::TicketsSpec) -> Duration {
     let two_intervals = Duration::from_secs(2 * tickets.rotation_interval.as_secs());
     tickets.lifetime.min(two_intervals)
 }
 
-fn session_cache(spec: &TLSFarmSpec) -> Option<SessionCache> {
+fn session_cache(spec: &TLSFarmSpec) -> Option<SessionCacheConfig> {
     let cache = &spec.resumption.session_cache;
     let server = match (cache.mode, &cache.redis) {
         (SessionCacheMode::Sidecar, _) => CacheServer::Unix(CACHE_SOCKET.into()),
@@ -107,15 +108,15 @@ fn session_cache(spec: &TLSFarmSpec) -> Option<SessionCache> {
         // The schema refuses Redis without a server.
         (SessionCacheMode::Redis, None) | (SessionCacheMode::Disabled, _) => return None,
     };
-    Some(SessionCache {
+    Some(SessionCacheConfig {
         server,
         session_id_lifetime: tls12_lifetime(&spec.resumption.tickets),
         lookup_timeout: cache.lookup_timeout,
     })
 }
 
-fn host_config(host: &api::Host, resolved: &ResolvedPorts) -> Host {
-    Host {
+fn host_config(host: &api::HostSpec, resolved: &ResolvedPorts) -> HostConfig {
+    HostConfig {
         name: host.name.clone(),
         hostnames: host.hostnames.clone(),
         min_version: host.tls.min_version,
@@ -124,7 +125,7 @@ fn host_config(host: &api::Host, resolved: &ResolvedPorts) -> Host {
             .tls
             .certificate_refs
             .iter()
-            .map(|reference| Certificate {
+            .map(|reference| CertificateConfig {
                 name: reference.name.clone(),
                 certificate: certificate_dir(&reference.name).join("tls.crt"),
                 key: certificate_dir(&reference.name).join("tls.key"),
@@ -133,7 +134,7 @@ fn host_config(host: &api::Host, resolved: &ResolvedPorts) -> Host {
         routes: host
             .routes
             .iter()
-            .map(|route| Route {
+            .map(|route| RouteConfig {
                 path: route.path.clone(),
                 backend: Backend::Service(ServicePort {
                     name: route.backend.service.clone(),
@@ -145,14 +146,14 @@ fn host_config(host: &api::Host, resolved: &ResolvedPorts) -> Host {
     }
 }
 
-fn redis_server(redis: &api::RedisServer) -> RedisServer {
+fn redis_server(redis: &api::RedisSpec) -> RedisConfig {
     let credential = |key| {
         let set = redis.credentials_secret_ref.is_some();
         set.then(|| file(REDIS_CREDENTIALS_DIR, key))
     };
-    RedisServer {
+    RedisConfig {
         address: redis.address.clone(),
-        tls: redis.tls.as_ref().map(|tls| RedisTls {
+        tls: redis.tls.as_ref().map(|tls| RedisTlsConfig {
             authority: file(REDIS_TLS_DIR, "ca.crt"),
             server_name: tls.server_name.clone(),
             certificate: Some(file(REDIS_TLS_DIR, "tls.crt")),

@@ -106,7 +106,7 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::Backend;
+    use crate::api::BackendRef;
     use crate::operator::names::id;
 
     pub(super) fn farm(spec: Value) -> TLSFarm {
@@ -136,7 +136,7 @@ pub(super) mod tests {
             pull_policy: "IfNotPresent".into(),
         };
         let ports = ResolvedPorts::from([(
-            Backend {
+            BackendRef {
                 service: "web".into(),
                 port: 8080,
             },

@@ -36,7 +36,7 @@ use super::fleet::observe::{self, Observed};
 use super::fleet::refresh::{self, Target};
 use super::metrics::Metrics;
 use super::names::{FarmId, FarmKey, Ownership};
-use crate::api::{Backend, SessionCacheMode, TLSFarm};
+use crate::api::{BackendRef, SessionCacheMode, TLSFarm};
 use crate::ring::{Plan, RotationPolicy};
 
 /// How long one pass may take: far more than any does unless the API server hangs.
@@ -51,7 +51,7 @@ const FAILURES_TO_TELL: u32 = 3;
 /// What all objects should be, and what they are.
 struct Prepared {
     desired: Desired,
-    missing_backends: Vec<Backend>,
+    missing_backends: Vec<BackendRef>,
     inspection: Inspection,
 }
 

@@ -181,7 +181,7 @@ impl ClusterTargets {
     }
 
     fn hosts(&self, farm: &TLSFarm) -> Vec<Host> {
-        let host = |server_name: ServerName<'static>, of: Option<&crate::api::Host>| {
+        let host = |server_name: ServerName<'static>, of: Option<&crate::api::HostSpec>| {
             let offered = |mechanism: &&Mechanism| offers(&farm.spec.resumption, of, **mechanism);
             Host {
                 server_name,
@@ -194,7 +194,7 @@ impl ClusterTargets {
                 .map(|name| host(name.clone(), named(&farm.spec.hosts, &name.to_str())))
                 .collect();
         }
-        let first_name = |of: &crate::api::Host| {
+        let first_name = |of: &crate::api::HostSpec| {
             let hostname = of.hostnames.first()?;
             let concrete = match hostname.strip_prefix("*.") {
                 Some(parent) => format!("{WILDCARD_LABEL}.{parent}"),
@@ -223,7 +223,7 @@ impl ClusterTargets {
 }
 
 /// Whether a farm that resumes as `resumption` says must resume by `mechanism` at `host`, or at a name of no host.
-fn offers(resumption: &Resumption, host: Option<&crate::api::Host>, mechanism: Mechanism) -> bool {
+fn offers(resumption: &Resumption, host: Option<&crate::api::HostSpec>, mechanism: Mechanism) -> bool {
     let tls12 = host.is_none_or(|host| host.tls.min_version == MinVersion::TLS12);
     let single_use = host.is_some_and(|host| host.tls.tickets.kind == TicketKind::SingleUse);
     match mechanism {
@@ -236,9 +236,9 @@ fn offers(resumption: &Resumption, host: Option<&crate::api::Host>, mechanism: M
 }
 
 /// The host that serves `name`: the one that names it, else the one with the wildcard above it.
-fn named<'a>(hosts: &'a [crate::api::Host], name: &str) -> Option<&'a crate::api::Host> {
+fn named<'a>(hosts: &'a [crate::api::HostSpec], name: &str) -> Option<&'a crate::api::HostSpec> {
     let with = |wanted: &str| {
-        let has = |host: &&crate::api::Host| host.hostnames.iter().any(|hostname| hostname == wanted);
+        let has = |host: &&crate::api::HostSpec| host.hostnames.iter().any(|hostname| hostname == wanted);
         hosts.iter().find(has)
     };
     let wildcard = || with(&format!("*.{}", name.split_once('.')?.1));

@@ -55,7 +55,7 @@ impl Host {
     /// Builds a host of the configuration, with the certificates that there are for it.
     pub(crate) fn new(
         config: &ProxyConfig,
-        host: &config::Host,
+        host: &config::HostConfig,
         certificates: Arc<HostCertificates>,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::Error> {

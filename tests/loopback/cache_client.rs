@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tlsfarm::config::{CacheServer, RedisServer, RedisTls};
+use tlsfarm::config::{CacheServer, RedisConfig, RedisTlsConfig};
 use tlsfarm::resp::breaker::BreakerState;
 use tlsfarm::resp::client::{CacheError, Client, ClientMetrics};
 use tokio::runtime;
@@ -39,8 +39,8 @@ fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
     fs::write(farm.dir.join("password"), "open sesame\n").expect("written");
     fs::write(farm.dir.join("username"), "default").expect("written");
     let client_certificate = farm.certificate_files("shop");
-    let with = |address: SocketAddr, tls: Option<RedisTls>, username: Option<PathBuf>| {
-        CacheServer::Redis(RedisServer {
+    let with = |address: SocketAddr, tls: Option<RedisTlsConfig>, username: Option<PathBuf>| {
+        CacheServer::Redis(RedisConfig {
             address: format!("localhost:{}", address.port()),
             tls,
             username,
@@ -48,7 +48,7 @@ fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
         })
     };
     let [certificate, key] = client_certificate.map(Some);
-    let tls = RedisTls {
+    let tls = RedisTlsConfig {
         authority: farm.ca_file(),
         server_name: Some("blog.test".into()),
         certificate,
@@ -149,7 +149,7 @@ fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
     });
     let file = farm.dir.join("password");
     fs::write(&file, "wrong").expect("written");
-    let server = CacheServer::Redis(RedisServer {
+    let server = CacheServer::Redis(RedisConfig {
         address: redis.tcp.to_string(),
         tls: None,
         username: None,
@@ -177,9 +177,9 @@ fn a_server_that_must_not_be_trusted_is_not_talked_to() {
     let redis = Redis::start(&farm, &[]);
     let other = Farm::new("web/other");
     let tls = |authority, name: &str| {
-        CacheServer::Redis(RedisServer {
+        CacheServer::Redis(RedisConfig {
             address: redis.tls.to_string(),
-            tls: Some(RedisTls {
+            tls: Some(RedisTlsConfig {
                 authority,
                 server_name: Some(name.into()),
                 certificate: None,
@@ -450,7 +450,7 @@ impl Evil {
     }
 
     fn address(&self) -> CacheServer {
-        CacheServer::Redis(RedisServer {
+        CacheServer::Redis(RedisConfig {
             address: self.0.to_string(),
             tls: None,
             username: None,

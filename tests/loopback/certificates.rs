@@ -152,7 +152,7 @@ fn the_client_gets_the_kind_of_certificate_that_it_can_verify() {
     let [certificate, key] = farm.certificate_files("shop-ed25519");
     config.hosts[0].certificates.insert(
         0,
-        tlsfarm::config::Certificate {
+        tlsfarm::config::CertificateConfig {
             name: "shop-ed25519".into(),
             certificate,
             key,

@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use socket2::{Domain, Socket, Type};
 use tlsfarm::api::{HttpMode, MinVersion, TicketKind};
-use tlsfarm::config::{self, Backend, Listen, ProxyConfig, Route, Tickets, Timeouts};
+use tlsfarm::config::{self, Backend, Listen, ProxyConfig, RouteConfig, TicketConfig, Timeouts};
 use tlsfarm::report::ProxyReport;
 use tlsfarm::ring::{KeySecret, Ring, RotationPolicy};
 
@@ -137,7 +137,7 @@ impl Farm {
                 admin: nowhere,
             },
             ring: self.ring_file(),
-            tickets: Tickets {
+            tickets: TicketConfig {
                 lifetime: "4h".parse().expect("valid"),
                 max_age: "24h".parse().expect("valid"),
                 tls12_lifetime: Some("2h".parse().expect("valid")),
@@ -154,19 +154,19 @@ impl Farm {
         }
     }
 
-    fn host(&self, name: &str, hostnames: &[&str]) -> config::Host {
+    fn host(&self, name: &str, hostnames: &[&str]) -> config::HostConfig {
         let [certificate, key] = self.certificate_files(name);
-        config::Host {
+        config::HostConfig {
             name: name.into(),
             hostnames: hostnames.iter().map(|name| (*name).into()).collect(),
             min_version: MinVersion::TLS12,
             ticket_kind: TicketKind::Stateless,
-            certificates: vec![config::Certificate {
+            certificates: vec![config::CertificateConfig {
                 name: format!("{name}-tls"),
                 certificate,
                 key,
             }],
-            routes: vec![Route {
+            routes: vec![RouteConfig {
                 path: "/".into(),
                 backend: Backend::Addresses(vec![self.backend]),
             }],

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tlsfarm::api::TicketKind;
-use tlsfarm::config::{self, CacheServer, ProxyConfig, SessionCache};
+use tlsfarm::config::{self, CacheServer, ProxyConfig, SessionCacheConfig};
 
 use crate::cache_peers::Caches;
 use crate::cache_process::Cache;
@@ -22,7 +22,7 @@ const AT_MOST: Duration = Duration::from_secs(3);
 
 pub fn config(farm: &Farm, server: CacheServer) -> ProxyConfig {
     let mut config = farm.config();
-    config.session_cache = Some(SessionCache {
+    config.session_cache = Some(SessionCacheConfig {
         server,
         session_id_lifetime: "1h".parse().expect("valid"),
         lookup_timeout: "50ms".parse().expect("valid"),

@@ -103,7 +103,7 @@ pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &
 /// A native sidecar: it is there before the proxy and ends after it.
 ///
 /// It has no readiness probe: a sick cache costs full handshakes, and must not take the proxy out of service.
-fn container(cache: &api::SessionCache, image: &str, pull_policy: &str) -> Container {
+fn container(cache: &api::SessionCacheSpec, image: &str, pull_policy: &str) -> Container {
     Container {
         name: CONTAINER.into(),
         image: Some(image.into()),

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::api::{TLSFarm, Tickets};
+use crate::api::{TLSFarm, TicketsSpec};
 use crate::operator::cluster::ring_secret::Stored;
 use crate::operator::cluster::secret::Version;
 use crate::ring::{
@@ -46,7 +46,7 @@ pub(crate) enum Change {
 }
 
 /// The farm's rotation policy.
-pub(crate) fn policy(tickets: &Tickets) -> RotationPolicy {
+pub(crate) fn policy(tickets: &TicketsSpec) -> RotationPolicy {
     RotationPolicy {
         rotation_interval: tickets.rotation_interval.as_signed(),
         lifetime: tickets.lifetime.as_signed(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::observe::ProxyMemory;
-use crate::api::{Backend, TLSFarm, TLSFarmStatus};
+use crate::api::{BackendRef, TLSFarm, TLSFarmStatus};
 use crate::operator::cluster::apply::{Applied, Inspection, Live};
 use crate::operator::decide::validate::Refusal;
 use crate::operator::names::{FarmId, FarmKey};
@@ -43,7 +43,7 @@ pub(crate) struct Objects {
     pub(crate) verdict: Result<(), Refusal>,
     /// Why the farm is not accepted, in the end.
     pub(crate) refusal: Option<Refusal>,
-    pub(crate) missing_backends: Vec<Backend>,
+    pub(crate) missing_backends: Vec<BackendRef>,
     pub(crate) live: Live,
     /// Whether they are to be looked at again, because something failed.
     pub(crate) failed: bool,

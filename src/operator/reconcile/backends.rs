@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Service;
 use kube::{Api, Client};
 
-use crate::api::{Backend, TLSFarm};
+use crate::api::{BackendRef, TLSFarm};
 use crate::compile::farm::ResolvedPorts;
 use crate::operator::error::ReconcileError;
 use crate::operator::names::FarmId;
 
 /// Every backend that the farm's routes name, once.
-pub(crate) fn backends(farm: &TLSFarm) -> BTreeSet<&Backend> {
+pub(crate) fn backends(farm: &TLSFarm) -> BTreeSet<&BackendRef> {
     let hosts = farm.spec.hosts.iter();
     hosts
         .flat_map(|host| host.routes.iter().map(|route| &route.backend))

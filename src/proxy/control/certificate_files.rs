@@ -27,7 +27,7 @@ pub(crate) struct CertificateFiles {
 
 #[derive(Clone)]
 struct Pair {
-    files: config::Certificate,
+    files: config::CertificateConfig,
     hostnames: Vec<String>,
     seen: Option<[FileIdentity; 2]>,
     state: HostCertificate,
@@ -98,7 +98,7 @@ impl CertificateFiles {
 }
 
 impl Pair {
-    fn new(files: &config::Certificate, hostnames: &[String]) -> Self {
+    fn new(files: &config::CertificateConfig, hostnames: &[String]) -> Self {
         Self {
             files: files.clone(),
             hostnames: hostnames.to_vec(),

@@ -15,7 +15,7 @@ pub(crate) struct Route {
 
 impl Routes {
     /// The routes of a host's configuration. All have the same timeouts.
-    pub(crate) fn new(routes: &[config::Route], timeouts: &Timeouts) -> Self {
+    pub(crate) fn new(routes: &[config::RouteConfig], timeouts: &Timeouts) -> Self {
         let mut routes: Vec<_> = routes
             .iter()
             .map(|route| Route {
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_of_whole_segments_wins() {
-        let routes = [("/", 1), ("/a", 2), ("/a/b/", 3)].map(|(path, port)| config::Route {
+        let routes = [("/", 1), ("/a", 2), ("/a/b/", 3)].map(|(path, port)| config::RouteConfig {
             path: path.into(),
             backend: Backend::Addresses(vec![(Ipv4Addr::LOCALHOST, port).into()]),
         });

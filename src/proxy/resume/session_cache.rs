@@ -80,7 +80,7 @@ pub(crate) struct Entry {
 
 /// One thread's client of the cache that the configuration names.
 pub(crate) struct SessionCache {
-    client: RefCell<Option<(config::SessionCache, Client)>>,
+    client: RefCell<Option<(config::SessionCacheConfig, Client)>>,
     storing: Rc<Cell<usize>>,
     budget: RefCell<PutBudget>,
     metrics: SessionCacheMetrics,
@@ -129,7 +129,7 @@ impl SessionCacheMetrics {
     }
 
     /// A client for the cache of the configuration.
-    pub(crate) fn start(&self, config: &config::SessionCache) -> Client {
+    pub(crate) fn start(&self, config: &config::SessionCacheConfig) -> Client {
         Client::start(
             &config.server,
             config.lookup_timeout.as_std(),
@@ -157,7 +157,7 @@ impl SessionCache {
 
     /// Uses the cache of this configuration from now on. It is told the newest one before each handshake; handshakes
     /// that began under an older one go on with the cache of the newer.
-    pub(crate) fn follow(&self, config: Option<&config::SessionCache>) {
+    pub(crate) fn follow(&self, config: Option<&config::SessionCacheConfig>) {
         let mut current = self.client.borrow_mut();
         if current.as_ref().map(|(of, _)| of) != config {
             *current = config.map(|config| (config.clone(), self.metrics.start(config)));

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::error::CacheError;
 use super::link::PING;
 use super::outstanding::Expects;
-use crate::config::{RedisServer, RedisTls};
+use crate::config::{RedisConfig, RedisTlsConfig};
 use crate::resp::{ProtocolError, Reply, ReplyDecoder, encoded_request};
 
 /// TLS to another cache, asked for at each connect: the configuration of the moment, and the name that the other cache's
@@ -30,7 +30,7 @@ pub type PeerConfigs = Arc<dyn Fn() -> Option<(Arc<ClientConfig>, ServerName<'st
 /// A way to one cache.
 pub(super) enum Transport {
     Unix(PathBuf),
-    Redis(RedisServer),
+    Redis(RedisConfig),
     Peer(SocketAddr, PeerConfigs),
 }
 
@@ -132,7 +132,7 @@ async fn read_reply(stream: &mut Box<dyn Stream>, decoder: &mut ReplyDecoder) ->
 }
 
 /// `AUTH`, as a request; empty when there is no password. A name is optional, also where its file is configured.
-async fn authentication(server: &RedisServer) -> Result<Zeroizing<Vec<u8>>, ConnectError> {
+async fn authentication(server: &RedisConfig) -> Result<Zeroizing<Vec<u8>>, ConnectError> {
     let Some(password_file) = &server.password else {
         return Ok(Zeroizing::default());
     };
@@ -165,7 +165,7 @@ async fn connect_tcp(address: &str) -> Result<TcpStream, ConnectError> {
     Err(failure)
 }
 
-fn server_name(address: &str, tls: &RedisTls) -> Result<ServerName<'static>, ConnectError> {
+fn server_name(address: &str, tls: &RedisTlsConfig) -> Result<ServerName<'static>, ConnectError> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host
         .strip_prefix('[')
@@ -175,7 +175,7 @@ fn server_name(address: &str, tls: &RedisTls) -> Result<ServerName<'static>, Con
     ServerName::try_from(name.to_owned()).map_err(|error| ConnectError::ServerName(name.to_owned(), error))
 }
 
-async fn client_config(tls: &RedisTls) -> Result<ClientConfig, ConnectError> {
+async fn client_config(tls: &RedisTlsConfig) -> Result<ClientConfig, ConnectError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&tls.authority, &read(&tls.authority).await?)? {
         roots.add(certificate)?;
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_name_to_expect_is_the_host_unless_given() {
         let name = |address, server_name: Option<&str>| {
-            let tls = RedisTls {
+            let tls = RedisTlsConfig {
                 authority: "ca.crt".into(),
                 server_name: server_name.map(Into::into),
                 certificate: None,

@@ -2,7 +2,7 @@
 
 use jiff::{Timestamp, Unit};
 
-use crate::api::{Backend, TLSFarm};
+use crate::api::{BackendRef, TLSFarm};
 use crate::operator::cluster::apply::Live;
 use crate::operator::decide::validate::Refusal;
 use crate::operator::fleet::observe::Observed;
@@ -16,7 +16,7 @@ pub(crate) struct Facts<'a> {
     /// Why the farm is not accepted.
     pub(crate) refusal: Option<&'a Refusal>,
     /// Backends whose Service or port does not exist.
-    pub(crate) missing_backends: &'a [Backend],
+    pub(crate) missing_backends: &'a [BackendRef],
     pub(crate) live: &'a Live,
     /// What failed in this pass, though the spec is not to blame.
     pub(crate) problem: Option<&'a str>,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use self::world::{World, parse, problem, with_sidecars};
 use super::*;
-use crate::api::{Backend, Reason};
+use crate::api::{BackendRef, Reason};
 use crate::operator::decide::validate::Refusal;
 use crate::operator::names::id;
 use crate::ring::Plan;
@@ -135,7 +135,7 @@ fn certificates_are_unknown_until_a_proxy_runs_the_current_configuration() {
 #[test]
 fn missing_backends_are_named() {
     let missing = |world: &mut World| {
-        world.missing_backends = vec![Backend {
+        world.missing_backends = vec![BackendRef {
             service: "late".into(),
             port: 80,
         }]

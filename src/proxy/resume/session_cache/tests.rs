@@ -95,8 +95,8 @@ pub(in crate::proxy) fn sessions(count: usize) -> Vec<Entry> {
 }
 
 /// A configuration whose time limits no test reaches.
-pub(in crate::proxy) fn patient(socket: &Path) -> config::SessionCache {
-    config::SessionCache {
+pub(in crate::proxy) fn patient(socket: &Path) -> config::SessionCacheConfig {
+    config::SessionCacheConfig {
         server: CacheServer::Unix(socket.to_owned()),
         session_id_lifetime: "1h".parse().expect("valid"),
         lookup_timeout: crate::api::Duration::from_secs(NEVER.as_secs()),

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::super::tests::world::{World, parse, problem, proxy, with_sidecars};
 use super::*;
-use crate::api::Backend;
+use crate::api::BackendRef;
 use crate::operator::decide::validate::Refusal;
 use crate::ring::fixtures::{POLICY, at};
 
@@ -152,7 +152,7 @@ fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
         (
             Box::new(|world| {
                 let (service, port) = ("late".into(), 80);
-                world.missing_backends = vec![Backend { service, port }];
+                world.missing_backends = vec![BackendRef { service, port }];
             }),
             BackendsReady,
             False,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::*;
-use crate::api::{Backend, Condition, ConditionStatus, ConditionType, Reason, TLSFarm};
+use crate::api::{BackendRef, Condition, ConditionStatus, ConditionType, Reason, TLSFarm};
 use crate::operator::decide::validate::Refusal;
 use crate::operator::fleet::observe::{Observed, ProxyMemory};
 use crate::operator::fleet::pods::Proxy;
@@ -18,7 +18,7 @@ pub(in crate::operator::decide::status) struct World {
     pub(in crate::operator::decide::status) farm: TLSFarm,
     id: FarmId,
     pub(in crate::operator::decide::status) refusal: Option<Refusal>,
-    pub(in crate::operator::decide::status) missing_backends: Vec<Backend>,
+    pub(in crate::operator::decide::status) missing_backends: Vec<BackendRef>,
     pub(in crate::operator::decide::status) live: Live,
     pub(in crate::operator::decide::status) problem: Option<String>,
     pub(in crate::operator::decide::status) proxies: Vec<Observed>,
