@@ -34,7 +34,7 @@ use self::cluster::events::Events;
 use self::context::Context;
 use self::controller::Watching;
 use self::fleet::memory::Farms;
-use self::metrics::Metrics;
+use self::metrics::OperatorMetrics;
 use crate::runtime::admin::{AdminPages, text_page};
 use crate::runtime::kubernetes::{self, NoCluster};
 use crate::runtime::signal::Terminated;
@@ -98,7 +98,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
             source,
         })?;
 
-    let (metrics, registry) = Metrics::new();
+    let (metrics, registry) = OperatorMetrics::new();
     let (metrics, farms) = (Arc::new(metrics), Arc::new(Farms::default()));
     let events = Arc::new(Events::new(client.clone()));
     let image = ProxyImage {

@@ -9,7 +9,7 @@ use kube::runtime::reflector::Store;
 use super::build::ProxyImage;
 use super::cluster::events::Events;
 use super::fleet::memory::Farms;
-use super::metrics::Metrics;
+use super::metrics::OperatorMetrics;
 use crate::api::TLSFarm;
 
 /// What every pass needs.
@@ -19,6 +19,6 @@ pub(crate) struct Context {
     pub(crate) store: Store<DeserializeGuard<TLSFarm>>,
     pub(crate) image: ProxyImage,
     pub(crate) farms: Arc<Farms>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<OperatorMetrics>,
     pub(crate) events: Arc<Events>,
 }

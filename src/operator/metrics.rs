@@ -20,7 +20,7 @@ const PASS_SECONDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 const ACKNOWLEDGE_SECONDS: [f64; 9] = [0.5, 1.0, 1.5, 2.0, 5.0, 15.0, 60.0, 120.0, 600.0];
 
 /// The operator's metrics.
-pub(super) struct Metrics {
+pub(super) struct OperatorMetrics {
     reconciles: Counter,
     reconcile_seconds: Histogram,
     failures: Family<Failure, Counter>,
@@ -46,7 +46,7 @@ struct FarmLabels {
     farm: String,
 }
 
-impl Metrics {
+impl OperatorMetrics {
     /// The metrics, and the registry that shows them.
     pub(super) fn new() -> (Self, Arc<Registry>) {
         let metrics = Self {
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn every_metric_is_explained() {
         let page = include_str!("../../docs/metrics.md");
-        let (metrics, registry) = Metrics::new();
+        let (metrics, registry) = OperatorMetrics::new();
         let farm = FarmKey {
             namespace: "web".into(),
             name: "shop".into(),
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_happens_is_counted() {
-        let (metrics, registry) = Metrics::new();
+        let (metrics, registry) = OperatorMetrics::new();
         let farm = FarmKey {
             namespace: "web".into(),
             name: "shop".into(),

@@ -19,22 +19,22 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use tracing::{debug, warn};
 
-use self::ring::{RingStep, Situation, tend_ring};
+use self::ring::{RingStep, RingInputs, reconcile_ring};
 use self::session_cache::CacheStep;
 use super::build::{self, Desired};
 use super::cluster::apply::{self, ApplyError, Inspection, Live};
-use super::cluster::events::Happening;
-use super::cluster::ring_secret::{self, Stored};
+use super::cluster::events::NewEvent;
+use super::cluster::ring_secret::{self, StoredRing};
 use super::context::Context;
 use super::decide::rotation;
-use super::decide::schedule::{Outlook, next_pass, retry_after};
-use super::decide::status::{Facts, is_ready};
-use super::decide::validate::{Refusal, validate};
+use super::decide::schedule::{ScheduleInputs, next_pass, retry_after};
+use super::decide::status::{StatusInputs, is_ready};
+use super::decide::validate::{FarmRefusal, validate};
 use super::error::ReconcileError;
 use super::fleet::memory::{FarmMemory, Farms, Objects};
 use super::fleet::observe::{self, Observed};
-use super::fleet::refresh::{self, Target};
-use super::metrics::Metrics;
+use super::fleet::refresh::{self, RefreshTarget};
+use super::metrics::OperatorMetrics;
 use super::names::{FarmId, FarmKey, Ownership};
 use crate::api::{BackendRef, SessionCacheMode, TLSFarm};
 use crate::ring::{Plan, RotationPolicy};
@@ -101,7 +101,7 @@ async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, 
     }
     warn!(namespace = id.namespace(), farm = id.name(), %error, "a farm is not reconciled, will try again");
     if failures == FAILURES_TO_TELL {
-        let told = Happening::warning(
+        let told = NewEvent::warning(
             format!("{}Failed", error.reason()),
             "Reconcile",
             error.to_string(),
@@ -161,14 +161,14 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     let proxies = observe::observe(client, id, farm, &mut memory.proxies).await?;
 
     let policy = rotation::policy(&farm.spec.resumption.tickets);
-    let situation = Situation {
+    let situation = RingInputs {
         farm,
         id,
         proxies: &proxies,
         policy: &policy,
         may_create: accepted,
     };
-    let ring_step = tend_ring(&situation, stored, context, memory).await;
+    let ring_step = reconcile_ring(&situation, stored, context, memory).await;
     let mut failure = None;
     let ring_step = ring_step.unwrap_or_else(|error| {
         failure = Some(error);
@@ -178,7 +178,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     if let Some(secrets) = cache_secrets {
         memory.cache_secrets_gone = false;
         let now = Timestamp::now();
-        match session_cache::tend_certificates(id, secrets, accepted, context, now).await {
+        match session_cache::reconcile_certificates(id, secrets, accepted, context, now).await {
             Ok(step) => cache_step = step,
             Err(error) => _ = failure.get_or_insert(error),
         }
@@ -206,7 +206,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .as_ref()
         .map(|ring| (ring.generation, ring.changed_at));
     let observed = observe::follow(proxies, &mut memory.proxies, seen);
-    let target = Target {
+    let target = RefreshTarget {
         ring: generation,
         config: objects.live.config.as_deref(),
     };
@@ -217,7 +217,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
         .await;
 
     let problem = failure.as_ref().map(ToString::to_string);
-    let facts = Facts {
+    let facts = StatusInputs {
         farm,
         id,
         refusal: objects.refusal.as_ref(),
@@ -240,7 +240,7 @@ async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration
     }
 
     let is_loading = count_acknowledgements(&observed, target, memory, metrics, now);
-    let outlook = Outlook {
+    let outlook = ScheduleInputs {
         loading_for: memory.loading(is_loading, target.ring, target.config, now),
         refused: objects.refusal.is_some(),
         ready,
@@ -255,13 +255,13 @@ fn judge<'a>(
     farm: &TLSFarm,
     id: &FarmId,
     known: impl Iterator<Item = &'a TLSFarm>,
-    ring: &Stored,
+    ring: &StoredRing,
     foreign_cache: Option<(String, Ownership)>,
-) -> Result<(), Refusal> {
+) -> Result<(), FarmRefusal> {
     let neighbours = known.filter(|other| other.metadata.namespace.as_deref() == Some(id.namespace()));
     validate(farm, neighbours)?;
     let foreign = match ring {
-        Stored::Foreign(ownership) => Some((id.ring_name(), *ownership)),
+        StoredRing::Foreign(ownership) => Some((id.ring_name(), *ownership)),
         _ => foreign_cache,
     };
     let conflict =
@@ -287,7 +287,7 @@ async fn carry_out(
     context: &Context,
     memory: &mut FarmMemory,
     prepared: Prepared,
-    verdict: Result<(), Refusal>,
+    verdict: Result<(), FarmRefusal>,
     failure: &mut Option<ReconcileError>,
 ) -> Objects {
     let Prepared {
@@ -329,9 +329,9 @@ async fn carry_out(
 /// Whether ready proxies are still loading what they should; measures how long a ring that we wrote took.
 fn count_acknowledgements(
     observed: &[Observed],
-    target: Target<'_>,
+    target: RefreshTarget<'_>,
     memory: &mut FarmMemory,
-    metrics: &Metrics,
+    metrics: &OperatorMetrics,
     now: Timestamp,
 ) -> bool {
     let mut ready = observed.iter().filter(|one| one.proxy.is_ready()).peekable();
@@ -367,7 +367,7 @@ fn due(
 }
 
 /// Drops what is remembered of a farm that is gone.
-pub(super) fn forget(farm: &FarmKey, farms: &Farms, metrics: &Metrics) {
+pub(super) fn forget(farm: &FarmKey, farms: &Farms, metrics: &OperatorMetrics) {
     farms.forget(farm);
     metrics.forget(farm);
 }

@@ -18,9 +18,9 @@ use super::kind::Kind;
 use crate::api::{FARM_LABEL, Reason};
 use crate::compile::mounts::CONFIG_KEY;
 use crate::operator::build::{Desired, Object};
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::error::ReconcileError;
-use crate::operator::metrics::Metrics;
+use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, MANAGER, Ownership};
 use crate::runtime::kubernetes::describe;
 
@@ -43,7 +43,7 @@ pub(crate) struct Inspection {
     live: BTreeMap<Key, DynamicObject>,
     orphans: Vec<(Kind, DynamicObject)>,
     /// An object that has one of the farm's names and is not the farm's.
-    pub(crate) conflict: Option<Refusal>,
+    pub(crate) conflict: Option<FarmRefusal>,
 }
 
 /// What status is told of the farm's objects.
@@ -58,7 +58,7 @@ pub(crate) struct Live {
 /// Why objects were not applied.
 pub(crate) enum ApplyError {
     /// The API server says that the spec makes no valid object.
-    Refused(Refusal),
+    Refused(FarmRefusal),
     /// Anything else; it is tried again.
     Failed(ReconcileError),
 }
@@ -97,7 +97,7 @@ fn not_listed<'a>(wanted: &'a [Key], listed: &[(Kind, DynamicObject)]) -> Vec<&'
 }
 
 /// Tells that an object keeps the farm from being carried out.
-pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<Refusal> {
+pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<FarmRefusal> {
     let message = match ownership {
         Ownership::Ours => return None,
         Ownership::Leftover => {
@@ -107,7 +107,7 @@ pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<Refusal> {
             "{object} exists and is not this farm's, so it is left alone; rename the farm or remove the object"
         ),
     };
-    Some(Refusal::new(Reason::NameConflict, message))
+    Some(FarmRefusal::new(Reason::NameConflict, message))
 }
 
 impl Inspection {
@@ -175,7 +175,7 @@ pub(crate) async fn apply(
     desired: &Desired,
     mut inspection: Inspection,
     applied: &mut Applied,
-    metrics: &Metrics,
+    metrics: &OperatorMetrics,
 ) -> Result<Live, ApplyError> {
     let objects = desired.objects();
     let orphans = std::mem::take(&mut inspection.orphans);
@@ -247,7 +247,7 @@ fn not_applied(object: &Object, error: kube::Error) -> ApplyError {
         // Bad request, too large, unprocessable.
         kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => {
             let message = format!("the API server refuses {what}: {}", describe(&error));
-            ApplyError::Refused(Refusal::new(Reason::Invalid, message))
+            ApplyError::Refused(FarmRefusal::new(Reason::Invalid, message))
         }
         _ => ApplyError::Failed(ReconcileError::api("apply", what)(error)),
     }

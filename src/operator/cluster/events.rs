@@ -6,7 +6,7 @@ use kube::runtime::events::{Event, EventType, Recorder};
 use tracing::debug;
 
 use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
-use crate::operator::metrics::Metrics;
+use crate::operator::metrics::OperatorMetrics;
 use crate::runtime::kubernetes::describe;
 
 /// The API server refuses longer notes.
@@ -14,14 +14,14 @@ const LONGEST_NOTE: usize = 1024;
 
 /// Something that happened.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Happening {
+pub(crate) struct NewEvent {
     warning: bool,
     reason: String,
     action: &'static str,
     note: String,
 }
 
-impl Happening {
+impl NewEvent {
     pub(crate) fn normal(reason: impl ToString, action: &'static str, note: impl Into<String>) -> Self {
         Self {
             warning: false,
@@ -57,8 +57,8 @@ impl Events {
     pub(crate) async fn publish(
         &self,
         farm: &ObjectReference,
-        happenings: impl IntoIterator<Item = Happening>,
-        metrics: &Metrics,
+        happenings: impl IntoIterator<Item = NewEvent>,
+        metrics: &OperatorMetrics,
     ) {
         for happening in happenings {
             let event = Event {
@@ -81,20 +81,20 @@ impl Events {
 }
 
 /// What a change of conditions means to somebody who reads events.
-pub(crate) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
+pub(crate) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<NewEvent> {
     after
         .iter()
         .filter_map(|condition| transition(before, condition))
         .collect()
 }
 
-fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
+fn transition(before: &[Condition], after: &Condition) -> Option<NewEvent> {
     let last = before.iter().find(|condition| condition.type_ == after.type_);
     if last.is_some_and(|last| (last.status, last.reason) == (after.status, after.reason)) {
         return None;
     }
     match (after.type_, after.status) {
-        (ConditionType::Ready, ConditionStatus::True) => Some(Happening::normal(
+        (ConditionType::Ready, ConditionStatus::True) => Some(NewEvent::normal(
             after.reason,
             "Reconcile",
             after.message.clone(),
@@ -109,7 +109,7 @@ fn transition(before: &[Condition], after: &Condition) -> Option<Happening> {
                 Reason::ProxiesUnavailable => last.is_none_or(|last| last.status != ConditionStatus::True),
                 _ => false,
             };
-            (!ordinary).then(|| Happening::warning(after.reason, "Reconcile", after.message.clone()))
+            (!ordinary).then(|| NewEvent::warning(after.reason, "Reconcile", after.message.clone()))
         }
         _ => None,
     }
@@ -160,7 +160,7 @@ mod tests {
         let told = transitions(&[missing], &[mismatch]);
         assert_eq!(
             told,
-            [Happening::warning(Reason::KeyMismatch, "Reconcile", "why")]
+            [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]
         );
     }
 
@@ -190,7 +190,7 @@ mod tests {
         type_: ConditionType,
         before: Option<(ConditionStatus, Reason)>,
         after: (ConditionStatus, Reason),
-    ) -> Vec<Happening> {
+    ) -> Vec<NewEvent> {
         let before: Vec<Condition> = before
             .map(|(status, reason)| condition(type_, status, reason))
             .into_iter()
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_farm_that_becomes_ready_is_told_of_and_one_that_is_not_is_told_by_what_is_wrong() {
         use ConditionStatus::{False, True};
-        let ready = [Happening::normal(Reason::FarmReady, "Reconcile", "why")];
+        let ready = [NewEvent::normal(Reason::FarmReady, "Reconcile", "why")];
         let before = Some((False, Reason::Progressing));
         assert_eq!(
             told(ConditionType::Ready, before, (True, Reason::FarmReady)),
@@ -247,7 +247,7 @@ mod tests {
                 Reason::CacheUnreachable,
             ),
         ] {
-            let warning = [Happening::warning(bad, "Reconcile", "why")];
+            let warning = [NewEvent::warning(bad, "Reconcile", "why")];
             assert_eq!(told(type_, Some((True, good)), (False, bad)), warning, "{type_}");
             assert_eq!(told(type_, Some((False, bad)), (True, good)), [], "{type_}");
             assert_eq!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 
-use super::secret::{self, Found, Version, Wanted, Written};
+use super::secret::{self, SecretState, Version, SecretToWrite, Written};
 use crate::api::RING_SECRET_TYPE;
 use crate::compile::mounts::RING_KEY;
 use crate::operator::error::ReconcileError;
@@ -13,7 +13,7 @@ use crate::ring::Ring;
 
 /// The ring Secret as it is.
 #[derive(Debug)]
-pub(crate) enum Stored {
+pub(crate) enum StoredRing {
     /// There is none.
     Missing,
     /// One of that name is not the farm's.
@@ -25,17 +25,17 @@ pub(crate) enum Stored {
 }
 
 /// Reads the ring Secret.
-pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<Stored, ReconcileError> {
+pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<StoredRing, ReconcileError> {
     let found = secret::read(client, id, &id.ring_name()).await?;
-    Ok(Stored::from(found))
+    Ok(StoredRing::from(found))
 }
 
-impl From<Found> for Stored {
-    fn from(found: Found) -> Self {
+impl From<SecretState> for StoredRing {
+    fn from(found: SecretState) -> Self {
         let (content, version) = match found {
-            Found::Missing => return Self::Missing,
-            Found::Foreign(ownership) => return Self::Foreign(ownership),
-            Found::Ours(content, version) => (content, version),
+            SecretState::Missing => return Self::Missing,
+            SecretState::Foreign(ownership) => return Self::Foreign(ownership),
+            SecretState::Ours(content, version) => (content, version),
         };
         let ring = match content.get(RING_KEY) {
             Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
@@ -60,8 +60,8 @@ pub(crate) async fn write(
     secret::write(client, id, wanted(id, ring), version).await
 }
 
-fn wanted(id: &FarmId, ring: &Ring) -> Wanted {
-    Wanted {
+fn wanted(id: &FarmId, ring: &Ring) -> SecretToWrite {
+    SecretToWrite {
         name: id.ring_name(),
         type_: RING_SECRET_TYPE,
         annotations: BTreeMap::new(),
@@ -79,20 +79,20 @@ mod tests {
     #[test]
     fn a_ring_that_is_written_is_read_back() {
         let ring = ring();
-        let read = Stored::from(stored(wanted(&id("shop"), &ring)));
+        let read = StoredRing::from(stored(wanted(&id("shop"), &ring)));
         assert!(
-            matches!(&read, Stored::Good(same, version) if **same == ring && version.0 == "7"),
+            matches!(&read, StoredRing::Good(same, version) if **same == ring && version.0 == "7"),
             "{read:?}"
         );
     }
 
     #[test]
     fn a_secret_without_a_usable_ring_says_why_and_which_version_it_is() {
-        let damaged = |change: &dyn Fn(&mut Wanted)| {
+        let damaged = |change: &dyn Fn(&mut SecretToWrite)| {
             let mut secret = wanted(&id("shop"), &ring());
             change(&mut secret);
-            match Stored::from(stored(secret)) {
-                Stored::Damaged(why, version) => (why, version.0),
+            match StoredRing::from(stored(secret)) {
+                StoredRing::Damaged(why, version) => (why, version.0),
                 other => panic!("{other:?}"),
             }
         };
@@ -104,11 +104,11 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_somebody_elses_is_told_apart() {
-        assert!(matches!(Stored::from(Found::Missing), Stored::Missing));
-        let foreign = Found::Foreign(Ownership::Leftover);
+        assert!(matches!(StoredRing::from(SecretState::Missing), StoredRing::Missing));
+        let foreign = SecretState::Foreign(Ownership::Leftover);
         assert!(matches!(
-            Stored::from(foreign),
-            Stored::Foreign(Ownership::Leftover)
+            StoredRing::from(foreign),
+            StoredRing::Foreign(Ownership::Leftover)
         ));
     }
 }

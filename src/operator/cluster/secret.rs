@@ -14,7 +14,7 @@ use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, MANAGER, Ownership};
 
 /// A Secret as it is.
-pub(crate) enum Found {
+pub(crate) enum SecretState {
     /// There is none.
     Missing,
     /// One of that name is not the farm's.
@@ -31,7 +31,7 @@ pub(crate) struct Content(Secret);
 pub(crate) struct Version(pub(crate) String);
 
 /// A Secret as it should be.
-pub(crate) struct Wanted {
+pub(crate) struct SecretToWrite {
     pub(crate) name: String,
     pub(crate) type_: &'static str,
     pub(crate) annotations: BTreeMap<String, String>,
@@ -70,13 +70,13 @@ impl Drop for Content {
 }
 
 /// Reads a Secret.
-pub(crate) async fn read(client: &Client, id: &FarmId, name: &str) -> Result<Found, ReconcileError> {
+pub(crate) async fn read(client: &Client, id: &FarmId, name: &str) -> Result<SecretState, ReconcileError> {
     let found = api(client, id).get_opt(name).await;
     let found = found.map_err(|error| ReconcileError::secret("get", name, &error))?;
-    Ok(found.map_or(Found::Missing, |secret| Found::of(id, Content(secret))))
+    Ok(found.map_or(SecretState::Missing, |secret| SecretState::of(id, Content(secret))))
 }
 
-impl Found {
+impl SecretState {
     fn of(id: &FarmId, content: Content) -> Self {
         let metadata = &content.0.metadata;
         match id.ownership(metadata) {
@@ -95,7 +95,7 @@ impl Found {
 pub(crate) async fn write(
     client: &Client,
     id: &FarmId,
-    wanted: Wanted,
+    wanted: SecretToWrite,
     version: Option<&Version>,
 ) -> Result<Written, ReconcileError> {
     let name = wanted.name.clone();
@@ -116,7 +116,7 @@ pub(crate) async fn write(
     }
 }
 
-fn content(id: &FarmId, wanted: Wanted, version: Option<&Version>) -> Content {
+fn content(id: &FarmId, wanted: SecretToWrite, version: Option<&Version>) -> Content {
     let mut metadata = id.metadata(wanted.name);
     metadata.resource_version = version.map(|version| version.0.clone());
     metadata.annotations = (!wanted.annotations.is_empty()).then_some(wanted.annotations);
@@ -186,15 +186,15 @@ pub(crate) mod tests {
     use crate::operator::names::id;
 
     /// What the farm `shop` reads once `wanted` is stored.
-    pub(in crate::operator) fn stored(wanted: Wanted) -> Found {
-        Found::of(
+    pub(in crate::operator) fn stored(wanted: SecretToWrite) -> SecretState {
+        SecretState::of(
             &id("shop"),
             content(&id("shop"), wanted, Some(&Version("7".into()))),
         )
     }
 
-    pub(in crate::operator) fn wanted(name: &str) -> Wanted {
-        Wanted {
+    pub(in crate::operator) fn wanted(name: &str) -> SecretToWrite {
+        SecretToWrite {
             name: name.into(),
             type_: "kubernetes.io/tls",
             annotations: BTreeMap::from([("since".into(), "then".into())]),
@@ -208,7 +208,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_written_is_read_back_with_the_version_that_the_next_write_replaces() {
-        let Found::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
+        let SecretState::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
             panic!("it is not ours");
         };
         assert_eq!(version, Version("7".into()));
@@ -237,14 +237,14 @@ pub(crate) mod tests {
         let mut leftover = theirs();
         leftover.0.metadata.owner_references.as_mut().expect("set")[0].uid = "another".into();
         assert!(matches!(
-            Found::of(&id("shop"), leftover),
-            Found::Foreign(Ownership::Leftover)
+            SecretState::of(&id("shop"), leftover),
+            SecretState::Foreign(Ownership::Leftover)
         ));
         let mut foreign = theirs();
         foreign.0.metadata.owner_references = None;
         assert!(matches!(
-            Found::of(&id("shop"), foreign),
-            Found::Foreign(Ownership::Foreign)
+            SecretState::of(&id("shop"), foreign),
+            SecretState::Foreign(Ownership::Foreign)
         ));
     }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::api::{TLSFarm, TicketsSpec};
-use crate::operator::cluster::ring_secret::Stored;
+use crate::operator::cluster::ring_secret::StoredRing;
 use crate::operator::cluster::secret::Version;
 use crate::ring::{
     Acknowledgement, KeySecret, Plan, RandomnessError, Ring, RotationPolicy, RotationRequest, plan,
@@ -14,7 +14,7 @@ const LONGEST_REQUEST: usize = 128;
 
 /// What the operator knows of a farm's ring besides the Secret.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Known<'a> {
+pub(crate) struct KnownRing<'a> {
     /// The ring that it last saw or wrote.
     pub(crate) ring: Option<&'a Ring>,
     /// The highest generation that memory, status or any proxy speaks of; 0 when none does.
@@ -81,8 +81,8 @@ pub(crate) fn requested(
 
 /// Decides what to do with a ring Secret that is the farm's, or missing.
 pub(crate) fn decide(
-    stored: Stored,
-    known: Known<'_>,
+    stored: StoredRing,
+    known: KnownRing<'_>,
     may_create: bool,
     policy: &RotationPolicy,
     request: Option<&RotationRequest>,
@@ -90,21 +90,21 @@ pub(crate) fn decide(
     now: Timestamp,
 ) -> Result<Decision, RandomnessError> {
     let (why, version) = match stored {
-        Stored::Good(ring, version) => match fault(&ring, known) {
+        StoredRing::Good(ring, version) => match fault(&ring, known) {
             None => return carry_out(*ring, version, policy, request, proxies, now),
             Some(why) => (why, Some(version)),
         },
-        Stored::Damaged(why, version) => (format!("the ring Secret was damaged: {why}"), Some(version)),
-        Stored::Missing if known.generation == 0 => {
+        StoredRing::Damaged(why, version) => (format!("the ring Secret was damaged: {why}"), Some(version)),
+        StoredRing::Missing if known.generation == 0 => {
             if !may_create {
                 return Ok(Decision::None);
             }
             let ring = fresh(1, policy, request, now)?;
             return Ok(Decision::Write(Box::new(ring), None, Change::Created));
         }
-        Stored::Missing => ("the ring Secret was missing".to_owned(), None),
+        StoredRing::Missing => ("the ring Secret was missing".to_owned(), None),
         // The farm is not accepted then.
-        Stored::Foreign(_) => return Ok(Decision::None),
+        StoredRing::Foreign(_) => return Ok(Decision::None),
     };
     let generation = known.generation + 1;
     let (ring, keys) = match known.ring {
@@ -122,7 +122,7 @@ pub(crate) fn decide(
 }
 
 /// Why a readable ring must not stay.
-fn fault(ring: &Ring, known: Known<'_>) -> Option<String> {
+fn fault(ring: &Ring, known: KnownRing<'_>) -> Option<String> {
     if ring.generation < known.generation {
         return Some(format!(
             "the ring was rolled back to generation {} although there was {} already",

@@ -28,7 +28,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// What a pass left to do.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outlook {
+pub(crate) struct ScheduleInputs {
     /// For how long ready proxies have been loading the last change.
     pub(crate) loading_for: Option<SignedDuration>,
     /// The farm is not accepted.
@@ -42,7 +42,7 @@ pub(crate) struct Outlook {
 }
 
 /// How long to wait before the next pass. Events bring it forward.
-pub(crate) fn next_pass(outlook: &Outlook, now: Timestamp) -> Duration {
+pub(crate) fn next_pass(outlook: &ScheduleInputs, now: Timestamp) -> Duration {
     let pace = if outlook.overtaken {
         OVERTAKEN
     } else if let Some(age) = outlook.loading_for {
@@ -86,9 +86,9 @@ mod tests {
         let loading = |seconds| {
             let loading_for = Some(SignedDuration::from_secs(seconds));
             next_pass(
-                &Outlook {
+                &ScheduleInputs {
                     loading_for,
-                    ..Outlook::default()
+                    ..ScheduleInputs::default()
                 },
                 at(0),
             )
@@ -103,23 +103,23 @@ mod tests {
     #[test]
     fn a_farm_is_looked_at_the_sooner_the_more_there_is_to_wait_for() {
         let now = at(0);
-        let rest = Outlook {
+        let rest = ScheduleInputs {
             ready: true,
-            ..Outlook::default()
+            ..ScheduleInputs::default()
         };
         assert_eq!(next_pass(&rest, now), AT_REST);
-        assert_eq!(next_pass(&Outlook::default(), now), UNWELL);
-        let refused = Outlook {
+        assert_eq!(next_pass(&ScheduleInputs::default(), now), UNWELL);
+        let refused = ScheduleInputs {
             refused: true,
-            ..Outlook::default()
+            ..ScheduleInputs::default()
         };
         assert_eq!(next_pass(&refused, now), CONFLICT);
-        let loading = Outlook {
+        let loading = ScheduleInputs {
             loading_for: Some(SignedDuration::ZERO),
             ..refused
         };
         assert_eq!(next_pass(&loading, now), FAST);
-        let overtaken = Outlook {
+        let overtaken = ScheduleInputs {
             overtaken: true,
             ..loading
         };
@@ -130,10 +130,10 @@ mod tests {
     fn what_is_due_is_not_missed_and_what_is_overdue_does_not_spin() {
         let rest = |due| {
             next_pass(
-                &Outlook {
+                &ScheduleInputs {
                     ready: true,
                     due: Some(at(due)),
-                    ..Outlook::default()
+                    ..ScheduleInputs::default()
                 },
                 at(100),
             )

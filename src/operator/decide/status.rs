@@ -5,7 +5,7 @@
 mod conditions;
 mod facts;
 
-pub(crate) use self::facts::Facts;
+pub(crate) use self::facts::StatusInputs;
 use self::facts::{count, whole_second};
 use crate::api::{
     ConditionStatus, ConditionType, KeyRole, KeyStatus, RingStatus, SessionCacheMode, SessionCacheStatus,
@@ -15,7 +15,7 @@ use crate::operator::cluster::apply::Live;
 use crate::ring::{Ring, TicketKey};
 
 /// The status that `facts` make, given the one that the farm has.
-pub(crate) fn status(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
+pub(crate) fn status(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
     let ready = facts.ready_count();
     let old_conditions = before
         .map(|status| status.conditions.as_slice())
@@ -45,7 +45,7 @@ pub(crate) fn is_ready(status: &TLSFarmStatus) -> bool {
         .any(|condition| condition.type_ == ConditionType::Ready && condition.status == ConditionStatus::True)
 }
 
-fn ring_status(facts: &Facts<'_>, ring: &Ring) -> RingStatus {
+fn ring_status(facts: &StatusInputs<'_>, ring: &Ring) -> RingStatus {
     let acknowledged = facts.acknowledged_count(ring);
     let key = |key: &TicketKey, role| KeyStatus {
         id: key.id.to_string(),
@@ -74,7 +74,7 @@ fn ring_status(facts: &Facts<'_>, ring: &Ring) -> RingStatus {
     }
 }
 
-fn session_cache(facts: &Facts<'_>, before: Option<&TLSFarmStatus>) -> Option<SessionCacheStatus> {
+fn session_cache(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -> Option<SessionCacheStatus> {
     let mode = facts.farm.spec.resumption.session_cache.mode;
     if mode == SessionCacheMode::Disabled {
         return None;

@@ -12,14 +12,14 @@ const LONGEST_NAME: usize = 63 - "-proxy-metrics".len();
 
 /// Why a farm is not accepted. Nothing that runs is changed then.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Refusal {
+pub(crate) struct FarmRefusal {
     /// For programs.
     pub(crate) reason: Reason,
     /// For people.
     pub(crate) message: String,
 }
 
-impl Refusal {
+impl FarmRefusal {
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
@@ -32,7 +32,7 @@ impl Refusal {
 pub(crate) fn validate<'a>(
     farm: &TLSFarm,
     neighbours: impl Iterator<Item = &'a TLSFarm>,
-) -> Result<(), Refusal> {
+) -> Result<(), FarmRefusal> {
     let name = farm.name_any();
     if name.len() > LONGEST_NAME || name.contains('.') || !name.starts_with(|c: char| c.is_ascii_lowercase())
     {
@@ -40,7 +40,7 @@ pub(crate) fn validate<'a>(
             "Services are named after the farm, so its name must be a DNS label of at most {LONGEST_NAME} \
              characters that starts with a letter"
         );
-        return Err(Refusal::new(Reason::Invalid, message));
+        return Err(FarmRefusal::new(Reason::Invalid, message));
     }
     let claims = claims_within(farm)?;
     let older =
@@ -68,14 +68,14 @@ pub(crate) fn validate<'a>(
     if more > 0 {
         conflicts.push(format!("and {more} more"));
     }
-    Err(Refusal::new(Reason::HostnameConflict, conflicts.join("; ")))
+    Err(FarmRefusal::new(Reason::HostnameConflict, conflicts.join("; ")))
 }
 
 /// How many conflicts a message names.
 const MOST_NAMED: usize = 4;
 
 /// The farm's host names and the host that has each.
-fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, Refusal> {
+fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, FarmRefusal> {
     let mut claims = BTreeMap::new();
     for host in &farm.spec.hosts {
         for hostname in &host.hostnames {
@@ -84,7 +84,7 @@ fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, Refusal> {
                     "{hostname:?} is claimed by host {first:?} and by host {:?}",
                     host.name
                 );
-                return Err(Refusal::new(Reason::HostnameConflict, message));
+                return Err(FarmRefusal::new(Reason::HostnameConflict, message));
             }
         }
     }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::observe::ProxyMemory;
 use crate::api::{BackendRef, TLSFarm, TLSFarmStatus};
 use crate::operator::cluster::apply::{Applied, Inspection, Live};
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::names::{FarmId, FarmKey};
 use crate::ring::{Ring, RotationRequest};
 
@@ -40,9 +40,9 @@ pub(crate) struct Objects {
     /// Generation of the spec that they were compared with.
     pub(crate) generation: Option<i64>,
     /// What spec, neighbours and ring said then.
-    pub(crate) verdict: Result<(), Refusal>,
+    pub(crate) verdict: Result<(), FarmRefusal>,
     /// Why the farm is not accepted, in the end.
-    pub(crate) refusal: Option<Refusal>,
+    pub(crate) refusal: Option<FarmRefusal>,
     pub(crate) missing_backends: Vec<BackendRef>,
     pub(crate) live: Live,
     /// Whether they are to be looked at again, because something failed.
@@ -62,7 +62,7 @@ impl FarmMemory {
         &self,
         touched: bool,
         generation: Option<i64>,
-        verdict: &Result<(), Refusal>,
+        verdict: &Result<(), FarmRefusal>,
     ) -> bool {
         self.objects.as_ref().is_none_or(|objects| {
             touched
@@ -75,7 +75,7 @@ impl FarmMemory {
 
     /// Whether the farm is accepted: by what spec, neighbours and ring say, and by its objects as they were inspected now
     /// or else at the last look. A farm that is not gets no ring and no certificates.
-    pub(crate) fn is_accepted(&self, verdict: &Result<(), Refusal>, inspected: Option<&Inspection>) -> bool {
+    pub(crate) fn is_accepted(&self, verdict: &Result<(), FarmRefusal>, inspected: Option<&Inspection>) -> bool {
         verdict.is_ok()
             && match (inspected, &self.objects) {
                 (Some(inspection), _) => inspection.conflict.is_none(),

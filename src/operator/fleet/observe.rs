@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use super::pods::{Proxy, proxies};
+use super::pods::{ProxyPod, proxies};
 use super::poll::poll;
 use crate::api::TLSFarm;
 use crate::operator::error::ReconcileError;
@@ -39,7 +39,7 @@ pub(crate) struct ProxyMemory {
 /// A proxy and what is known of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
-    pub(crate) proxy: Proxy,
+    pub(crate) proxy: ProxyPod,
     pub(crate) memory: ProxyMemory,
 }
 
@@ -56,7 +56,7 @@ pub(crate) async fn observe(
     id: &FarmId,
     farm: &TLSFarm,
     memory: &mut BTreeMap<String, ProxyMemory>,
-) -> Result<Vec<Proxy>, ReconcileError> {
+) -> Result<Vec<ProxyPod>, ReconcileError> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), id.namespace());
     let listed = pods.list(&ListParams::default().labels(&id.pod_selector())).await;
     let listed = listed.map_err(ReconcileError::api("list", "Pods"))?;
@@ -67,7 +67,7 @@ pub(crate) async fn observe(
 }
 
 /// Whom to ask, by uid, and where: every proxy that may serve.
-fn reachable(proxies: &[Proxy]) -> Vec<(String, IpAddr)> {
+fn reachable(proxies: &[ProxyPod]) -> Vec<(String, IpAddr)> {
     proxies
         .iter()
         .filter(|proxy| proxy.may_serve)
@@ -77,7 +77,7 @@ fn reachable(proxies: &[Proxy]) -> Vec<(String, IpAddr)> {
 
 /// Remembers what proxies reported, or that they did not, and forgets proxies that are gone.
 fn hear(
-    proxies: &[Proxy],
+    proxies: &[ProxyPod],
     reports: Vec<(String, Option<ProxyReport>)>,
     memory: &mut BTreeMap<String, ProxyMemory>,
 ) {
@@ -129,7 +129,7 @@ impl ProxyMemory {
 
 /// Who must have acknowledged the ring before it may rotate.
 pub(crate) fn acknowledgements(
-    proxies: &[Proxy],
+    proxies: &[ProxyPod],
     memory: &BTreeMap<String, ProxyMemory>,
 ) -> Vec<Acknowledgement> {
     proxies
@@ -144,7 +144,7 @@ pub(crate) fn acknowledgements(
 
 /// Notes since when each ready proxy has been behind the ring, and joins each proxy with what is known of it.
 pub(crate) fn follow(
-    proxies: Vec<Proxy>,
+    proxies: Vec<ProxyPod>,
     memory: &mut BTreeMap<String, ProxyMemory>,
     ring: Option<(u64, Timestamp)>,
 ) -> Vec<Observed> {
@@ -201,7 +201,7 @@ mod tests {
 
     /// A farm of pods in every state, and what a pass makes of it.
     struct World {
-        proxies: Vec<Proxy>,
+        proxies: Vec<ProxyPod>,
         memory: BTreeMap<String, ProxyMemory>,
     }
 
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_proxy_is_behind_from_the_first_ring_that_it_misses_until_it_catches_up() {
         let at = |second| Timestamp::from_second(second).expect("in range");
-        let proxy = Proxy {
+        let proxy = ProxyPod {
             name: "a".into(),
             uid: "1".into(),
             address: None,
@@ -367,12 +367,12 @@ mod tests {
             obstacle: None,
             refreshed_for: None,
         };
-        let unready = Proxy {
+        let unready = ProxyPod {
             ready_since: None,
             ..proxy.clone()
         };
         let mut memory = BTreeMap::new();
-        let mut behind = |proxy: &Proxy, acknowledged, ring| {
+        let mut behind = |proxy: &ProxyPod, acknowledged, ring| {
             if let Some(acknowledged) = acknowledged {
                 memory
                     .entry("1".to_owned())

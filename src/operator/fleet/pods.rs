@@ -11,7 +11,7 @@ use crate::operator::names::FarmId;
 
 /// One proxy: a pod of the farm that is not on its way out.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Proxy {
+pub(crate) struct ProxyPod {
     pub(crate) name: String,
     pub(crate) uid: String,
     /// Where its admin port is.
@@ -26,7 +26,7 @@ pub(crate) struct Proxy {
     pub(crate) refreshed_for: Option<String>,
 }
 
-impl Proxy {
+impl ProxyPod {
     pub(crate) fn is_ready(&self) -> bool {
         self.ready_since.is_some()
     }
@@ -36,8 +36,8 @@ impl Proxy {
 ///
 /// Labels are anybody's to set, so a pod counts only when a ReplicaSet of the farm's Deployment controls it, and when it
 /// is not older than the farm: then it belonged to an earlier farm of the same name.
-pub(crate) fn proxies(pods: &[Pod], id: &FarmId, farm_created: Option<Timestamp>) -> Vec<Proxy> {
-    let mut proxies: Vec<Proxy> = pods
+pub(crate) fn proxies(pods: &[Pod], id: &FarmId, farm_created: Option<Timestamp>) -> Vec<ProxyPod> {
+    let mut proxies: Vec<ProxyPod> = pods
         .iter()
         .filter(|pod| is_of_farm(pod, id, farm_created))
         .filter_map(proxy)
@@ -56,7 +56,7 @@ fn is_of_farm(pod: &Pod, id: &FarmId, farm_created: Option<Timestamp>) -> bool {
     controlled && created >= farm_created
 }
 
-fn proxy(pod: &Pod) -> Option<Proxy> {
+fn proxy(pod: &Pod) -> Option<ProxyPod> {
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());
     if pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Failed" | "Succeeded")) {
@@ -72,7 +72,7 @@ fn proxy(pod: &Pod) -> Option<Proxy> {
             .as_ref()
             .map_or(Timestamp::UNIX_EPOCH, |time| time.0)
     });
-    Some(Proxy {
+    Some(ProxyPod {
         name: pod.metadata.name.clone()?,
         uid: pod.metadata.uid.clone()?,
         address: status
@@ -192,7 +192,7 @@ pub(crate) mod tests {
         })
     }
 
-    fn seen(pod: Pod) -> Vec<Proxy> {
+    fn seen(pod: Pod) -> Vec<ProxyPod> {
         proxies(&[pod], &id("shop"), "2026-01-01T00:00:00Z".parse().ok())
     }
 

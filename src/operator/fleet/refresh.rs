@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::observe::{Observed, ProxyMemory};
 use crate::api::REFRESH_ANNOTATION;
-use crate::operator::metrics::Metrics;
+use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, MANAGER};
 use crate::runtime::kubernetes::describe;
 
@@ -31,7 +31,7 @@ const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(2);
 
 /// What proxies should have loaded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Target<'a> {
+pub(crate) struct RefreshTarget<'a> {
     pub(crate) ring: Option<u64>,
     pub(crate) config: Option<&'a str>,
 }
@@ -40,10 +40,10 @@ pub(crate) struct Target<'a> {
 pub(crate) async fn refresh(
     client: &Client,
     id: &FarmId,
-    target: Target<'_>,
+    target: RefreshTarget<'_>,
     observed: &[Observed],
     memory: &mut BTreeMap<String, ProxyMemory>,
-    metrics: &Metrics,
+    metrics: &OperatorMetrics,
     now: Timestamp,
 ) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), id.namespace());
@@ -82,7 +82,7 @@ fn remember(memory: &mut BTreeMap<String, ProxyMemory>, uid: String, count: u32,
 }
 
 /// What the pod's annotation should become, and how often it was told then; none when there is nothing to tell.
-fn wanted(observed: &Observed, target: Target<'_>, now: Timestamp) -> Option<(String, u32)> {
+fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Option<(String, u32)> {
     let Observed { proxy, memory } = observed;
     let has_ring = target
         .ring
@@ -114,10 +114,10 @@ fn wanted(observed: &Observed, target: Target<'_>, now: Timestamp) -> Option<(St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::fleet::pods::Proxy;
+    use crate::operator::fleet::pods::ProxyPod;
     use crate::report::ProxyReport;
 
-    const TARGET: Target<'_> = Target {
+    const TARGET: RefreshTarget<'_> = RefreshTarget {
         ring: Some(7),
         config: Some("abc"),
     };
@@ -135,7 +135,7 @@ mod tests {
         let mut report = ProxyReport::default();
         report.config.fingerprint = config.into();
         Observed {
-            proxy: Proxy {
+            proxy: ProxyPod {
                 name: "a".into(),
                 uid: "1".into(),
                 address: None,
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_pod_is_told_of_what_there_is() {
         let behind = observed(6, "old", None, None);
-        let told = |ring, config| wanted(&behind, Target { ring, config }, at(100)).map(|(value, _)| value);
+        let told = |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
         assert_eq!(told(None, None), None);
         assert_eq!(told(Some(7), None), Some("ring=7".into()));
         assert_eq!(told(None, Some("abc")), Some("config=abc".into()));

@@ -4,15 +4,15 @@ use jiff::Timestamp;
 use tracing::info;
 
 use crate::api::{Reason, TLSFarm};
-use crate::operator::cluster::events::Happening;
-use crate::operator::cluster::ring_secret::{self, Stored};
+use crate::operator::cluster::events::NewEvent;
+use crate::operator::cluster::ring_secret::{self, StoredRing};
 use crate::operator::cluster::secret::Written;
 use crate::operator::context::Context;
-use crate::operator::decide::rotation::{self, Change, Decision, Known};
+use crate::operator::decide::rotation::{self, Change, Decision, KnownRing};
 use crate::operator::error::ReconcileError;
 use crate::operator::fleet::memory::FarmMemory;
 use crate::operator::fleet::observe::acknowledgements;
-use crate::operator::fleet::pods::Proxy;
+use crate::operator::fleet::pods::ProxyPod;
 use crate::operator::names::FarmId;
 use crate::ring::{Acknowledgement, Plan, Ring, RotationPolicy};
 
@@ -24,27 +24,27 @@ pub(crate) struct RingStep {
     /// What the ring that stays waits for.
     pub(crate) plan: Option<Plan>,
     /// What there is to tell.
-    pub(crate) told: Vec<Happening>,
+    pub(crate) told: Vec<NewEvent>,
 }
 
 /// What the step goes by.
-pub(crate) struct Situation<'a> {
+pub(crate) struct RingInputs<'a> {
     pub(crate) farm: &'a TLSFarm,
     pub(crate) id: &'a FarmId,
-    pub(crate) proxies: &'a [Proxy],
+    pub(crate) proxies: &'a [ProxyPod],
     pub(crate) policy: &'a RotationPolicy,
     /// Whether the farm may get its first ring.
     pub(crate) may_create: bool,
 }
 
 /// Creates, repairs, rotates or thins out the ring, with at most one write.
-pub(crate) async fn tend_ring(
-    situation: &Situation<'_>,
-    stored: Stored,
+pub(crate) async fn reconcile_ring(
+    situation: &RingInputs<'_>,
+    stored: StoredRing,
     context: &Context,
     memory: &mut FarmMemory,
 ) -> Result<RingStep, ReconcileError> {
-    let &Situation {
+    let &RingInputs {
         farm,
         id,
         proxies,
@@ -54,7 +54,7 @@ pub(crate) async fn tend_ring(
     let now = Timestamp::now();
     memory.request = rotation::requested(farm, memory.request.as_ref(), now);
     let acknowledgements = acknowledgements(proxies, &memory.proxies);
-    let known = Known {
+    let known = KnownRing {
         ring: memory.ring.as_ref(),
         generation: newest_generation(farm, memory, &acknowledgements),
     };
@@ -124,23 +124,23 @@ fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
     memory.ring = Some(ring);
 }
 
-fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<Happening> {
+fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
     match change {
         Change::Created | Change::Expired => Vec::new(),
-        Change::Repaired(why) => vec![Happening::warning(
+        Change::Repaired(why) => vec![NewEvent::warning(
             Reason::RingRepaired,
             "RepairRing",
             why.clone(),
         )],
         Change::Rotated { late } => {
             let note = format!("key {primary} seals tickets now, generation {generation}");
-            let mut told = vec![Happening::normal("KeysRotated", "RotateKeys", note)];
+            let mut told = vec![NewEvent::normal("KeysRotated", "RotateKeys", note)];
             if !late.is_empty() {
                 let note = format!(
                     "rotated to generation {generation} without waiting for {}",
                     late.join(", ")
                 );
-                told.push(Happening::warning(
+                told.push(NewEvent::warning(
                     Reason::AcknowledgementOverdue,
                     "RotateKeys",
                     note,
@@ -255,9 +255,9 @@ mod tests {
         assert_eq!(told(Change::Expired), []);
         assert_eq!(
             told(Change::Repaired("it was missing".into())),
-            [Happening::warning("RingRepaired", "RepairRing", "it was missing")]
+            [NewEvent::warning("RingRepaired", "RepairRing", "it was missing")]
         );
-        let rotated = Happening::normal(
+        let rotated = NewEvent::normal(
             "KeysRotated",
             "RotateKeys",
             "key 0a1b seals tickets now, generation 7",
@@ -266,7 +266,7 @@ mod tests {
             told(Change::Rotated { late: Vec::new() }),
             std::slice::from_ref(&rotated)
         );
-        let overdue = Happening::warning(
+        let overdue = NewEvent::warning(
             "AcknowledgementOverdue",
             "RotateKeys",
             "rotated to generation 7 without waiting for a, b",

@@ -8,7 +8,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::api::CACHE_AUTHORITY_SECRET_TYPE;
-use crate::operator::cluster::secret::{self, Found, Version, Wanted, Written};
+use crate::operator::cluster::secret::{self, SecretState, Version, SecretToWrite, Written};
 use crate::operator::context::Context;
 use crate::operator::decide::peer_certificates::{Authority, Leaf, Step, plan};
 use crate::operator::error::ReconcileError;
@@ -27,8 +27,8 @@ const MOST_STEPS: usize = 3;
 
 /// The two Secrets as they are.
 pub(crate) struct CacheSecrets {
-    authority: Found,
-    leaf: Found,
+    authority: SecretState,
+    leaf: SecretState,
 }
 
 /// What a pass did to the certificates.
@@ -54,21 +54,21 @@ impl CacheSecrets {
     /// The first of the two that is not the farm's.
     pub(crate) fn foreign(&self, id: &FarmId) -> Option<(String, Ownership)> {
         match (&self.authority, &self.leaf) {
-            (Found::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
-            (_, Found::Foreign(ownership)) => Some((id.cache_tls_name(), *ownership)),
+            (SecretState::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
+            (_, SecretState::Foreign(ownership)) => Some((id.cache_tls_name(), *ownership)),
             _ => None,
         }
     }
 
     /// Whether certificates may be written: a farm that is not accepted keeps what it has, renewed, and gets nothing new.
     fn may_be_tended(&self, id: &FarmId, may_create: bool) -> bool {
-        let exist = matches!((&self.authority, &self.leaf), (Found::Ours(..), Found::Ours(..)));
+        let exist = matches!((&self.authority, &self.leaf), (SecretState::Ours(..), SecretState::Ours(..)));
         self.foreign(id).is_none() && (may_create || exist)
     }
 }
 
 /// Makes, announces and renews certificates.
-pub(crate) async fn tend_certificates(
+pub(crate) async fn reconcile_certificates(
     id: &FarmId,
     secrets: CacheSecrets,
     may_create: bool,
@@ -137,7 +137,7 @@ pub(crate) async fn tend_certificates(
 pub(crate) async fn remove(context: &Context, id: &FarmId) -> Result<bool, ReconcileError> {
     let mut gone = true;
     for name in [id.cache_tls_name(), id.cache_authority_name()] {
-        if let Found::Ours(_, version) = secret::read(&context.client, id, &name).await? {
+        if let SecretState::Ours(_, version) = secret::read(&context.client, id, &name).await? {
             gone &= secret::delete(&context.client, id, &name, &version).await? == Written::Stored;
             context.metrics.wrote("Secret");
         }
@@ -145,8 +145,8 @@ pub(crate) async fn remove(context: &Context, id: &FarmId) -> Result<bool, Recon
     Ok(gone)
 }
 
-fn read_authority(found: Found) -> (Option<Authority>, Option<Version>) {
-    let Found::Ours(content, version) = found else {
+fn read_authority(found: SecretState) -> (Option<Authority>, Option<Version>) {
+    let SecretState::Ours(content, version) = found else {
         return (None, None);
     };
     let authority = content
@@ -156,8 +156,8 @@ fn read_authority(found: Found) -> (Option<Authority>, Option<Version>) {
     (authority, Some(version))
 }
 
-fn read_leaf(found: Found) -> (Option<Leaf>, Option<Version>) {
-    let Found::Ours(content, version) = found else {
+fn read_leaf(found: SecretState) -> (Option<Leaf>, Option<Version>) {
+    let SecretState::Ours(content, version) = found else {
         return (None, None);
     };
     let trusted_since = content.annotation(TRUSTED_SINCE);
@@ -172,8 +172,8 @@ fn read_leaf(found: Found) -> (Option<Leaf>, Option<Version>) {
     (leaf, Some(version))
 }
 
-fn authority_secret(id: &FarmId, authority: &Authority) -> Wanted {
-    Wanted {
+fn authority_secret(id: &FarmId, authority: &Authority) -> SecretToWrite {
+    SecretToWrite {
         name: id.cache_authority_name(),
         type_: CACHE_AUTHORITY_SECRET_TYPE,
         annotations: BTreeMap::new(),
@@ -184,9 +184,9 @@ fn authority_secret(id: &FarmId, authority: &Authority) -> Wanted {
     }
 }
 
-fn leaf_secret(id: &FarmId, leaf: &Leaf) -> Wanted {
+fn leaf_secret(id: &FarmId, leaf: &Leaf) -> SecretToWrite {
     let since = leaf.trusted_since().map(|since| since.to_string());
-    Wanted {
+    SecretToWrite {
         name: id.cache_tls_name(),
         type_: "kubernetes.io/tls",
         annotations: since
@@ -215,8 +215,8 @@ mod tests {
         "2026-01-01T00:00:00Z".parse().expect("a time")
     }
 
-    fn foreign() -> Found {
-        Found::Foreign(Ownership::Foreign)
+    fn foreign() -> SecretState {
+        SecretState::Foreign(Ownership::Foreign)
     }
 
     #[test]
@@ -225,10 +225,10 @@ mod tests {
             let foreign = CacheSecrets { authority, leaf }.foreign(&id("shop"));
             foreign.map(|(name, _)| name)
         };
-        assert_eq!(told(Found::Missing, Found::Missing), None);
+        assert_eq!(told(SecretState::Missing, SecretState::Missing), None);
         assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
-        assert_eq!(told(foreign(), Found::Missing).as_deref(), Some("shop-cache-ca"));
-        assert_eq!(told(Found::Missing, foreign()).as_deref(), Some("shop-cache-tls"));
+        assert_eq!(told(foreign(), SecretState::Missing).as_deref(), Some("shop-cache-ca"));
+        assert_eq!(told(SecretState::Missing, foreign()).as_deref(), Some("shop-cache-tls"));
         assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
     }
 
@@ -239,10 +239,10 @@ mod tests {
         };
         let ours = || stored(wanted("a"));
         assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));
-        assert!(tended(Found::Missing, Found::Missing, true));
-        assert!(!tended(Found::Missing, Found::Missing, false));
-        assert!(!tended(ours(), Found::Missing, false));
-        assert!(!tended(Found::Missing, ours(), false));
+        assert!(tended(SecretState::Missing, SecretState::Missing, true));
+        assert!(!tended(SecretState::Missing, SecretState::Missing, false));
+        assert!(!tended(ours(), SecretState::Missing, false));
+        assert!(!tended(SecretState::Missing, ours(), false));
         assert!(
             !tended(foreign(), ours(), true),
             "nothing of others is written over"
@@ -279,7 +279,7 @@ mod tests {
         assert!(authority.is_none() && version.is_some());
         let (leaf, version) = read_leaf(stored(wanted("shop-cache-tls")));
         assert!(leaf.is_none() && version.is_some());
-        assert!(matches!(read_authority(Found::Missing), (None, None)));
+        assert!(matches!(read_authority(SecretState::Missing), (None, None)));
         assert!(matches!(read_leaf(foreign()), (None, None)));
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::api::Reason;
 use crate::operator::cluster::secret::Version;
 use crate::operator::fleet::observe::ProxyMemory;
-use crate::operator::fleet::pods::Proxy;
+use crate::operator::fleet::pods::ProxyPod;
 use crate::operator::names::id;
 use crate::report::ProxyReport;
 use crate::ring::fixtures::{POLICY, at, ring};
@@ -27,7 +27,7 @@ fn farm(namespace: &str, name: &str, created: &str) -> TLSFarm {
 #[test]
 fn farms_of_other_namespaces_may_have_the_same_host_names() {
     let shop = farm("web", "shop", "2026-01-02T00:00:00Z");
-    let judged = |older: TLSFarm| judge(&shop, &id("shop"), [older].iter(), &Stored::Missing, None);
+    let judged = |older: TLSFarm| judge(&shop, &id("shop"), [older].iter(), &StoredRing::Missing, None);
     let elsewhere = farm("other", "first", "2026-01-01T00:00:00Z");
     assert_eq!(judged(elsewhere), Ok(()));
     let beside = judged(farm("web", "first", "2026-01-01T00:00:00Z"));
@@ -37,22 +37,22 @@ fn farms_of_other_namespaces_may_have_the_same_host_names() {
 #[test]
 fn a_secret_of_somebody_else_with_a_name_that_the_farm_needs_is_a_conflict() {
     let shop = farm("web", "shop", "2026-01-02T00:00:00Z");
-    let judged = |ring: Stored, cache: Option<&str>| {
+    let judged = |ring: StoredRing, cache: Option<&str>| {
         let cache = cache.map(|name| (name.to_owned(), Ownership::Leftover));
         judge(&shop, &id("shop"), [].into_iter(), &ring, cache)
     };
-    let refusal = |verdict: Result<(), Refusal>| {
+    let refusal = |verdict: Result<(), FarmRefusal>| {
         let refusal = verdict.expect_err("refused");
         assert_eq!(refusal.reason, Reason::NameConflict);
         refusal.message
     };
     assert_eq!(
-        judged(Stored::Good(Box::new(ring()), Version("1".into())), None),
+        judged(StoredRing::Good(Box::new(ring()), Version("1".into())), None),
         Ok(())
     );
-    let foreign = refusal(judged(Stored::Foreign(Ownership::Foreign), None));
+    let foreign = refusal(judged(StoredRing::Foreign(Ownership::Foreign), None));
     assert!(foreign.starts_with("Secret shop-ring exists"), "{foreign}");
-    let leftover = refusal(judged(Stored::Missing, Some("shop-cache-ca")));
+    let leftover = refusal(judged(StoredRing::Missing, Some("shop-cache-ca")));
     assert!(leftover.starts_with("Secret shop-cache-ca is left"), "{leftover}");
 }
 
@@ -61,7 +61,7 @@ fn observed(ready: bool, acknowledged: u64, config: &str, failures: u32) -> Obse
     let mut report = ProxyReport::default();
     report.config.fingerprint = config.into();
     Observed {
-        proxy: Proxy {
+        proxy: ProxyPod {
             name: "a".into(),
             uid: "1".into(),
             address: None,
@@ -87,14 +87,14 @@ fn awaiting() -> FarmMemory {
     memory
 }
 
-const TARGET: Target<'_> = Target {
+const TARGET: RefreshTarget<'_> = RefreshTarget {
     ring: Some(7),
     config: Some("new"),
 };
 
 #[test]
 fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
-    let (metrics, _) = Metrics::new();
+    let (metrics, _) = OperatorMetrics::new();
     let loading = |target, observed: &[Observed]| {
         count_acknowledgements(observed, target, &mut awaiting(), &metrics, at(13))
     };
@@ -112,7 +112,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
     );
     assert!(!loading(TARGET, &[observed(false, 6, "old", 0)]));
     assert!(!loading(TARGET, &[]));
-    let nothing = Target {
+    let nothing = RefreshTarget {
         ring: None,
         config: None,
     };
@@ -121,7 +121,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
 
 #[test]
 fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_ring_that_was_written() {
-    let (metrics, registry) = Metrics::new();
+    let (metrics, registry) = OperatorMetrics::new();
     let mut memory = awaiting();
     let measured = |memory: &mut FarmMemory, observed: &[Observed], second| {
         count_acknowledgements(observed, TARGET, memory, &metrics, at(second));
@@ -180,7 +180,7 @@ fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
 
 #[test]
 fn nothing_is_remembered_or_exported_of_a_farm_that_is_gone() {
-    let (metrics, registry) = Metrics::new();
+    let (metrics, registry) = OperatorMetrics::new();
     let farms = Farms::default();
     let shop = id("shop").key;
     metrics.ring(&shop, 7);

@@ -50,7 +50,7 @@ fn inspected(found: Vec<(Kind, DynamicObject)>) -> Inspection {
 }
 
 /// An inspection of a farm that has nothing yet.
-pub(in crate::operator) fn inspection(conflict: Option<Refusal>) -> Inspection {
+pub(in crate::operator) fn inspection(conflict: Option<FarmRefusal>) -> Inspection {
     Inspection {
         conflict,
         ..inspected(Vec::new())

@@ -8,16 +8,16 @@ fn version() -> Version {
     Version("5".into())
 }
 
-fn good(ring: &Ring) -> Stored {
-    Stored::Good(Box::new(ring.clone()), version())
+fn good(ring: &Ring) -> StoredRing {
+    StoredRing::Good(Box::new(ring.clone()), version())
 }
 
-fn decided(stored: Stored, known: Known<'_>) -> Decision {
+fn decided(stored: StoredRing, known: KnownRing<'_>) -> Decision {
     decide(stored, known, true, &POLICY, None, &[], at(10)).expect("randomness")
 }
 
-fn known(ring: &Ring) -> Known<'_> {
-    Known {
+fn known(ring: &Ring) -> KnownRing<'_> {
+    KnownRing {
         ring: Some(ring),
         generation: ring.generation,
     }
@@ -25,13 +25,13 @@ fn known(ring: &Ring) -> Known<'_> {
 
 #[test]
 fn a_new_farm_gets_a_ring_and_one_that_was_never_accepted_does_not() {
-    let Decision::Write(ring, None, Change::Created) = decided(Stored::Missing, Known::default()) else {
+    let Decision::Write(ring, None, Change::Created) = decided(StoredRing::Missing, KnownRing::default()) else {
         panic!("no ring was made");
     };
     assert_eq!(ring.generation, 1);
     let refused = decide(
-        Stored::Missing,
-        Known::default(),
+        StoredRing::Missing,
+        KnownRing::default(),
         false,
         &POLICY,
         None,
@@ -48,8 +48,8 @@ fn a_new_ring_has_fulfilled_the_request_that_was_there_before_it() {
         seen_at: at(0),
     };
     let decision = decide(
-        Stored::Missing,
-        Known::default(),
+        StoredRing::Missing,
+        KnownRing::default(),
         true,
         &POLICY,
         Some(&asked),
@@ -83,8 +83,8 @@ fn a_lost_damaged_altered_or_rolled_back_ring_is_written_back_with_its_keys() {
     let mut altered = current.clone();
     altered.previous.clear();
     let cases = [
-        (Stored::Missing, None),
-        (Stored::Damaged("it is empty".into(), version()), Some(version())),
+        (StoredRing::Missing, None),
+        (StoredRing::Damaged("it is empty".into(), version()), Some(version())),
         (good(&old), Some(version())),
         (good(&altered), Some(version())),
     ];
@@ -102,8 +102,8 @@ fn a_lost_damaged_altered_or_rolled_back_ring_is_written_back_with_its_keys() {
 #[test]
 fn a_restarted_operator_repairs_above_every_generation_that_it_hears_of() {
     let old = ring();
-    for stored in [Stored::Missing, good(&old)] {
-        let heard = Known {
+    for stored in [StoredRing::Missing, good(&old)] {
+        let heard = KnownRing {
             ring: None,
             generation: 41,
         };
@@ -153,11 +153,11 @@ fn a_request_keeps_its_first_time_and_a_huge_one_cannot_bloat_the_ring() {
 #[test]
 fn a_repair_goes_above_what_proxies_acknowledged_even_where_the_ring_is_known() {
     let ring = ring();
-    let heard = Known {
+    let heard = KnownRing {
         ring: Some(&ring),
         generation: ring.generation + 4,
     };
-    let damaged = Stored::Damaged("it is empty".into(), version());
+    let damaged = StoredRing::Damaged("it is empty".into(), version());
     let Decision::Write(repaired, _, Change::Repaired(_)) = decided(damaged, heard) else {
         panic!("it was not repaired");
     };
@@ -168,7 +168,7 @@ fn a_repair_goes_above_what_proxies_acknowledged_even_where_the_ring_is_known() 
 #[test]
 fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
     let ring = ring();
-    let refused = |stored, known: Known<'_>, second| {
+    let refused = |stored, known: KnownRing<'_>, second| {
         decide(stored, known, false, &POLICY, None, &[], at(second)).expect("randomness")
     };
     let kept = refused(good(&ring), known(&ring), 10);
@@ -179,7 +179,7 @@ fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
         "{due:?}"
     );
     // Its proxies run, and a ring that is lost would end their sessions at the next restart.
-    for stored in [Stored::Missing, Stored::Damaged("it is empty".into(), version())] {
+    for stored in [StoredRing::Missing, StoredRing::Damaged("it is empty".into(), version())] {
         let repaired = refused(stored, known(&ring), 10);
         assert!(
             matches!(&repaired, Decision::Write(same, _, Change::Repaired(_)) if same.primary == ring.primary),
@@ -192,8 +192,8 @@ fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
 fn a_ring_secret_of_somebody_else_is_never_written() {
     let ring = ring();
     for ownership in [Ownership::Foreign, Ownership::Leftover] {
-        for known in [Known::default(), known(&ring)] {
-            assert_eq!(decided(Stored::Foreign(ownership), known), Decision::None);
+        for known in [KnownRing::default(), known(&ring)] {
+            assert_eq!(decided(StoredRing::Foreign(ownership), known), Decision::None);
         }
     }
 }
@@ -206,15 +206,15 @@ fn a_repair_says_what_was_wrong_and_what_became_of_the_keys() {
         .rotated(KeySecret::generate().expect("randomness"), None, &POLICY, at(5));
     let mut altered = current.clone();
     altered.previous.clear();
-    let restarted = Known {
+    let restarted = KnownRing {
         ring: None,
         generation: 2,
     };
     let cases = [
-        (Stored::Missing, known(&current), "was missing", "the same keys"),
-        (Stored::Missing, restarted, "was missing", "new keys"),
+        (StoredRing::Missing, known(&current), "was missing", "the same keys"),
+        (StoredRing::Missing, restarted, "was missing", "new keys"),
         (
-            Stored::Damaged("it is empty".into(), version()),
+            StoredRing::Damaged("it is empty".into(), version()),
             known(&current),
             "it is empty",
             "the same keys",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::{Facts, whole_second};
+use super::facts::{StatusInputs, whole_second};
 use crate::api::{Condition, ConditionStatus, ConditionType, Reason, SessionCacheMode};
 use crate::operator::fleet::observe::Observed;
 use crate::report::Problem;
@@ -49,7 +49,7 @@ impl Finding {
 }
 
 /// All conditions, in the order in which `Ready` looks for the first that does not hold.
-pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
+pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
     let mut findings = vec![
         (ConditionType::Accepted, accepted(facts)),
         (ConditionType::CertificatesReady, certificates_ready(facts)),
@@ -73,14 +73,14 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<Condition> {
         .collect()
 }
 
-fn accepted(facts: &Facts<'_>) -> Finding {
+fn accepted(facts: &StatusInputs<'_>) -> Finding {
     match facts.refusal {
         None => Finding::is_true(Reason::Valid, "the spec can be carried out"),
         Some(refusal) => Finding::is_false(refusal.reason, refusal.message.clone()),
     }
 }
 
-fn certificates_ready(facts: &Facts<'_>) -> Finding {
+fn certificates_ready(facts: &StatusInputs<'_>) -> Finding {
     let Some(config) = &facts.live.config else {
         return Finding::pending("there is no configuration yet");
     };
@@ -113,7 +113,7 @@ fn certificates_ready(facts: &Facts<'_>) -> Finding {
     }
 }
 
-fn backends_ready(facts: &Facts<'_>) -> Finding {
+fn backends_ready(facts: &StatusInputs<'_>) -> Finding {
     if facts.missing_backends.is_empty() {
         return Finding::is_true(
             Reason::BackendsResolved,
@@ -132,7 +132,7 @@ fn backends_ready(facts: &Facts<'_>) -> Finding {
     )
 }
 
-fn available(facts: &Facts<'_>) -> Finding {
+fn available(facts: &StatusInputs<'_>) -> Finding {
     let wanted = facts.farm.spec.replicas;
     let ready = facts.ready_count();
     let mut message = format!("{ready} of {wanted} proxies serve");
@@ -150,7 +150,7 @@ fn available(facts: &Facts<'_>) -> Finding {
 
 /// What keeps proxies from being started, or from running: ours, the ReplicaSet's, the scheduler's or the kubelet's words.
 /// Empty, or begins with a separator.
-fn obstacles(facts: &Facts<'_>) -> String {
+fn obstacles(facts: &StatusInputs<'_>) -> String {
     let conditions = facts
         .live
         .deployment
@@ -173,7 +173,7 @@ fn obstacles(facts: &Facts<'_>) -> String {
     format!("; {}", some_of(obstacles.iter().map(String::as_str), "; "))
 }
 
-fn keys_synced(facts: &Facts<'_>) -> Finding {
+fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
     let Some(ring) = facts.ring else {
         return Finding::pending("there is no ring yet");
     };
@@ -229,7 +229,7 @@ fn keys_synced(facts: &Facts<'_>) -> Finding {
     )
 }
 
-fn is_overdue(one: &Observed, facts: &Facts<'_>) -> bool {
+fn is_overdue(one: &Observed, facts: &StatusInputs<'_>) -> bool {
     one.memory
         .behind_since
         .is_some_and(|since| facts.now >= since + facts.policy.max_unacked_wait)
@@ -254,7 +254,7 @@ fn told(pods: &[&Observed]) -> String {
     some_of(pods.iter().map(String::as_str), ", ")
 }
 
-fn session_cache_ready(facts: &Facts<'_>) -> Finding {
+fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
     if facts.farm.spec.resumption.session_cache.mode == SessionCacheMode::Disabled {
         return Finding::is_true(Reason::CacheDisabled, "the farm has no session cache");
     }
@@ -290,7 +290,7 @@ fn session_cache_ready(facts: &Facts<'_>) -> Finding {
     )
 }
 
-fn ready(facts: &Facts<'_>, findings: &[(ConditionType, Finding)]) -> Finding {
+fn ready(facts: &StatusInputs<'_>, findings: &[(ConditionType, Finding)]) -> Finding {
     // A ring on its way is ordinary work.
     let counts = |finding: &Finding| finding.reason != Reason::Distributing;
     let failing = findings
@@ -315,7 +315,7 @@ fn ready(facts: &Facts<'_>, findings: &[(ConditionType, Finding)]) -> Finding {
 }
 
 /// What the proxies still have to become, if anything.
-fn unfinished(facts: &Facts<'_>) -> Option<String> {
+fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
     let wanted = facts.farm.spec.replicas;
     let Some(deployment) = &facts.live.deployment else {
         return Some("the Deployment is not there yet".into());

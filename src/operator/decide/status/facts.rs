@@ -4,17 +4,17 @@ use jiff::{Timestamp, Unit};
 
 use crate::api::{BackendRef, TLSFarm};
 use crate::operator::cluster::apply::Live;
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::fleet::observe::Observed;
 use crate::operator::names::FarmId;
 use crate::ring::{Plan, Ring, RotationPolicy};
 
 /// What one pass saw.
-pub(crate) struct Facts<'a> {
+pub(crate) struct StatusInputs<'a> {
     pub(crate) farm: &'a TLSFarm,
     pub(crate) id: &'a FarmId,
     /// Why the farm is not accepted.
-    pub(crate) refusal: Option<&'a Refusal>,
+    pub(crate) refusal: Option<&'a FarmRefusal>,
     /// Backends whose Service or port does not exist.
     pub(crate) missing_backends: &'a [BackendRef],
     pub(crate) live: &'a Live,
@@ -32,7 +32,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) now: Timestamp,
 }
 
-impl Facts<'_> {
+impl StatusInputs<'_> {
     pub(super) fn ready(&self) -> impl Iterator<Item = &Observed> {
         self.proxies.iter().filter(|one| one.proxy.is_ready())
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use self::world::{World, parse, problem, with_sidecars};
 use super::*;
 use crate::api::{BackendRef, Reason};
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::names::id;
 use crate::ring::Plan;
 use crate::ring::fixtures::{POLICY, at, ring, secret};
@@ -105,7 +105,7 @@ fn every_condition_is_there_from_the_start() {
 #[test]
 fn a_refused_farm_says_why() {
     let refuse =
-        |world: &mut World| world.refusal = Some(Refusal::new(Reason::HostnameConflict, "x is taken"));
+        |world: &mut World| world.refusal = Some(FarmRefusal::new(Reason::HostnameConflict, "x is taken"));
     let why = (False, Reason::HostnameConflict, "x is taken".to_owned());
     assert_eq!(World::after(Accepted, refuse), why);
     assert_eq!(World::after(Ready, refuse), why);

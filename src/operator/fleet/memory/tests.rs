@@ -1,7 +1,7 @@
 use super::*;
 use crate::operator::cluster::apply::tests::inspection;
-use crate::operator::cluster::ring_secret::Stored;
-use crate::operator::decide::rotation::{Change, Decision, Known, decide};
+use crate::operator::cluster::ring_secret::StoredRing;
+use crate::operator::decide::rotation::{Change, Decision, KnownRing, decide};
 use crate::operator::names::id;
 use crate::ring::fixtures::{POLICY, at, ring};
 
@@ -40,8 +40,8 @@ async fn a_farm_that_is_created_again_starts_without_the_old_ones_keys() {
     assert!(farms.memory(&again).await.ring.is_none());
 }
 
-fn refusal() -> Refusal {
-    Refusal::new(crate::api::Reason::Invalid, "no")
+fn refusal() -> FarmRefusal {
+    FarmRefusal::new(crate::api::Reason::Invalid, "no")
 }
 
 /// A memory of objects that were looked at, for generation 4 of a spec against which nothing was to be said.
@@ -121,9 +121,9 @@ fn a_farm_is_accepted_when_nothing_is_to_be_said_against_its_spec_and_its_object
 
 #[test]
 fn a_farm_that_is_not_accepted_gets_no_ring() {
-    let first_ring = |memory: &FarmMemory, verdict: &Result<(), Refusal>, found: Option<&Inspection>| {
+    let first_ring = |memory: &FarmMemory, verdict: &Result<(), FarmRefusal>, found: Option<&Inspection>| {
         let may_create = memory.is_accepted(verdict, found);
-        let (stored, known) = (Stored::Missing, Known::default());
+        let (stored, known) = (StoredRing::Missing, KnownRing::default());
         decide(stored, known, may_create, &POLICY, None, &[], at(0)).expect("randomness")
     };
     let (new, free) = (FarmMemory::default(), inspection(None));
@@ -172,7 +172,7 @@ fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as
         looked(refused).must_look(false, Some(4), &good),
         "it is accepted now"
     );
-    let reworded = Err(Refusal::new(crate::api::Reason::Invalid, "still no"));
+    let reworded = Err(FarmRefusal::new(crate::api::Reason::Invalid, "still no"));
     assert!(looked(refused).must_look(false, Some(4), &reworded));
     assert!(
         looked(taken).must_look(false, Some(4), &good),

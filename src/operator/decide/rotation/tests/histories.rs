@@ -146,12 +146,12 @@ impl World {
         let seen = self.remembered.as_ref().map_or(0, |ring| ring.generation);
         let generation = newest.max(seen).max(self.in_status);
         let stored = match self.secret.clone() {
-            _ if self.usurped => Stored::Foreign(Ownership::Foreign),
-            None => Stored::Missing,
-            Some(Err(why)) => Stored::Damaged(why, version()),
+            _ if self.usurped => StoredRing::Foreign(Ownership::Foreign),
+            None => StoredRing::Missing,
+            Some(Err(why)) => StoredRing::Damaged(why, version()),
             Some(Ok(ring)) => good(&ring),
         };
-        let known = Known {
+        let known = KnownRing {
             ring: self.remembered.as_ref(),
             generation,
         };

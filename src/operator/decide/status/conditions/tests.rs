@@ -3,7 +3,7 @@ use serde_json::json;
 use super::super::tests::world::{World, parse, problem, proxy, with_sidecars};
 use super::*;
 use crate::api::BackendRef;
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::ring::fixtures::{POLICY, at};
 
 use ConditionStatus::{False, True, Unknown};
@@ -85,7 +85,7 @@ fn ready_tells_of_the_first_fault_and_of_what_is_unknown_only_without_one() {
 fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
     type Change = Box<dyn Fn(&mut World)>;
     let refused =
-        |reason| -> Change { Box::new(move |world| world.refusal = Some(Refusal::new(reason, "no"))) };
+        |reason| -> Change { Box::new(move |world| world.refusal = Some(FarmRefusal::new(reason, "no"))) };
     let certificate = |reason| -> Change {
         Box::new(move |world| {
             let report = world.proxies[1].memory.report.as_mut().expect("reported");

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::super::*;
 use crate::api::{BackendRef, Condition, ConditionStatus, ConditionType, Reason, TLSFarm};
-use crate::operator::decide::validate::Refusal;
+use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::fleet::observe::{Observed, ProxyMemory};
-use crate::operator::fleet::pods::Proxy;
+use crate::operator::fleet::pods::ProxyPod;
 use crate::operator::names::{FarmId, id};
 use crate::report::{CertificateReport, Problem, ProxyReport, SessionCacheReport};
 use crate::ring::Plan;
@@ -17,7 +17,7 @@ use crate::ring::fixtures::{POLICY, at, ring};
 pub(in crate::operator::decide::status) struct World {
     pub(in crate::operator::decide::status) farm: TLSFarm,
     id: FarmId,
-    pub(in crate::operator::decide::status) refusal: Option<Refusal>,
+    pub(in crate::operator::decide::status) refusal: Option<FarmRefusal>,
     pub(in crate::operator::decide::status) missing_backends: Vec<BackendRef>,
     pub(in crate::operator::decide::status) live: Live,
     pub(in crate::operator::decide::status) problem: Option<String>,
@@ -62,8 +62,8 @@ impl World {
         }
     }
 
-    pub(in crate::operator::decide::status) fn facts(&self) -> Facts<'_> {
-        Facts {
+    pub(in crate::operator::decide::status) fn facts(&self) -> StatusInputs<'_> {
+        StatusInputs {
             farm: &self.farm,
             id: &self.id,
             refusal: self.refusal.as_ref(),
@@ -119,7 +119,7 @@ pub(in crate::operator::decide::status) fn proxy(name: &str) -> Observed {
     };
     report.config.fingerprint = "abc".into();
     Observed {
-        proxy: Proxy {
+        proxy: ProxyPod {
             name: name.into(),
             uid: format!("uid-of-{name}"),
             address: None,
