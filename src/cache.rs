@@ -42,7 +42,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::connection::Common;
-use self::metrics::Metrics;
+use self::metrics::CacheMetrics;
 use self::node::Node;
 use self::password::Password;
 use self::peers::members::own_address;
@@ -146,7 +146,7 @@ async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartE
         .saturating_mul(1 << 20);
     let shard = Arc::new(Shard::new(limit, config.encrypt_values, started)?);
     let mut registry = Registry::with_prefix("tlsfarm_cache");
-    let metrics = Metrics::register(&mut registry, &shard);
+    let metrics = CacheMetrics::register(&mut registry, &shard);
     let peers = config.peers.as_ref().map(|peers| {
         let metrics = PeerMetrics::register(&mut registry);
         let tls = PeerTls::follow(peers, metrics.clone());

@@ -30,9 +30,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 
 pub use error::ProbeError;
-pub use exchange::{Answer, Failure};
+pub use exchange::{Failure, HandshakeAnswer};
 pub use kept::Earlier;
-pub use matrix::{Counts, FailedAt, Matrix, Outcome, Trial};
+pub use matrix::{Counts, FailedAt, Matrix, Trial, TrialOutcome};
 pub use round::Tally;
 pub use session::Mechanism;
 pub use target::TargetError;
@@ -41,7 +41,7 @@ use crate::api::Duration;
 use exchange::Exchanger;
 use output::{Output, Style};
 use session::Clients;
-use target::{ClusterTargets, Farm, Host, Proxy, Targets, unready, why_nothing};
+use target::{ClusterTargets, TargetFarm, TargetHost, TargetProxy, Targets, unready, why_nothing};
 
 /// Options of `tlsfarm probe`.
 #[derive(Args, Clone, Debug)]
@@ -202,16 +202,16 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
         chosen => chosen.to_vec(),
     };
     if !args.addresses.is_empty() {
-        let proxy = |address: &SocketAddr| Proxy {
+        let proxy = |address: &SocketAddr| TargetProxy {
             name: address.to_string(),
             id: address.to_string(),
             address: *address,
         };
-        let host = |server_name: &ServerName<'static>| Host {
+        let host = |server_name: &ServerName<'static>| TargetHost {
             server_name: server_name.clone(),
             mechanisms: mechanisms.clone(),
         };
-        return Ok(Targets::Fixed(Farm {
+        return Ok(Targets::Fixed(TargetFarm {
             name: None,
             ring: None,
             ticket_lifetime: None,

@@ -41,7 +41,7 @@ pub use self::control::reload::ConfigFileError;
 use self::control::reload::Reloader;
 use self::control::status::{Shared, uses_services};
 use self::http::HttpMetrics;
-use self::metrics::Metrics;
+use self::metrics::ProxyMetrics;
 use self::resume::session_cache::SessionCacheMetrics;
 use self::traffic::Traffic;
 use crate::discovery::{self, Endpoints};
@@ -102,7 +102,7 @@ pub fn run(config_file: &Path) -> Result<(), ProxyError> {
 async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let mut terminated = Terminated::new().map_err(ProxyError::Start)?;
     let mut registry = Registry::with_prefix("tlsfarm_proxy");
-    let metrics = Metrics::register(&mut registry);
+    let metrics = ProxyMetrics::register(&mut registry);
     let http_metrics = HttpMetrics::register(&mut registry);
     let cache_metrics = SessionCacheMetrics::register(&mut registry);
     let (reloader, shared) = Reloader::start(

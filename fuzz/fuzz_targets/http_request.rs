@@ -20,7 +20,7 @@ use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::TokioIo;
 use libfuzzer_sys::fuzz_target;
 use tlsfarm::proxy::http::h1::framing::{Framing, Step};
-use tlsfarm::proxy::http::refusal::Refusal;
+use tlsfarm::proxy::http::refusal::HttpRefusal;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 
@@ -87,7 +87,7 @@ fuzz_target!(|input: &[u8]| {
 #[derive(Default)]
 struct Judged {
     passed: Vec<u8>,
-    refusal: Option<Refusal>,
+    refusal: Option<HttpRefusal>,
     /// Where in `passed` each head ends and its body ends, and whether the body is complete.
     bodies: Vec<(usize, usize, bool)>,
 }

@@ -22,7 +22,7 @@ use tracing::debug;
 use zeroize::Zeroize;
 
 use super::metrics::Origin;
-use super::node::{Answer, Node, Session};
+use super::node::{ClientSession, Node, NodeAnswer};
 use crate::resp::{ProtocolError, Reply, RequestDecoder, WipedBuffer};
 
 /// Bytes that are read at once.
@@ -102,7 +102,7 @@ where
 struct Connection<S> {
     stream: S,
     common: Rc<Common>,
-    session: Session,
+    session: ClientSession,
     /// Received and not yet dealt with.
     kept: WipedBuffer,
     /// Whether what is kept may hold whole requests, and not just the beginning of one.
@@ -273,12 +273,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 continue;
             }
             match node.answer(&mut self.session, request, begin) {
-                Answer::Now(reply) => {
+                NodeAnswer::Now(reply) => {
                     self.reply(reply, output);
                     answered += 1;
                 }
-                Answer::Later(reply) => self.running.push_back(reply),
-                Answer::Last(reply) => {
+                NodeAnswer::Later(reply) => self.running.push_back(reply),
+                NodeAnswer::Last(reply) => {
                     self.reply(reply, output);
                     self.closing = true;
                 }

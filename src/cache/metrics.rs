@@ -32,7 +32,7 @@ pub(crate) enum Origin {
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Outcome {
+pub(crate) enum CommandOutcome {
     /// There was an entry.
     Hit,
     /// There was none.
@@ -50,7 +50,7 @@ pub(crate) enum Outcome {
 }
 
 /// The metrics of one process, for its one thread.
-pub(crate) struct Metrics {
+pub(crate) struct CacheMetrics {
     requests: Family<RequestLabels, Counter>,
     /// The same counters where they are found without a lock.
     counters: [[OnceCell<Counter>; OUTCOMES.len()]; VERBS.len()],
@@ -89,17 +89,17 @@ const VERBS: [(Verb, &str); 8] = [
     (Verb::Other, "other"),
 ];
 
-const OUTCOMES: [(Outcome, &str); 7] = [
-    (Outcome::Hit, "hit"),
-    (Outcome::Miss, "miss"),
-    (Outcome::Stored, "stored"),
-    (Outcome::Exists, "exists"),
-    (Outcome::Done, "done"),
-    (Outcome::Refused, "refused"),
-    (Outcome::Unavailable, "unavailable"),
+const OUTCOMES: [(CommandOutcome, &str); 7] = [
+    (CommandOutcome::Hit, "hit"),
+    (CommandOutcome::Miss, "miss"),
+    (CommandOutcome::Stored, "stored"),
+    (CommandOutcome::Exists, "exists"),
+    (CommandOutcome::Done, "done"),
+    (CommandOutcome::Refused, "refused"),
+    (CommandOutcome::Unavailable, "unavailable"),
 ];
 
-impl Metrics {
+impl CacheMetrics {
     /// Makes the metrics and registers them, those of the shard among them.
     pub(crate) fn register(registry: &mut Registry, shard: &Arc<Shard>) -> Self {
         let m = Self {
@@ -161,7 +161,7 @@ impl Metrics {
     }
 
     /// A request was answered.
-    pub(crate) fn answered(&self, verb: Verb, outcome: Outcome) {
+    pub(crate) fn answered(&self, verb: Verb, outcome: CommandOutcome) {
         let counter = || {
             let labels = RequestLabels {
                 command: VERBS.get(verb as usize)?.1,
@@ -181,12 +181,12 @@ impl Metrics {
     }
 
     /// A connection was accepted; it counts as open until the result is dropped.
-    pub(crate) fn connection_opened(&self, from: Origin) -> OpenConnection {
+    pub(crate) fn connection_opened(&self, from: Origin) -> OpenCacheConnection {
         let label = from.label();
         self.accepted.get_or_create(&label).inc();
         let open = self.connections.get_or_create_owned(&label);
         open.inc();
-        OpenConnection(open)
+        OpenCacheConnection(open)
     }
 
     /// A connection was closed at once because of the cap.
@@ -216,14 +216,14 @@ impl Metrics {
 
     /// How many requests of all kinds found what they looked for, and how many did not.
     pub(crate) fn hits_and_misses(&self) -> (u64, u64) {
-        let sum = |outcome: Outcome| {
+        let sum = |outcome: CommandOutcome| {
             let cells = self
                 .counters
                 .iter()
                 .filter_map(|row| row.get(outcome as usize)?.get());
             cells.map(Counter::get).sum()
         };
-        (sum(Outcome::Hit), sum(Outcome::Miss))
+        (sum(CommandOutcome::Hit), sum(CommandOutcome::Miss))
     }
 
     /// Makes the series that dashboards and alerts look at exist before anything has happened.
@@ -242,9 +242,9 @@ impl Metrics {
 }
 
 /// An open connection.
-pub(crate) struct OpenConnection(Gauge);
+pub(crate) struct OpenCacheConnection(Gauge);
 
-impl Drop for OpenConnection {
+impl Drop for OpenCacheConnection {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -11,11 +11,11 @@ use futures::future::LocalBoxFuture;
 
 use super::command::{Command, CommandError, Credentials, Keys, LONGEST_LIFETIME, OneKey, Other, Set, Verb};
 use super::info::{self, CacheInfo};
-use super::metrics::{Metrics, Origin, Outcome};
+use super::metrics::{CacheMetrics, CommandOutcome, Origin};
 use super::password::Password;
 use super::peers::forward;
 use super::peers::router::{Route, Router};
-use super::shard::{Shard, Stored};
+use super::shard::{Shard, StoreOutcome};
 use crate::resp::client::{Client, OWNER_IS_SILENT};
 use crate::resp::{Protocol, Reply, Request};
 
@@ -23,7 +23,7 @@ use crate::resp::{Protocol, Reply, Request};
 pub(crate) struct Node {
     pub(crate) shard: Arc<Shard>,
     pub(crate) router: Router,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: CacheMetrics,
     /// What clients must know, if anything.
     pub(crate) password: Option<Password>,
     /// Lifetime of what is stored without one.
@@ -33,7 +33,7 @@ pub(crate) struct Node {
 }
 
 /// One connection, as far as commands are concerned.
-pub(crate) struct Session {
+pub(crate) struct ClientSession {
     number: u64,
     origin: Origin,
     authenticated: bool,
@@ -41,7 +41,7 @@ pub(crate) struct Session {
 }
 
 /// What a request leads to.
-pub(crate) enum Answer {
+pub(crate) enum NodeAnswer {
     /// A reply.
     Now(Reply),
     /// A reply, when another cache has given it.
@@ -51,9 +51,9 @@ pub(crate) enum Answer {
 }
 
 /// The command on one key, and what became of it.
-type Done = (Reply, Outcome);
+type Done = (Reply, CommandOutcome);
 
-impl Session {
+impl ClientSession {
     /// How replies are to be written.
     pub(crate) fn protocol(&self) -> Protocol {
         self.protocol
@@ -62,10 +62,10 @@ impl Session {
 
 impl Node {
     /// A new connection.
-    pub(crate) fn session(&self, origin: Origin) -> Session {
+    pub(crate) fn session(&self, origin: Origin) -> ClientSession {
         let number = self.connections.get() + 1;
         self.connections.set(number);
-        Session {
+        ClientSession {
             number,
             origin,
             // A peer has shown a certificate.
@@ -77,10 +77,10 @@ impl Node {
     /// Does what a request wants.
     pub(crate) fn answer(
         self: &Rc<Self>,
-        session: &mut Session,
+        session: &mut ClientSession,
         request: Request<'_>,
         now: Instant,
-    ) -> Answer {
+    ) -> NodeAnswer {
         let command = Command::parse(request);
         if !session.authenticated
             && !matches!(
@@ -88,14 +88,14 @@ impl Node {
                 Ok(Command::Quit | Command::Other(Other::Auth(_) | Other::Hello(..)))
             )
         {
-            self.metrics.answered(Verb::Other, Outcome::Refused);
-            return Answer::Now(error(NO_AUTH));
+            self.metrics.answered(Verb::Other, CommandOutcome::Refused);
+            return NodeAnswer::Now(error(NO_AUTH));
         }
         let command = match command {
             Ok(command) => command,
             Err(refusal) => {
-                self.metrics.answered(Verb::Other, Outcome::Refused);
-                return Answer::Now(refused(refusal));
+                self.metrics.answered(Verb::Other, CommandOutcome::Refused);
+                return NodeAnswer::Now(refused(refusal));
             }
         };
         let verb = command.verb();
@@ -111,13 +111,13 @@ impl Node {
                 return self.on_keys(session, verb, keys, now);
             }
             Command::Quit => {
-                self.metrics.answered(verb, Outcome::Done);
-                return Answer::Last(Reply::OK);
+                self.metrics.answered(verb, CommandOutcome::Done);
+                return NodeAnswer::Last(Reply::OK);
             }
             Command::Other(other) => self.on_connection(session, other),
         };
         self.metrics.answered(verb, outcome);
-        Answer::Now(reply)
+        NodeAnswer::Now(reply)
     }
 
     /// What is stored without a lifetime gets that of the cache that the client asked, which no configuration makes
@@ -135,8 +135,8 @@ impl Node {
     /// A command on one key of our own.
     fn on_key(&self, command: OneKey<'_>, now: Instant) -> Done {
         let value = |value: Option<_>| match value {
-            Some(value) => (Reply::Bulk(value), Outcome::Hit),
-            None => (Reply::Null, Outcome::Miss),
+            Some(value) => (Reply::Bulk(value), CommandOutcome::Hit),
+            None => (Reply::Null, CommandOutcome::Miss),
         };
         match command {
             OneKey::Get(key) => value(self.shard.get(key, now)),
@@ -144,9 +144,9 @@ impl Node {
             OneKey::Set(set) => {
                 let lifetime = set.lifetime.unwrap_or(self.default_lifetime);
                 match self.shard.set(set.key, set.value, lifetime, set.only_new, now) {
-                    Stored::Yes => (Reply::OK, Outcome::Stored),
-                    Stored::Exists => (Reply::Null, Outcome::Exists),
-                    Stored::No => (error("ERR the value cannot be stored"), Outcome::Refused),
+                    StoreOutcome::Yes => (Reply::OK, CommandOutcome::Stored),
+                    StoreOutcome::Exists => (Reply::Null, CommandOutcome::Exists),
+                    StoreOutcome::No => (error("ERR the value cannot be stored"), CommandOutcome::Refused),
                 }
             }
             OneKey::Expire(key, lifetime) => {
@@ -162,16 +162,22 @@ impl Node {
                     let seconds = (left + Duration::from_millis(500)).as_secs();
                     (
                         Reply::Integer(i64::try_from(seconds).unwrap_or(i64::MAX)),
-                        Outcome::Hit,
+                        CommandOutcome::Hit,
                     )
                 }
-                None => (Reply::Integer(-2), Outcome::Miss),
+                None => (Reply::Integer(-2), CommandOutcome::Miss),
             },
         }
     }
 
     /// A command on several keys, each of which may be ours or another's.
-    fn on_keys(self: &Rc<Self>, session: &Session, verb: Verb, keys: Keys<'_>, now: Instant) -> Answer {
+    fn on_keys(
+        self: &Rc<Self>,
+        session: &ClientSession,
+        verb: Verb,
+        keys: Keys<'_>,
+        now: Instant,
+    ) -> NodeAnswer {
         let mut own = 0;
         let mut elsewhere = Vec::new();
         for key in keys.iter() {
@@ -184,13 +190,13 @@ impl Node {
         if elsewhere.is_empty() {
             let outcome = hit_or_miss(own > 0);
             self.metrics.answered(verb, outcome);
-            return Answer::Now(Reply::Integer(own));
+            return NodeAnswer::Now(Reply::Integer(own));
         }
         self.later(verb, now, forward::sum(own, elsewhere))
     }
 
     /// A command that concerns the connection or the process.
-    fn on_connection(&self, session: &mut Session, command: Other<'_>) -> Done {
+    fn on_connection(&self, session: &mut ClientSession, command: Other<'_>) -> Done {
         let reply = match command {
             Other::Ping(None) => Reply::Simple(Cow::Borrowed("PONG")),
             Other::Ping(Some(text)) | Other::Echo(text) => Reply::text(text),
@@ -206,8 +212,8 @@ impl Node {
             Other::ConfigGet(parameters) => info::parameters(parameters),
         };
         let outcome = match reply {
-            Reply::Error(_) => Outcome::Refused,
-            _ => Outcome::Done,
+            Reply::Error(_) => CommandOutcome::Refused,
+            _ => CommandOutcome::Done,
         };
         (reply, outcome)
     }
@@ -226,7 +232,7 @@ impl Node {
 
     fn hello(
         &self,
-        session: &mut Session,
+        session: &mut ClientSession,
         protocol: Option<Protocol>,
         credentials: Option<Credentials<'_>>,
     ) -> Reply {
@@ -242,7 +248,7 @@ impl Node {
         info::hello(session.protocol, session.number)
     }
 
-    fn authenticate(&self, session: &mut Session, given: Credentials<'_>) -> Result<(), &'static str> {
+    fn authenticate(&self, session: &mut ClientSession, given: Credentials<'_>) -> Result<(), &'static str> {
         let Some(password) = &self.password else {
             return Err(NO_PASSWORD);
         };
@@ -257,7 +263,7 @@ impl Node {
 
     /// The cache that a key belongs to, unless it is this one. What a peer asks for is ours: it is not passed on, so that
     /// two caches that disagree about an owner do not ask each other forever.
-    fn peer(&self, session: &Session, key: &[u8]) -> Option<Client> {
+    fn peer(&self, session: &ClientSession, key: &[u8]) -> Option<Client> {
         if session.origin == Origin::Peer {
             return None;
         }
@@ -272,7 +278,7 @@ impl Node {
         verb: Verb,
         begin: Instant,
         reply: impl Future<Output = forward::Forwarded> + 'static,
-    ) -> Answer {
+    ) -> NodeAnswer {
         let node = Rc::clone(self);
         let answer = async move {
             let reply = reply.await;
@@ -285,7 +291,7 @@ impl Node {
                 _ => error(OWNER_IS_SILENT),
             })
         };
-        Answer::Later(answer.boxed_local())
+        NodeAnswer::Later(answer.boxed_local())
     }
 }
 
@@ -310,22 +316,22 @@ fn found_reply(found: bool) -> Done {
 }
 
 /// What became of a request that the owner of its key answered.
-fn outcome_at_owner(verb: Verb, reply: &forward::Forwarded) -> Outcome {
+fn outcome_at_owner(verb: Verb, reply: &forward::Forwarded) -> CommandOutcome {
     match (reply, verb) {
-        (Err(_), _) => Outcome::Unavailable,
-        (Ok(Reply::Error(_)), _) => Outcome::Refused,
+        (Err(_), _) => CommandOutcome::Unavailable,
+        (Ok(Reply::Error(_)), _) => CommandOutcome::Refused,
         // The answer to SET NX where there is an entry.
-        (Ok(Reply::Null), Verb::Set) => Outcome::Exists,
-        (Ok(_), Verb::Set) => Outcome::Stored,
-        (Ok(Reply::Null | Reply::Integer(..=0)), _) => Outcome::Miss,
-        (Ok(_), _) => Outcome::Hit,
+        (Ok(Reply::Null), Verb::Set) => CommandOutcome::Exists,
+        (Ok(_), Verb::Set) => CommandOutcome::Stored,
+        (Ok(Reply::Null | Reply::Integer(..=0)), _) => CommandOutcome::Miss,
+        (Ok(_), _) => CommandOutcome::Hit,
     }
 }
 
-fn hit_or_miss(hit: bool) -> Outcome {
+fn hit_or_miss(hit: bool) -> CommandOutcome {
     match hit {
-        true => Outcome::Hit,
-        false => Outcome::Miss,
+        true => CommandOutcome::Hit,
+        false => CommandOutcome::Miss,
     }
 }
 

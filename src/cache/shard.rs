@@ -37,7 +37,7 @@ pub struct Shard {
 
 /// What became of a value that was to be stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Stored {
+pub enum StoreOutcome {
     /// It is stored.
     Yes,
     /// There is one already, and it was not to be replaced.
@@ -87,26 +87,33 @@ impl Shard {
     }
 
     /// Stores a value for so long; `only_new` keeps one that is there.
-    pub fn set(&self, key: &[u8], value: &[u8], lifetime: Duration, only_new: bool, now: Instant) -> Stored {
+    pub fn set(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        lifetime: Duration,
+        only_new: bool,
+        now: Instant,
+    ) -> StoreOutcome {
         let sealed = || {
             let id = self.vault.id(key)?;
             Some((id, self.vault.seal(&id, value)?))
         };
         let Some((id, kept)) = sealed() else {
-            return Stored::No;
+            return StoreOutcome::No;
         };
         let Some(mut bucket) = self.bucket(&id) else {
-            return Stored::No;
+            return StoreOutcome::No;
         };
         let now = self.millis(now);
         if only_new && bucket.get(&id, now).is_some() {
-            return Stored::Exists;
+            return StoreOutcome::Exists;
         }
         let stored = bucket.set(id, kept, now.saturating_add(millis(lifetime)));
         bucket.sweep(SWEPT_AT_ONCE, now);
         match stored {
-            true => Stored::Yes,
-            false => Stored::No,
+            true => StoreOutcome::Yes,
+            false => StoreOutcome::No,
         }
     }
 

@@ -19,7 +19,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use tracing::{debug, warn};
 
-use self::ring::{RingStep, RingInputs, reconcile_ring};
+use self::ring::{RingInputs, RingStep, reconcile_ring};
 use self::session_cache::CacheStep;
 use super::build::{self, Desired};
 use super::cluster::apply::{self, ApplyError, Inspection, Live};

@@ -43,7 +43,7 @@ pub(super) struct Exchanged {
     /// Whether the proxy resumed the session that was offered.
     pub(super) resumed: bool,
     /// What the proxy answered.
-    pub(super) answer: Answer,
+    pub(super) answer: HandshakeAnswer,
     /// The sessions that this proxy issued.
     pub(super) sessions: Vec<Session>,
     /// The ClientHello that was sent, as records.
@@ -53,7 +53,7 @@ pub(super) struct Exchanged {
 /// What a proxy answered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Answer {
+pub struct HandshakeAnswer {
     /// Status of the HTTP response.
     pub http_status: u16,
     /// From the ClientHello to the end of the TLS handshake.
@@ -75,7 +75,7 @@ pub enum Failure {
     Request(String),
 }
 
-impl Answer {
+impl HandshakeAnswer {
     /// Whether the answer says that the server, or what is behind it, did not work (RFC 9110 section 15.6).
     pub fn is_server_error(&self) -> bool {
         self.http_status >= 500
@@ -118,7 +118,7 @@ impl Exchanger {
         let http_status = within(deadline, Failure::Request, self.request(tls, server_name)).await?;
         Ok(Exchanged {
             resumed,
-            answer: Answer {
+            answer: HandshakeAnswer {
                 http_status,
                 handshake,
             },

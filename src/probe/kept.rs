@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::exchange::seconds;
 use super::session::{Mechanism, Session};
-use super::target::{Farm, Proxy};
+use super::target::{TargetFarm, TargetProxy};
 
 /// Longest that a session is kept. A farm whose tickets live shorter gets nine tenths of their lifetime, because a
 /// client does not offer an expired ticket at all.
@@ -63,7 +63,7 @@ struct Kept {
 }
 
 impl Issue {
-    pub(super) fn new(issuer: &Proxy, session: Session) -> Self {
+    pub(super) fn new(issuer: &TargetProxy, session: Session) -> Self {
         Self {
             issuer: issuer.name.clone(),
             issuer_id: issuer.id.clone(),
@@ -102,7 +102,7 @@ impl KeptSessions {
     }
 
     /// Keeps sessions that were issued in this round, as far as there is room: the old ones are worth more.
-    pub(super) fn keep(&mut self, site: &Site, farm: &Farm, issues: Vec<Issue>, now: Instant) {
+    pub(super) fn keep(&mut self, site: &Site, farm: &TargetFarm, issues: Vec<Issue>, now: Instant) {
         let keep_for = farm
             .ticket_lifetime
             .map_or(LONGEST_KEPT, |lifetime| (lifetime * 9 / 10).min(LONGEST_KEPT));

@@ -9,10 +9,10 @@ use futures::{StreamExt, stream};
 use rustls::pki_types::ServerName;
 use serde::{Serialize, Serializer};
 
-use super::exchange::{Answer, Exchanger, Failure};
+use super::exchange::{Exchanger, Failure, HandshakeAnswer};
 use super::kept::{Earlier, Issue, KeptSessions, Site};
 use super::session::{Mechanism, Session};
-use super::target::{self, Farm, Proxy, Targets};
+use super::target::{self, TargetFarm, TargetProxy, Targets};
 
 /// How long after it was taken a session is offered that the servers keep. A proxy stores it beside the handshake that
 /// made it, so that no client waits for the cache; a client that came back sooner than any real one could miss it.
@@ -54,22 +54,22 @@ pub struct Trial {
     pub offered_again_to: Option<String>,
     /// What happened.
     #[serde(flatten)]
-    pub outcome: Outcome,
+    pub outcome: TrialOutcome,
     /// When the session was taken; none when in this round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Earlier>,
     /// What the issuer answered, where it did so in this round.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub issuer_answer: Option<Answer>,
+    pub issuer_answer: Option<HandshakeAnswer>,
     /// What the resumer answered.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resumer_answer: Option<Answer>,
+    pub resumer_answer: Option<HandshakeAnswer>,
 }
 
 /// What became of a session.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "outcome", content = "why")]
-pub enum Outcome {
+pub enum TrialOutcome {
     /// It was resumed, and not once more when it was for one use.
     Resumed,
     /// It was for one use and was resumed twice.
@@ -128,12 +128,12 @@ impl Counts {
         for trial in trials {
             counts.offered += 1;
             match &trial.outcome {
-                Outcome::Resumed => counts.resumed += 1,
-                Outcome::ResumedTwice => counts.resumed_twice += 1,
-                Outcome::Missed => counts.missed += 1,
-                Outcome::NoSession => counts.no_session += 1,
-                Outcome::Failed(_) => counts.failed += 1,
-                Outcome::Gone => {
+                TrialOutcome::Resumed => counts.resumed += 1,
+                TrialOutcome::ResumedTwice => counts.resumed_twice += 1,
+                TrialOutcome::Missed => counts.missed += 1,
+                TrialOutcome::NoSession => counts.no_session += 1,
+                TrialOutcome::Failed(_) => counts.failed += 1,
+                TrialOutcome::Gone => {
                     counts.gone += 1;
                     counts.offered -= 1;
                 }
@@ -171,21 +171,21 @@ impl Matrix {
 
 impl Trial {
     /// The answers of both proxies, as far as they answered in this round.
-    pub fn answers(&self) -> impl Iterator<Item = &Answer> {
+    pub fn answers(&self) -> impl Iterator<Item = &HandshakeAnswer> {
         self.issuer_answer.iter().chain(&self.resumer_answer)
     }
 
     /// Whether all is as it should be, or nothing can be said.
     pub fn is_clean(&self) -> bool {
-        matches!(self.outcome, Outcome::Resumed | Outcome::Gone)
-            && !self.answers().any(Answer::is_server_error)
+        matches!(self.outcome, TrialOutcome::Resumed | TrialOutcome::Gone)
+            && !self.answers().any(HandshakeAnswer::is_server_error)
     }
 }
 
 /// Runs one round over `farms`. With `kept`, sessions of earlier rounds are offered too, and spare ones kept for later.
 pub(super) async fn round(
     exchanger: &Exchanger,
-    farms: &[Farm],
+    farms: &[TargetFarm],
     mut kept: Option<&mut KeptSessions>,
 ) -> Vec<Matrix> {
     let mut matrices = Vec::new();
@@ -212,19 +212,19 @@ pub(super) async fn round(
 
 /// Whether a failure may be the proxy's going away rather than a fault of it.
 pub(super) fn may_be_gone(trial: &Trial) -> bool {
-    matches!(&trial.outcome, Outcome::Failed(at) if at.failure.is_before_request())
+    matches!(&trial.outcome, TrialOutcome::Failed(at) if at.failure.is_before_request())
 }
 
-/// Turns failures at proxies that do not serve any more into [`Outcome::Gone`].
+/// Turns failures at proxies that do not serve any more into [`TrialOutcome::Gone`].
 pub(super) fn excuse_gone(matrices: &mut [Matrix], still_serving: &BTreeSet<String>) {
     for matrix in matrices {
         for trial in matrix.fresh.iter_mut().chain(&mut matrix.older) {
             let gone = match &trial.outcome {
-                Outcome::Failed(at) => may_be_gone(trial) && !still_serving.contains(&at.id),
+                TrialOutcome::Failed(at) => may_be_gone(trial) && !still_serving.contains(&at.id),
                 _ => false,
             };
             if gone {
-                trial.outcome = Outcome::Gone;
+                trial.outcome = TrialOutcome::Gone;
             }
         }
     }
@@ -235,11 +235,11 @@ struct SiteProbe<'a> {
     exchanger: &'a Exchanger,
     server_name: &'a ServerName<'static>,
     mechanism: Mechanism,
-    proxies: &'a [Proxy],
+    proxies: &'a [TargetProxy],
 }
 
 impl SiteProbe<'_> {
-    async fn run(&self, farm: &Farm, site: Site, mut kept: Option<&mut KeptSessions>) -> Matrix {
+    async fn run(&self, farm: &TargetFarm, site: Site, mut kept: Option<&mut KeptSessions>) -> Matrix {
         let mut jobs: Vec<Job<'_>> = Vec::new();
         for issuer in &farm.proxies {
             for resumer in &farm.proxies {
@@ -276,12 +276,12 @@ impl SiteProbe<'_> {
     }
 
     /// Takes a session at `issuer` and offers it to `resumer`.
-    async fn fresh(&self, issuer: &Proxy, resumer: &Proxy) -> (Trial, Vec<Issue>) {
+    async fn fresh(&self, issuer: &TargetProxy, resumer: &TargetProxy) -> (Trial, Vec<Issue>) {
         let mut trial = Trial {
             issuer: issuer.name.clone(),
             resumer: resumer.name.clone(),
             offered_again_to: None,
-            outcome: Outcome::NoSession,
+            outcome: TrialOutcome::NoSession,
             earlier: None,
             issuer_answer: None,
             resumer_answer: None,
@@ -312,12 +312,12 @@ impl SiteProbe<'_> {
     }
 
     /// Offers a session of an earlier round to `resumer`.
-    async fn older(&self, issue: Issue, earlier: Earlier, resumer: &Proxy) -> (Trial, Vec<Issue>) {
+    async fn older(&self, issue: Issue, earlier: Earlier, resumer: &TargetProxy) -> (Trial, Vec<Issue>) {
         let mut trial = Trial {
             issuer: issue.issuer.clone(),
             resumer: resumer.name.clone(),
             offered_again_to: None,
-            outcome: Outcome::Missed,
+            outcome: TrialOutcome::Missed,
             earlier: Some(earlier),
             issuer_answer: None,
             resumer_answer: None,
@@ -328,7 +328,7 @@ impl SiteProbe<'_> {
     }
 
     /// Notes what `resumer` makes of `session`; gives the sessions that it issues meanwhile.
-    async fn offer(&self, trial: &mut Trial, session: Session, resumer: &Proxy) -> Vec<Issue> {
+    async fn offer(&self, trial: &mut Trial, session: Session, resumer: &TargetProxy) -> Vec<Issue> {
         let exchanged = self
             .exchanger
             .exchange(resumer.address, self.server_name, self.mechanism, Some(session))
@@ -336,9 +336,9 @@ impl SiteProbe<'_> {
         match exchanged {
             Ok(offered) => {
                 trial.outcome = match (offered.resumed, self.mechanism) {
-                    (false, _) => Outcome::Missed,
+                    (false, _) => TrialOutcome::Missed,
                     (true, Mechanism::Tls13SingleUse) => self.again(trial, &offered.hello, resumer).await,
-                    (true, _) => Outcome::Resumed,
+                    (true, _) => TrialOutcome::Resumed,
                 };
                 trial.resumer_answer = Some(offered.answer);
                 let issue = |session| Issue::new(resumer, session);
@@ -352,21 +352,21 @@ impl SiteProbe<'_> {
     }
 
     /// Offers a session that `resumer` has used up to the next proxy, in the very ClientHello that `resumer` had.
-    async fn again(&self, trial: &mut Trial, hello: &[u8], resumer: &Proxy) -> Outcome {
+    async fn again(&self, trial: &mut Trial, hello: &[u8], resumer: &TargetProxy) -> TrialOutcome {
         let position = self.proxies.iter().position(|proxy| proxy == resumer);
         let next = position.and_then(|position| self.proxies.iter().cycle().nth(position + 1));
         let next = next.unwrap_or(resumer);
         trial.offered_again_to = Some(next.name.clone());
         match self.exchanger.replay(next.address, hello).await {
-            Ok(true) => Outcome::ResumedTwice,
-            Ok(false) => Outcome::Resumed,
+            Ok(true) => TrialOutcome::ResumedTwice,
+            Ok(false) => TrialOutcome::Resumed,
             Err(failure) => failed_at(next, failure),
         }
     }
 }
 
-fn failed_at(proxy: &Proxy, failure: Failure) -> Outcome {
-    Outcome::Failed(FailedAt {
+fn failed_at(proxy: &TargetProxy, failure: Failure) -> TrialOutcome {
+    TrialOutcome::Failed(FailedAt {
         proxy: proxy.name.clone(),
         id: proxy.id.clone(),
         failure,

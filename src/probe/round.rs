@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::exchange::seconds;
-use super::matrix::{Counts, Matrix, Outcome, Trial};
+use super::matrix::{Counts, Matrix, Trial, TrialOutcome};
 
 /// One round in numbers.
 #[derive(Clone, Debug, Serialize)]
@@ -87,7 +87,7 @@ impl Tally {
                 }
                 if let Some(answer) = &trial.resumer_answer {
                     match trial.outcome {
-                        Outcome::Resumed => self.resumed_handshakes.add(answer.handshake),
+                        TrialOutcome::Resumed => self.resumed_handshakes.add(answer.handshake),
                         _ => self.full_handshakes.add(answer.handshake),
                     }
                 }

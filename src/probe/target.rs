@@ -25,7 +25,7 @@ const WILDCARD_LABEL: &str = "probe";
 
 /// A farm, or a list of addresses, as it is at one moment.
 #[derive(Clone, Debug)]
-pub(super) struct Farm {
+pub(super) struct TargetFarm {
     /// `namespace/name`; none for a list of addresses.
     pub(super) name: Option<String>,
     /// Generation of the ring, as the farm's status says.
@@ -35,14 +35,14 @@ pub(super) struct Farm {
     /// Whether it should have proxies at all.
     pub(super) wants_proxies: bool,
     /// The proxies that serve, by name.
-    pub(super) proxies: Vec<Proxy>,
+    pub(super) proxies: Vec<TargetProxy>,
     /// What to ask them for.
-    pub(super) hosts: Vec<Host>,
+    pub(super) hosts: Vec<TargetHost>,
 }
 
 /// One proxy.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Proxy {
+pub(super) struct TargetProxy {
     /// What messages call it: the pod's name, or the address.
     pub(super) name: String,
     /// What tells it from its successors: the pod's UID, or the address.
@@ -53,7 +53,7 @@ pub(super) struct Proxy {
 
 /// One host of a farm.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
+pub(super) struct TargetHost {
     /// Name that the client asks for.
     pub(super) server_name: ServerName<'static>,
     /// Ways to resume that the host offers.
@@ -63,7 +63,7 @@ pub(super) struct Host {
 /// Where farms are found.
 pub(super) enum Targets {
     /// Addresses from the command line.
-    Fixed(Farm),
+    Fixed(TargetFarm),
     /// Farms of a cluster.
     Cluster(ClusterTargets),
 }
@@ -110,7 +110,7 @@ pub enum TargetError {
 
 impl Targets {
     /// Looks at the farms as they are now.
-    pub(super) async fn look(&self) -> Result<Vec<Farm>, TargetError> {
+    pub(super) async fn look(&self) -> Result<Vec<TargetFarm>, TargetError> {
         match self {
             Self::Fixed(farm) => Ok(vec![farm.clone()]),
             Self::Cluster(cluster) => cluster.look().await,
@@ -127,7 +127,7 @@ impl Targets {
 }
 
 impl ClusterTargets {
-    async fn look(&self) -> Result<Vec<Farm>, TargetError> {
+    async fn look(&self) -> Result<Vec<TargetFarm>, TargetError> {
         let mut farms = Vec::new();
         for namespace in self.scopes() {
             let objects: Api<TLSFarm> = api(&self.client, namespace, Api::namespaced, Api::all);
@@ -139,7 +139,7 @@ impl ClusterTargets {
             farms.extend(objects.iter().filter(wanted).map(|farm| self.farm(farm, &pods)));
         }
         for name in &self.names {
-            let ends_in_name = |farm: &Farm| {
+            let ends_in_name = |farm: &TargetFarm| {
                 let full = farm.name.as_deref().unwrap_or_default();
                 full.rsplit('/').next() == Some(name)
             };
@@ -153,15 +153,15 @@ impl ClusterTargets {
         Ok(farms)
     }
 
-    fn farm(&self, farm: &TLSFarm, pods: &[Pod]) -> Farm {
+    fn farm(&self, farm: &TLSFarm, pods: &[Pod]) -> TargetFarm {
         let (namespace, name) = (farm.namespace(), farm.name_any());
         let of_farm = |pod: &&Pod| {
             pod.metadata.namespace == namespace && pod.labels().get(FARM_LABEL).is_some_and(|of| *of == name)
         };
         let tickets = &farm.spec.resumption.tickets;
-        let mut proxies: Vec<Proxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
+        let mut proxies: Vec<TargetProxy> = pods.iter().filter(of_farm).filter_map(serving_proxy).collect();
         proxies.sort_by(|a, b| a.name.cmp(&b.name));
-        Farm {
+        TargetFarm {
             name: Some(format!("{}/{name}", namespace.as_deref().unwrap_or_default())),
             ring: farm
                 .status
@@ -180,10 +180,10 @@ impl ClusterTargets {
         }
     }
 
-    fn hosts(&self, farm: &TLSFarm) -> Vec<Host> {
+    fn hosts(&self, farm: &TLSFarm) -> Vec<TargetHost> {
         let host = |server_name: ServerName<'static>, of: Option<&crate::api::HostSpec>| {
             let offered = |mechanism: &&Mechanism| offers(&farm.spec.resumption, of, **mechanism);
-            Host {
+            TargetHost {
                 server_name,
                 mechanisms: self.mechanisms.iter().filter(offered).copied().collect(),
             }
@@ -252,13 +252,13 @@ pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError
 }
 
 /// The ids of the proxies that serve in `farms`.
-pub(super) fn ids(farms: &[Farm]) -> BTreeSet<String> {
+pub(super) fn ids(farms: &[TargetFarm]) -> BTreeSet<String> {
     let proxies = farms.iter().flat_map(|farm| &farm.proxies);
     proxies.map(|proxy| proxy.id.clone()).collect()
 }
 
 /// A pod that is ready and not about to go.
-fn serving_proxy(pod: &Pod) -> Option<Proxy> {
+fn serving_proxy(pod: &Pod) -> Option<TargetProxy> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();
     let ready = conditions
@@ -268,7 +268,7 @@ fn serving_proxy(pod: &Pod) -> Option<Proxy> {
         return None;
     }
     let ip: IpAddr = status.pod_ip.as_deref()?.parse().ok()?;
-    Some(Proxy {
+    Some(TargetProxy {
         name: pod.name_any(),
         id: pod.uid()?,
         address: SocketAddr::new(ip, ports::HTTPS.1),
@@ -314,7 +314,7 @@ where
 }
 
 /// Farms that should have proxies and have none that serves.
-pub(super) fn unready(farms: &[Farm]) -> Vec<String> {
+pub(super) fn unready(farms: &[TargetFarm]) -> Vec<String> {
     let unready = farms
         .iter()
         .filter(|farm| farm.wants_proxies && farm.proxies.is_empty());
@@ -322,7 +322,7 @@ pub(super) fn unready(farms: &[Farm]) -> Vec<String> {
 }
 
 /// Why there were no trials.
-pub(super) fn why_nothing(targets: &Targets, farms: &[Farm]) -> String {
+pub(super) fn why_nothing(targets: &Targets, farms: &[TargetFarm]) -> String {
     if let Some(farm) = unready(farms).first() {
         format!("no proxy of farm {farm} is ready")
     } else if farms.iter().all(|farm| farm.proxies.is_empty()) {

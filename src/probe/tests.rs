@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::kept::KeptSessions;
 use super::output::{Output, Style};
-use super::{Counts, Matrix, Outcome, ProbeArgs, ProbeError, matrix, probe, target};
+use super::{Counts, Matrix, ProbeArgs, ProbeError, TrialOutcome, matrix, probe, target};
 use crate::runtime::test_dir::TestDir;
 
 const NAME: &str = "shop.example.com";
@@ -298,7 +298,7 @@ async fn a_resumed_session_with_a_failing_backend_is_not_clean() {
 }
 
 /// The farm that `args` describe, and the means to probe it.
-async fn prepared(args: &ProbeArgs) -> (super::Exchanger, Vec<target::Farm>) {
+async fn prepared(args: &ProbeArgs) -> (super::Exchanger, Vec<target::TargetFarm>) {
     let exchanger = super::Exchanger {
         clients: super::clients(args).expect("clients"),
         path: args.path.clone(),
@@ -357,7 +357,7 @@ async fn a_proxy_that_went_away_is_no_failure_and_its_sessions_live_on() {
         let resumed = matrix
             .older
             .iter()
-            .filter(|trial| trial.outcome == Outcome::Resumed);
+            .filter(|trial| trial.outcome == TrialOutcome::Resumed);
         resumed.filter(|trial| trial.issuer == gone.name).count()
     };
     assert_eq!(matrices.iter().map(of_gone).collect::<Vec<_>>(), [1, 1]);

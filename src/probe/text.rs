@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::matrix::{Counts, Matrix, Outcome, Trial};
+use super::matrix::{Counts, Matrix, Trial, TrialOutcome};
 use super::round::{Round, Tally};
 use super::session::Mechanism;
 
@@ -235,8 +235,8 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
     for trial in matrix.fresh.iter().filter(|trial| !trial.is_clean()) {
         let line = match &trial.outcome {
             // A proxy that fails, or gives no tickets, does so in a whole row or column: once is enough.
-            Outcome::Failed(at) => at.to_string(),
-            Outcome::NoSession => format!("{}: {}", trial.issuer, explain(matrix.mechanism, trial)),
+            TrialOutcome::Failed(at) => at.to_string(),
+            TrialOutcome::NoSession => format!("{}: {}", trial.issuer, explain(matrix.mechanism, trial)),
             _ => format!(
                 "session of {} at {}: {}",
                 trial.issuer,
@@ -253,39 +253,39 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
     }
 }
 
-fn symbol(outcome: &Outcome, paint: Paint) -> String {
+fn symbol(outcome: &TrialOutcome, paint: Paint) -> String {
     match outcome {
-        Outcome::Resumed => paint.paint(Tone::Good, "✓"),
-        Outcome::Missed => paint.paint(Tone::Bad, "✗"),
-        Outcome::ResumedTwice => paint.paint(Tone::Bad, "2"),
-        Outcome::NoSession => paint.paint(Tone::Doubtful, "–"),
-        Outcome::Failed(_) => paint.paint(Tone::Bad, "!"),
-        Outcome::Gone => paint.paint(Tone::Quiet, "·"),
+        TrialOutcome::Resumed => paint.paint(Tone::Good, "✓"),
+        TrialOutcome::Missed => paint.paint(Tone::Bad, "✗"),
+        TrialOutcome::ResumedTwice => paint.paint(Tone::Bad, "2"),
+        TrialOutcome::NoSession => paint.paint(Tone::Doubtful, "–"),
+        TrialOutcome::Failed(_) => paint.paint(Tone::Bad, "!"),
+        TrialOutcome::Gone => paint.paint(Tone::Quiet, "·"),
     }
 }
 
-fn word(outcome: &Outcome) -> &'static str {
+fn word(outcome: &TrialOutcome) -> &'static str {
     match outcome {
-        Outcome::Resumed => "served badly:",
-        Outcome::Missed => "missed:",
-        Outcome::ResumedTwice => "resumed twice:",
-        Outcome::NoSession => "no session:",
-        Outcome::Failed(_) => "failed:",
-        Outcome::Gone => "gone:",
+        TrialOutcome::Resumed => "served badly:",
+        TrialOutcome::Missed => "missed:",
+        TrialOutcome::ResumedTwice => "resumed twice:",
+        TrialOutcome::NoSession => "no session:",
+        TrialOutcome::Failed(_) => "failed:",
+        TrialOutcome::Gone => "gone:",
     }
 }
 
 fn explain(mechanism: Mechanism, trial: &Trial) -> String {
     let mut text = match &trial.outcome {
-        Outcome::Resumed => "resumed".into(),
-        Outcome::Missed => "full handshake".into(),
-        Outcome::ResumedTwice => format!(
+        TrialOutcome::Resumed => "resumed".into(),
+        TrialOutcome::Missed => "full handshake".into(),
+        TrialOutcome::ResumedTwice => format!(
             "resumed there and once more at {}",
             trial.offered_again_to.as_deref().unwrap_or_default()
         ),
-        Outcome::NoSession => format!("the issuer gave no {}", mechanism.token()),
-        Outcome::Failed(at) => at.to_string(),
-        Outcome::Gone => "a proxy went away meanwhile".into(),
+        TrialOutcome::NoSession => format!("the issuer gave no {}", mechanism.token()),
+        TrialOutcome::Failed(at) => at.to_string(),
+        TrialOutcome::Gone => "a proxy went away meanwhile".into(),
     };
     for answer in trial.answers().filter(|answer| answer.is_server_error()) {
         let _ = write!(text, ", HTTP status {}", answer.http_status);
@@ -325,20 +325,20 @@ fn clock(time: Timestamp) -> impl std::fmt::Display {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Answer, Earlier, FailedAt, Failure};
+    use super::super::{Earlier, FailedAt, Failure, HandshakeAnswer};
     use super::*;
 
-    fn answer(http_status: u16) -> Answer {
-        Answer {
+    fn answer(http_status: u16) -> HandshakeAnswer {
+        HandshakeAnswer {
             http_status,
             handshake: Duration::from_millis(2),
         }
     }
 
-    fn matrix(outcomes: [Outcome; 4]) -> Matrix {
+    fn matrix(outcomes: [TrialOutcome; 4]) -> Matrix {
         let proxies = ["shop-proxy-a", "shop-proxy-bc"].map(String::from);
         let pairs = [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter();
-        let trial = |((issuer, resumer), outcome): ((usize, usize), Outcome)| Trial {
+        let trial = |((issuer, resumer), outcome): ((usize, usize), TrialOutcome)| Trial {
             issuer: proxies[issuer].clone(),
             resumer: proxies[resumer].clone(),
             offered_again_to: None,
@@ -358,8 +358,8 @@ mod tests {
         }
     }
 
-    fn failed() -> Outcome {
-        Outcome::Failed(FailedAt {
+    fn failed() -> TrialOutcome {
+        TrialOutcome::Failed(FailedAt {
             proxy: "shop-proxy-bc".into(),
             id: "uid".into(),
             failure: Failure::Connect("Connection refused".into()),
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_table_says_who_issued_and_who_resumed() {
-        use Outcome::Resumed;
+        use TrialOutcome::Resumed;
         let good = matrix([Resumed, Resumed, Resumed, Resumed]);
         assert_eq!(
             matrices(&[good], &["demo/blog".into()], Paint::Plain),
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_table_explains_what_went_wrong_once() {
-        let bad = matrix([Outcome::Resumed, Outcome::Missed, failed(), failed()]);
+        let bad = matrix([TrialOutcome::Resumed, TrialOutcome::Missed, failed(), failed()]);
         let text = matrices(&[bad], &[], Paint::Plain);
         assert!(text.contains("1/4  25 %"), "{text}");
         assert!(text.contains("shop-proxy-a               ✓ ✗\n"), "{text}");
@@ -406,10 +406,10 @@ mod tests {
     fn gone_proxies_do_not_count_and_percentages_are_rounded_down() {
         let text = matrices(
             &[matrix([
-                Outcome::Resumed,
-                Outcome::Gone,
-                Outcome::Resumed,
-                Outcome::NoSession,
+                TrialOutcome::Resumed,
+                TrialOutcome::Gone,
+                TrialOutcome::Resumed,
+                TrialOutcome::NoSession,
             ])],
             &[],
             Paint::Plain,
@@ -421,10 +421,10 @@ mod tests {
     fn colour_is_only_where_it_was_asked_for() {
         let mixed = || {
             [matrix([
-                Outcome::Resumed,
-                Outcome::Missed,
-                Outcome::NoSession,
-                Outcome::Gone,
+                TrialOutcome::Resumed,
+                TrialOutcome::Missed,
+                TrialOutcome::NoSession,
+                TrialOutcome::Gone,
             ])]
         };
         assert!(!matrices(&mixed(), &[], Paint::Plain).contains('\x1b'));
@@ -434,7 +434,12 @@ mod tests {
 
     #[test]
     fn a_miss_is_told_with_who_whom_and_when() {
-        let matrix = matrix([Outcome::Missed, Outcome::Missed, Outcome::Missed, Outcome::Missed]);
+        let matrix = matrix([
+            TrialOutcome::Missed,
+            TrialOutcome::Missed,
+            TrialOutcome::Missed,
+            TrialOutcome::Missed,
+        ]);
         let mut missed = matrix.fresh[1].clone();
         missed.earlier = Some(Earlier {
             age: Duration::from_secs(95),

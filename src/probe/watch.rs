@@ -11,7 +11,7 @@ use super::kept::KeptSessions;
 use super::matrix::{self, Counts};
 use super::output::Output;
 use super::round::{Round, Tally};
-use super::target::{Farm, Targets, unready, why_nothing};
+use super::target::{TargetFarm, Targets, unready, why_nothing};
 use crate::runtime::signal::Terminated;
 
 /// When rounds begin and end.
@@ -66,7 +66,7 @@ struct Watch<'a, W> {
     exchanger: &'a Exchanger,
     targets: &'a Targets,
     output: &'a mut Output<W>,
-    farms: Vec<Farm>,
+    farms: Vec<TargetFarm>,
     kept: KeptSessions,
     tally: Tally,
     begun: Instant,
@@ -104,7 +104,7 @@ impl<W: Write> Watch<'_, W> {
             self.output.note(&message, Timestamp::now())?;
         }
         let older = || matrices.iter().flat_map(|matrix| &matrix.older);
-        let ring = |farm: &Farm| Some((farm.name.clone()?, farm.ring?));
+        let ring = |farm: &TargetFarm| Some((farm.name.clone()?, farm.ring?));
         let round = Round {
             number,
             proxies: self.farms.iter().map(|farm| farm.proxies.len()).sum(),

@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
 use super::http::route::Routes;
-use super::metrics::Metrics;
+use super::metrics::ProxyMetrics;
 use super::resume::session_cache::{Cached, Lookup};
 use super::resume::tickets::{ConnectionTickets, ResumptionRules, SharedKeys, TicketVersion};
 use super::tls::certificates::{CertificateChoice, HostCertificates};
@@ -162,7 +162,7 @@ impl Host {
         hello: &ClientHello,
         cached: Cached,
         keys: Arc<SharedKeys>,
-        metrics: Metrics,
+        metrics: ProxyMetrics,
     ) -> ConnectionTls {
         let rules = self.rules(hello);
         let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));

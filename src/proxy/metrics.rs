@@ -15,7 +15,7 @@ use crate::ring::{OpenError, SealError};
 
 /// The metrics of one process; clones share their values.
 #[derive(Clone, Default)]
-pub(crate) struct Metrics {
+pub(crate) struct ProxyMetrics {
     handshakes: Family<HandshakeLabels, Counter>,
     handshake_failures: Family<ReasonLabel, Counter>,
     tickets_offered: Family<OutcomeLabel, Counter>,
@@ -145,7 +145,7 @@ struct CertificateLabels {
     certificate: String,
 }
 
-impl Metrics {
+impl ProxyMetrics {
     /// Makes the metrics and registers them.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
@@ -274,12 +274,12 @@ impl Metrics {
     }
 
     /// A connection was accepted; it counts as open until the result is dropped.
-    pub(crate) fn connection_opened(&self, port: Port) -> OpenConnection {
+    pub(crate) fn connection_opened(&self, port: Port) -> OpenClientConnection {
         let label = PortLabel { port: port.label() };
         self.accepted.get_or_create(&label).inc();
         let open = self.connections.get_or_create_owned(&label);
         open.inc();
-        OpenConnection(open)
+        OpenClientConnection(open)
     }
 
     /// A connection was closed at once because of the cap.
@@ -366,9 +366,9 @@ impl Metrics {
 }
 
 /// An open connection of a client.
-pub(crate) struct OpenConnection(Gauge);
+pub(crate) struct OpenClientConnection(Gauge);
 
-impl Drop for OpenConnection {
+impl Drop for OpenClientConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -457,7 +457,7 @@ impl TicketIssue {
 }
 
 #[cfg(test)]
-impl Metrics {
+impl ProxyMetrics {
     /// How often offered tickets had this outcome.
     pub(crate) fn offered(&self, outcome: TicketOutcome) -> u64 {
         let label = OutcomeLabel {

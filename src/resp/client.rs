@@ -24,7 +24,7 @@ pub use self::error::CacheError;
 pub(crate) use self::error::OWNER_IS_SILENT;
 use self::health::Health;
 pub use self::metrics::ClientMetrics;
-use self::outstanding::{Expects, Request};
+use self::outstanding::{Expects, PendingRequest};
 pub use self::transport::PeerConfigs;
 use self::transport::Transport;
 use super::breaker::BreakerState;
@@ -36,10 +36,10 @@ const MOST_WAITING: usize = 1024;
 
 /// The client of one cache. It lives on until its last clone is dropped.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(Arc<ClientInner>);
 
-struct Inner {
-    queue: mpsc::Sender<Request>,
+struct ClientInner {
+    queue: mpsc::Sender<PendingRequest>,
     health: Arc<Health>,
     metrics: ClientMetrics,
     timeout: Duration,
@@ -121,9 +121,9 @@ impl Client {
     fn start_with(transport: Transport, timeout: Duration, metrics: ClientMetrics) -> Self {
         let (queue, requests) = mpsc::channel(MOST_WAITING);
         let health = Arc::new(Health::default());
-        let keeper = health::Keeper::new(Arc::clone(&health), metrics.clone(), Instant::now());
+        let keeper = health::HealthRecorder::new(Arc::clone(&health), metrics.clone(), Instant::now());
         tokio::spawn(task::run(transport, timeout, requests, keeper));
-        Self(Arc::new(Inner {
+        Self(Arc::new(ClientInner {
             queue,
             health,
             metrics,
@@ -148,7 +148,7 @@ impl Client {
             return Err(CacheError::Unavailable);
         }
         let (answer, answered) = oneshot::channel();
-        let request = Request {
+        let request = PendingRequest {
             bytes: encoded_request(arguments),
             expects,
             asked,

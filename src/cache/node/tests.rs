@@ -18,7 +18,7 @@ fn with_password(router: Router, default_lifetime: Duration, password: Option<Pa
     let now = Instant::now();
     let shard = Arc::new(Shard::new(1 << 20, true, now).expect("randomness"));
     Rc::new(Node {
-        metrics: Metrics::register(&mut Registry::default(), &shard),
+        metrics: CacheMetrics::register(&mut Registry::default(), &shard),
         shard,
         router,
         password,
@@ -43,11 +43,11 @@ fn everything_is_others() -> Router {
     Router::start(&peers, address(1), Arc::default(), PeerMetrics::default())
 }
 
-fn ask(node: &Rc<Node>, from: Origin, line: &str) -> Answer {
+fn ask(node: &Rc<Node>, from: Origin, line: &str) -> NodeAnswer {
     ask_on(node, &mut node.session(from), line)
 }
 
-fn ask_on(node: &Rc<Node>, session: &mut Session, line: &str) -> Answer {
+fn ask_on(node: &Rc<Node>, session: &mut ClientSession, line: &str) -> NodeAnswer {
     let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
     let mut bytes = Vec::new();
     encode_request(&words, &mut bytes);
@@ -56,11 +56,11 @@ fn ask_on(node: &Rc<Node>, session: &mut Session, line: &str) -> Answer {
     node.answer(session, request, node.started)
 }
 
-fn own(answer: Answer) -> Reply {
+fn own(answer: NodeAnswer) -> Reply {
     match answer {
-        Answer::Now(reply) => reply,
-        Answer::Later(_) => panic!("another cache is asked"),
-        Answer::Last(_) => panic!("the connection ends"),
+        NodeAnswer::Now(reply) => reply,
+        NodeAnswer::Later(_) => panic!("another cache is asked"),
+        NodeAnswer::Last(_) => panic!("the connection ends"),
     }
 }
 
@@ -91,7 +91,7 @@ async fn what_a_peer_asks_for_is_answered_here_and_passed_on_to_nobody() {
 async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it() {
     let node = node(everything_is_others(), Duration::from_secs(60));
     for (line, _) in COMMANDS {
-        let Answer::Later(reply) = ask(&node, Origin::Client, line) else {
+        let NodeAnswer::Later(reply) = ask(&node, Origin::Client, line) else {
             panic!("{line} was answered here");
         };
         match (reply.await, line.starts_with("GET")) {
@@ -106,19 +106,23 @@ async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it(
 #[test]
 fn answers_of_an_owner_count_as_the_same_ones_of_this_cache() {
     for (verb, reply, outcome) in [
-        (Verb::Set, Ok(Reply::OK), Outcome::Stored),
-        (Verb::Set, Ok(Reply::Null), Outcome::Exists),
-        (Verb::Get, Ok(Reply::text("v")), Outcome::Hit),
-        (Verb::Get, Ok(Reply::Null), Outcome::Miss),
-        (Verb::Take, Ok(Reply::text("v")), Outcome::Hit),
-        (Verb::Take, Ok(Reply::Null), Outcome::Miss),
-        (Verb::Expire, Ok(Reply::Integer(1)), Outcome::Hit),
-        (Verb::Expire, Ok(Reply::Integer(0)), Outcome::Miss),
-        (Verb::TimeLeft, Ok(Reply::Integer(-2)), Outcome::Miss),
-        (Verb::Set, Ok(refused_by_owner()), Outcome::Refused),
-        (Verb::Get, Ok(refused_by_owner()), Outcome::Refused),
-        (Verb::Set, Err(CacheError::Unavailable), Outcome::Unavailable),
-        (Verb::Get, Err(CacheError::Lost), Outcome::Unavailable),
+        (Verb::Set, Ok(Reply::OK), CommandOutcome::Stored),
+        (Verb::Set, Ok(Reply::Null), CommandOutcome::Exists),
+        (Verb::Get, Ok(Reply::text("v")), CommandOutcome::Hit),
+        (Verb::Get, Ok(Reply::Null), CommandOutcome::Miss),
+        (Verb::Take, Ok(Reply::text("v")), CommandOutcome::Hit),
+        (Verb::Take, Ok(Reply::Null), CommandOutcome::Miss),
+        (Verb::Expire, Ok(Reply::Integer(1)), CommandOutcome::Hit),
+        (Verb::Expire, Ok(Reply::Integer(0)), CommandOutcome::Miss),
+        (Verb::TimeLeft, Ok(Reply::Integer(-2)), CommandOutcome::Miss),
+        (Verb::Set, Ok(refused_by_owner()), CommandOutcome::Refused),
+        (Verb::Get, Ok(refused_by_owner()), CommandOutcome::Refused),
+        (
+            Verb::Set,
+            Err(CacheError::Unavailable),
+            CommandOutcome::Unavailable,
+        ),
+        (Verb::Get, Err(CacheError::Lost), CommandOutcome::Unavailable),
     ] {
         assert_eq!(outcome_at_owner(verb, &reply), outcome, "{verb:?} {reply:?}");
     }

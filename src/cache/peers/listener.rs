@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
-use super::metrics::{PeerMetrics, Refusal};
+use super::metrics::{PeerMetrics, PeerRefusal};
 use super::tls::PeerTls;
 
 /// Most handshakes at a time.
@@ -44,7 +44,7 @@ pub(crate) async fn accept<C: Future<Output = ()> + 'static>(
             }
         };
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            metrics.refused(Refusal::TooMany);
+            metrics.refused(PeerRefusal::TooMany);
             continue;
         };
         let (tls, metrics, serve) = (Arc::clone(&tls), metrics.clone(), serve.clone());
@@ -65,12 +65,12 @@ pub(crate) async fn accept<C: Future<Output = ()> + 'static>(
     }
 }
 
-async fn handshake(stream: TcpStream, tls: &PeerTls) -> Result<TlsStream<TcpStream>, Refusal> {
-    let config = tls.server().ok_or(Refusal::NotReady)?;
-    prepare(&stream).map_err(|_| Refusal::Closed)?;
+async fn handshake(stream: TcpStream, tls: &PeerTls) -> Result<TlsStream<TcpStream>, PeerRefusal> {
+    let config = tls.server().ok_or(PeerRefusal::NotReady)?;
+    prepare(&stream).map_err(|_| PeerRefusal::Closed)?;
     match timeout(HANDSHAKE_TIME, TlsAcceptor::from(config).accept(stream)).await {
         Ok(outcome) => outcome.map_err(|error| refusal(&error)),
-        Err(_) => Err(Refusal::Timeout),
+        Err(_) => Err(PeerRefusal::Timeout),
     }
 }
 
@@ -80,12 +80,12 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-fn refusal(error: &io::Error) -> Refusal {
+fn refusal(error: &io::Error) -> PeerRefusal {
     match error.get_ref().and_then(|source| source.downcast_ref()) {
-        Some(TlsError::NoCertificatesPresented) => Refusal::NoCertificate,
-        Some(TlsError::InvalidCertificate(_)) => Refusal::WrongCertificate,
-        Some(TlsError::AlertReceived(_)) => Refusal::Alert,
-        Some(_) => Refusal::Incompatible,
-        None => Refusal::Closed,
+        Some(TlsError::NoCertificatesPresented) => PeerRefusal::NoCertificate,
+        Some(TlsError::InvalidCertificate(_)) => PeerRefusal::WrongCertificate,
+        Some(TlsError::AlertReceived(_)) => PeerRefusal::Alert,
+        Some(_) => PeerRefusal::Incompatible,
+        None => PeerRefusal::Closed,
     }
 }

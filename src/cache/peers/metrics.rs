@@ -22,7 +22,7 @@ pub struct PeerMetrics {
 
 /// Why somebody who connected as a peer was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Refusal {
+pub(crate) enum PeerRefusal {
     /// This cache has no usable certificate yet.
     NotReady,
     /// Too many others were shaking hands.
@@ -100,16 +100,16 @@ impl PeerMetrics {
         self.accepted.inc();
     }
 
-    pub(crate) fn refused(&self, refusal: Refusal) {
+    pub(crate) fn refused(&self, refusal: PeerRefusal) {
         let reason = match refusal {
-            Refusal::NotReady => "not_ready",
-            Refusal::TooMany => "too_many",
-            Refusal::Timeout => "timeout",
-            Refusal::Closed => "closed",
-            Refusal::NoCertificate => "no_certificate",
-            Refusal::WrongCertificate => "wrong_certificate",
-            Refusal::Alert => "alert",
-            Refusal::Incompatible => "incompatible",
+            PeerRefusal::NotReady => "not_ready",
+            PeerRefusal::TooMany => "too_many",
+            PeerRefusal::Timeout => "timeout",
+            PeerRefusal::Closed => "closed",
+            PeerRefusal::NoCertificate => "no_certificate",
+            PeerRefusal::WrongCertificate => "wrong_certificate",
+            PeerRefusal::Alert => "alert",
+            PeerRefusal::Incompatible => "incompatible",
         };
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }

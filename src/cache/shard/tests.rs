@@ -103,9 +103,9 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
                     let stored = shard.set(&[key], &value, Duration::from_millis(lifetime), only_new, now);
                     if only_new && model.contains_key(&key) {
                         case.reaches("a value that may not replace another");
-                        prop_assert_eq!(stored, Stored::Exists);
+                        prop_assert_eq!(stored, StoreOutcome::Exists);
                     } else {
-                        prop_assert_eq!(stored, Stored::Yes);
+                        prop_assert_eq!(stored, StoreOutcome::Yes);
                         let was_over = over.remove(&key);
                         case.reaches_if(
                             was_over && only_new,
@@ -178,7 +178,7 @@ fn the_bound_holds_and_the_oldest_go() {
         let mut gone = 0;
         for (key, length) in values {
             let stored = shard.set(&key.to_be_bytes(), &vec![1; length], HOUR, false, now);
-            prop_assert_eq!(stored, Stored::Yes);
+            prop_assert_eq!(stored, StoreOutcome::Yes);
             let place = order.iter().position(|other| *other == key);
             case.reaches_if(place > Some(0), "one that is not the oldest is replaced");
             order.retain(|other| *other != key);
@@ -203,7 +203,7 @@ fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
     const LIFETIME: Duration = Duration::from_secs(10);
     let (shard, now) = shard(1 << 20);
     let (before, end) = (now + LIFETIME - Duration::from_millis(1), now + LIFETIME);
-    let stored = |key: &[u8]| assert_eq!(shard.set(key, b"value", LIFETIME, false, now), Stored::Yes);
+    let stored = |key: &[u8]| assert_eq!(shard.set(key, b"value", LIFETIME, false, now), StoreOutcome::Yes);
     for key in [b"get", b"ttl", b"new"] {
         stored(key);
     }
@@ -212,9 +212,12 @@ fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
     assert_eq!(shard.time_left(b"ttl", end), None);
     assert_eq!(
         shard.set(b"new", b"other", LIFETIME, true, before),
-        Stored::Exists
+        StoreOutcome::Exists
     );
-    assert_eq!(shard.set(b"new", b"other", LIFETIME, true, end), Stored::Yes);
+    assert_eq!(
+        shard.set(b"new", b"other", LIFETIME, true, end),
+        StoreOutcome::Yes
+    );
     for key in [b"1", b"2", b"3"] {
         stored(key);
     }
@@ -246,7 +249,7 @@ fn of_all_who_take_a_value_one_gets_it() {
                     let keys = (batch * 1000..(batch + 1) * 1000).map(usize::to_be_bytes);
                     if thread == 0 {
                         keys.clone().for_each(|key| {
-                            assert_eq!(shard.set(&key, b"once", HOUR, false, now), Stored::Yes);
+                            assert_eq!(shard.set(&key, b"once", HOUR, false, now), StoreOutcome::Yes);
                         });
                     }
                     barrier.wait();

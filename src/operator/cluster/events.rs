@@ -94,11 +94,9 @@ fn transition(before: &[Condition], after: &Condition) -> Option<NewEvent> {
         return None;
     }
     match (after.type_, after.status) {
-        (ConditionType::Ready, ConditionStatus::True) => Some(NewEvent::normal(
-            after.reason,
-            "Reconcile",
-            after.message.clone(),
-        )),
+        (ConditionType::Ready, ConditionStatus::True) => {
+            Some(NewEvent::normal(after.reason, "Reconcile", after.message.clone()))
+        }
         // It sums the others up.
         (ConditionType::Ready, _) => None,
         (_, ConditionStatus::False) => {
@@ -158,10 +156,7 @@ mod tests {
             []
         );
         let told = transitions(&[missing], &[mismatch]);
-        assert_eq!(
-            told,
-            [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]
-        );
+        assert_eq!(told, [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]);
     }
 
     #[test]

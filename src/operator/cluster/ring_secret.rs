@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 
-use super::secret::{self, SecretState, Version, SecretToWrite, Written};
+use super::secret::{self, SecretState, SecretToWrite, Version, Written};
 use crate::api::RING_SECRET_TYPE;
 use crate::compile::mounts::RING_KEY;
 use crate::operator::error::ReconcileError;
@@ -104,7 +104,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_somebody_elses_is_told_apart() {
-        assert!(matches!(StoredRing::from(SecretState::Missing), StoredRing::Missing));
+        assert!(matches!(
+            StoredRing::from(SecretState::Missing),
+            StoredRing::Missing
+        ));
         let foreign = SecretState::Foreign(Ownership::Leftover);
         assert!(matches!(
             StoredRing::from(foreign),

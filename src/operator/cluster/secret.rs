@@ -73,7 +73,9 @@ impl Drop for Content {
 pub(crate) async fn read(client: &Client, id: &FarmId, name: &str) -> Result<SecretState, ReconcileError> {
     let found = api(client, id).get_opt(name).await;
     let found = found.map_err(|error| ReconcileError::secret("get", name, &error))?;
-    Ok(found.map_or(SecretState::Missing, |secret| SecretState::of(id, Content(secret))))
+    Ok(found.map_or(SecretState::Missing, |secret| {
+        SecretState::of(id, Content(secret))
+    }))
 }
 
 impl SecretState {

@@ -75,7 +75,11 @@ impl FarmMemory {
 
     /// Whether the farm is accepted: by what spec, neighbours and ring say, and by its objects as they were inspected now
     /// or else at the last look. A farm that is not gets no ring and no certificates.
-    pub(crate) fn is_accepted(&self, verdict: &Result<(), FarmRefusal>, inspected: Option<&Inspection>) -> bool {
+    pub(crate) fn is_accepted(
+        &self,
+        verdict: &Result<(), FarmRefusal>,
+        inspected: Option<&Inspection>,
+    ) -> bool {
         verdict.is_ok()
             && match (inspected, &self.objects) {
                 (Some(inspection), _) => inspection.conflict.is_none(),

@@ -211,7 +211,8 @@ mod tests {
     #[test]
     fn a_pod_is_told_of_what_there_is() {
         let behind = observed(6, "old", None, None);
-        let told = |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
+        let told =
+            |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
         assert_eq!(told(None, None), None);
         assert_eq!(told(Some(7), None), Some("ring=7".into()));
         assert_eq!(told(None, Some("abc")), Some("config=abc".into()));

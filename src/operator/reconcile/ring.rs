@@ -127,11 +127,7 @@ fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
 fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
     match change {
         Change::Created | Change::Expired => Vec::new(),
-        Change::Repaired(why) => vec![NewEvent::warning(
-            Reason::RingRepaired,
-            "RepairRing",
-            why.clone(),
-        )],
+        Change::Repaired(why) => vec![NewEvent::warning(Reason::RingRepaired, "RepairRing", why.clone())],
         Change::Rotated { late } => {
             let note = format!("key {primary} seals tickets now, generation {generation}");
             let mut told = vec![NewEvent::normal("KeysRotated", "RotateKeys", note)];

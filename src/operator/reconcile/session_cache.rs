@@ -8,7 +8,7 @@ use tracing::info;
 use zeroize::Zeroizing;
 
 use crate::api::CACHE_AUTHORITY_SECRET_TYPE;
-use crate::operator::cluster::secret::{self, SecretState, Version, SecretToWrite, Written};
+use crate::operator::cluster::secret::{self, SecretState, SecretToWrite, Version, Written};
 use crate::operator::context::Context;
 use crate::operator::decide::peer_certificates::{Authority, Leaf, Step, plan};
 use crate::operator::error::ReconcileError;
@@ -62,7 +62,10 @@ impl CacheSecrets {
 
     /// Whether certificates may be written: a farm that is not accepted keeps what it has, renewed, and gets nothing new.
     fn may_be_tended(&self, id: &FarmId, may_create: bool) -> bool {
-        let exist = matches!((&self.authority, &self.leaf), (SecretState::Ours(..), SecretState::Ours(..)));
+        let exist = matches!(
+            (&self.authority, &self.leaf),
+            (SecretState::Ours(..), SecretState::Ours(..))
+        );
         self.foreign(id).is_none() && (may_create || exist)
     }
 }
@@ -227,8 +230,14 @@ mod tests {
         };
         assert_eq!(told(SecretState::Missing, SecretState::Missing), None);
         assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
-        assert_eq!(told(foreign(), SecretState::Missing).as_deref(), Some("shop-cache-ca"));
-        assert_eq!(told(SecretState::Missing, foreign()).as_deref(), Some("shop-cache-tls"));
+        assert_eq!(
+            told(foreign(), SecretState::Missing).as_deref(),
+            Some("shop-cache-ca")
+        );
+        assert_eq!(
+            told(SecretState::Missing, foreign()).as_deref(),
+            Some("shop-cache-tls")
+        );
         assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
     }
 

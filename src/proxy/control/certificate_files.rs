@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::config::{self, ProxyConfig};
-use crate::proxy::metrics::{FileKind, Metrics};
+use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::proxy::tls::certificates::{
     CertificateFault, CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
 };
@@ -22,7 +22,7 @@ use crate::runtime::files::FileIdentity;
 pub(crate) struct CertificateFiles {
     hosts: Vec<(String, Vec<Pair>)>,
     provider: Arc<CryptoProvider>,
-    metrics: Metrics,
+    metrics: ProxyMetrics,
 }
 
 #[derive(Clone)]
@@ -35,7 +35,7 @@ struct Pair {
 
 impl CertificateFiles {
     /// No files yet.
-    pub(crate) fn new(provider: Arc<CryptoProvider>, metrics: Metrics) -> Self {
+    pub(crate) fn new(provider: Arc<CryptoProvider>, metrics: ProxyMetrics) -> Self {
         Self {
             hosts: Vec::new(),
             provider,

@@ -14,7 +14,7 @@ use super::snapshot::Snapshot;
 use super::status::Shared;
 use crate::config::{ConfigError, Listen, ProxyConfig, fingerprint};
 use crate::discovery::Endpoints;
-use crate::proxy::metrics::{FileKind, Metrics};
+use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::runtime::files::WatchedFile;
 
 /// Why a configuration file cannot be used.
@@ -51,7 +51,7 @@ impl Reloader {
         config_file: &Path,
         provider: Arc<CryptoProvider>,
         endpoints: Endpoints,
-        metrics: Metrics,
+        metrics: ProxyMetrics,
         now: Timestamp,
     ) -> Result<(Self, Arc<Shared>), ConfigFileError> {
         let mut config_watch = WatchedFile::default();
@@ -219,7 +219,7 @@ hosts:
             &config_file,
             provider,
             Endpoints::fixed(),
-            Metrics::default(),
+            ProxyMetrics::default(),
             now,
         )
         .expect("started")

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::snapshot::Snapshot;
 use crate::config::{Backend, ProxyConfig};
 use crate::discovery::Endpoints;
-use crate::proxy::metrics::Metrics;
+use crate::proxy::metrics::ProxyMetrics;
 use crate::proxy::resume::tickets::SharedKeys;
 use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, SessionCacheReport};
 use crate::resp::client::Client;
@@ -28,7 +28,7 @@ pub(crate) struct Shared {
     /// Addresses of the Services' endpoints.
     pub(crate) endpoints: Endpoints,
     /// What is counted.
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: ProxyMetrics,
     /// Done once the process was told to stop.
     pub(crate) draining: CancellationToken,
     /// The control thread's way to the session cache, while the configuration names one.
@@ -45,7 +45,7 @@ struct Problems {
 
 impl Shared {
     /// State that starts with `snapshot` and without a ring.
-    pub(crate) fn new(snapshot: Snapshot, endpoints: Endpoints, metrics: Metrics) -> Self {
+    pub(crate) fn new(snapshot: Snapshot, endpoints: Endpoints, metrics: ProxyMetrics) -> Self {
         Self {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             keys: Arc::default(),

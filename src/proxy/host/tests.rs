@@ -5,7 +5,7 @@ use rustls::server::StoresServerSessions;
 
 use super::*;
 use crate::proxy::control::snapshot::{Snapshot, fixtures};
-use crate::proxy::resume::session_cache::{Found, Room};
+use crate::proxy::resume::session_cache::{FoundSession, StoreAllowance};
 use crate::ring::fixtures::{POLICY, at, ring, secret};
 use crate::ring::{CacheKey, Ring, SealedAs, SessionAge, TicketKeys};
 
@@ -167,24 +167,24 @@ fn offered_anything(snapshot: &Snapshot, name: &str, hello: &ClientHello) -> boo
         };
         let free = Cached {
             found: None,
-            room: Room::Free,
+            room: StoreAllowance::Free,
         };
         let ConnectionTls { tickets, .. } =
-            host.connect(0, &tls12, free, Arc::clone(&keys), Metrics::default());
+            host.connect(0, &tls12, free, Arc::clone(&keys), ProxyMetrics::default());
         tickets.set_certificate_until(Timestamp::MAX);
         tickets
     };
     assert!(issuer.put(id.to_vec(), b"session".to_vec()));
     let entry = issuer.take_entries().remove(0);
     let cached = Cached {
-        found: Some(Found {
+        found: Some(FoundSession {
             name: id,
             key: CacheKey::new(CacheKind::SessionId, &host.scope, &id),
             entry: entry.sealed.into(),
         }),
-        room: Room::Free,
+        room: StoreAllowance::Free,
     };
-    let ConnectionTls { config, tickets } = host.connect(0, hello, cached, keys, Metrics::default());
+    let ConnectionTls { config, tickets } = host.connect(0, hello, cached, keys, ProxyMetrics::default());
     tickets.set_certificate_until(Timestamp::MAX);
     let sessions = &config.session_storage;
     let by_id = [

@@ -21,7 +21,7 @@ use tracing::debug;
 use super::body::response::{Exchange, ResponseBody};
 use super::h1::upgrade::Upstream;
 use super::headers::{self, Origin};
-use super::refusal::Refusal;
+use super::refusal::HttpRefusal;
 use super::request::{Admission, admit};
 use super::route::Route;
 use super::state::{ConnectionState, InFlight};
@@ -49,7 +49,7 @@ pub struct Forwarder {
 }
 
 /// How a request ended well.
-enum Outcome {
+enum Forwarded {
     /// With a backend's response.
     Backend(Response<Incoming>, Lease, Duration),
     /// With the backend's consent to switch protocols.
@@ -114,19 +114,19 @@ impl Forwarder {
             Err(refusal) => Err(refusal),
         };
         // Nobody reads the body of a request that is not forwarded, so no other request can follow it.
-        let unread = has_body && !matches!(outcome, Ok(Outcome::Backend(..)));
+        let unread = has_body && !matches!(outcome, Ok(Forwarded::Backend(..)));
         let mut response = match outcome {
-            Ok(Outcome::Backend(response, lease, idle)) => {
+            Ok(Forwarded::Backend(response, lease, idle)) => {
                 let (mut parts, body) = response.into_parts();
                 headers::to_client(&mut parts.headers, parts.version);
                 parts.version = Version::HTTP_11;
                 parts.extensions = Extensions::new();
                 Response::from_parts(parts, ResponseBody::backend(body, idle, lease, exchange))
             }
-            Ok(Outcome::Switched(parts)) => {
+            Ok(Forwarded::Switched(parts)) => {
                 Response::from_parts(parts, ResponseBody::text(String::new(), exchange))
             }
-            Ok(Outcome::Redirect(location)) => {
+            Ok(Forwarded::Redirect(location)) => {
                 let mut response = Response::new(ResponseBody::text(String::new(), exchange));
                 *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
                 response.headers_mut().insert(LOCATION, location);
@@ -153,11 +153,11 @@ impl Forwarder {
         connection: &ConnectionState,
         request: Request<Incoming>,
         number: Option<u64>,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Forwarded, HttpRefusal> {
         let snapshot = self.snapshot();
         let (mut parts, body) = request.into_parts();
         let (route, authority, port) = match admit(&parts, connection, &snapshot)? {
-            Admission::Redirect(location) => return Ok(Outcome::Redirect(location)),
+            Admission::Redirect(location) => return Ok(Forwarded::Redirect(location)),
             Admission::Forward {
                 route,
                 authority,
@@ -193,7 +193,7 @@ impl Forwarder {
         let (response, lease) = self.send(request, route, upload.as_deref()).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let idle = timeouts.response_idle.as_std();
-            return Ok(Outcome::Backend(response, lease, idle));
+            return Ok(Forwarded::Backend(response, lease, idle));
         }
         let protocol = upgrade.ok_or_else(|| {
             self.metrics.upstream_error(UpstreamError::Response);
@@ -209,7 +209,7 @@ impl Forwarder {
         mut request: Request<RequestBody>,
         route: &Route,
         upload: Option<&UploadProgress>,
-    ) -> Result<(Response<Incoming>, Lease), Refusal> {
+    ) -> Result<(Response<Incoming>, Lease), HttpRefusal> {
         self.retries.earn();
         let ready;
         let addresses = match &route.backend {
@@ -242,7 +242,7 @@ impl Forwarder {
             let limit = route.timeouts.response_head.as_std();
             let Some(sent) = within(lease.send(request), limit, upload).await else {
                 self.metrics.upstream_error(UpstreamError::Timeout);
-                return Err(Refusal {
+                return Err(HttpRefusal {
                     status: StatusCode::GATEWAY_TIMEOUT,
                     reason: "the backend did not respond in time",
                 });
@@ -283,7 +283,7 @@ impl Forwarder {
         }
         if tried.is_empty() {
             self.metrics.upstream_error(UpstreamError::NoEndpoints);
-            return Err(Refusal {
+            return Err(HttpRefusal {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 reason: "no endpoint is ready to serve this",
             });
@@ -298,7 +298,7 @@ impl Forwarder {
         mut response: Response<Incoming>,
         protocol: HeaderValue,
         limit: Duration,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Forwarded, HttpRefusal> {
         let upgraded = timeout(limit, hyper::upgrade::on(&mut response)).await;
         let switched = upgraded
             .ok()
@@ -320,7 +320,7 @@ impl Forwarder {
             stream: switched.io.into_inner(),
             received: switched.read_buf,
         });
-        Ok(Outcome::Switched(parts))
+        Ok(Forwarded::Switched(parts))
     }
 }
 
@@ -356,7 +356,7 @@ fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
 }
 
 /// An answer of our own: a short text without any inner details.
-fn refuse(refusal: Refusal, exchange: Exchange) -> Response<ResponseBody> {
+fn refuse(refusal: HttpRefusal, exchange: Exchange) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::text(format!("{}\n", refusal.reason), exchange));
     *response.status_mut() = refusal.status;
     let headers = response.headers_mut();
@@ -374,8 +374,8 @@ fn refuse(refusal: Refusal, exchange: Exchange) -> Response<ResponseBody> {
     response
 }
 
-const fn bad_gateway() -> Refusal {
-    Refusal {
+const fn bad_gateway() -> HttpRefusal {
+    HttpRefusal {
         status: StatusCode::BAD_GATEWAY,
         reason: "the backend did not give a valid response",
     }

@@ -11,7 +11,7 @@ use crate::proxy::control::snapshot::Snapshot;
 
 use self::authority::Authority;
 use super::h1::framing::{MAX_FIELDS, MAX_REQUEST_LINE};
-use super::refusal::Refusal;
+use super::refusal::HttpRefusal;
 use super::route::{Route, climbs};
 use super::state::ConnectionState;
 
@@ -34,32 +34,32 @@ pub(super) fn admit<'r>(
     parts: &Parts,
     connection: &ConnectionState,
     snapshot: &'r Snapshot,
-) -> Result<Admission<'r>, Refusal> {
+) -> Result<Admission<'r>, HttpRefusal> {
     if parts.method == Method::TRACE || parts.method == Method::CONNECT {
-        return Err(Refusal {
+        return Err(HttpRefusal {
             status: StatusCode::METHOD_NOT_ALLOWED,
             reason: "this method is not served here",
         });
     }
     if parts.headers.len() > MAX_FIELDS {
-        return Err(Refusal {
+        return Err(HttpRefusal {
             status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             reason: "there are too many header fields",
         });
     }
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
     if target.len() > MAX_REQUEST_LINE {
-        return Err(Refusal {
+        return Err(HttpRefusal {
             status: StatusCode::URI_TOO_LONG,
             reason: "the request target is too long",
         });
     }
     let path = parts.uri.path();
     if !target.starts_with('/') {
-        return Err(Refusal::bad_request("the request target is malformed"));
+        return Err(HttpRefusal::bad_request("the request target is malformed"));
     }
     if climbs(path) {
-        return Err(Refusal::bad_request("the path has a segment .."));
+        return Err(HttpRefusal::bad_request("the path has a segment .."));
     }
 
     let default_port = if connection.tls().is_some() { 443 } else { 80 };
@@ -69,7 +69,7 @@ pub(super) fn admit<'r>(
     let host = match connection.tls() {
         // Connections may be shared between names of one host only: only they share a TLS policy and a certificate
         // (RFC 9110 section 15.5.20).
-        Some(tls) => host.filter(|host| host.name == tls.host.name).ok_or(Refusal {
+        Some(tls) => host.filter(|host| host.name == tls.host.name).ok_or(HttpRefusal {
             status: StatusCode::MISDIRECTED_REQUEST,
             reason: "this connection is for another host name",
         }),
@@ -87,13 +87,13 @@ pub(super) fn admit<'r>(
         (None, HttpMode::Redirect) => {
             let location = format!("https://{}{target}", authority.written_host);
             let location = HeaderValue::from_str(&location)
-                .map_err(|_| Refusal::bad_request("the request target is malformed"))?;
+                .map_err(|_| HttpRefusal::bad_request("the request target is malformed"))?;
             return Ok(Admission::Redirect(location));
         }
         (None, HttpMode::Disabled) => return Err(not_served()),
         (None, HttpMode::Serve) | (Some(_), _) => {}
     }
-    let route = host.routes.find(path).ok_or(Refusal {
+    let route = host.routes.find(path).ok_or(HttpRefusal {
         status: StatusCode::NOT_FOUND,
         reason: "no route serves this path",
     })?;
@@ -106,19 +106,19 @@ pub(super) fn admit<'r>(
 }
 
 /// The authority that counts: the one of the target, if it has one, else `Host`.
-fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, Refusal> {
+fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, HttpRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(Refusal::bad_request("there are several Host fields"));
+        return Err(HttpRefusal::bad_request("there are several Host fields"));
     }
     let of_target = parts.uri.authority().map(|authority| authority.as_str());
     match (of_target, host) {
-        (None, None) => Err(Refusal::bad_request("the Host field is missing")),
+        (None, None) => Err(HttpRefusal::bad_request("the Host field is missing")),
         (None, Some(host)) => Ok(host.clone()),
         // HTTP/1.1 clients send Host even with a target in absolute form (RFC 9112 section 3.2).
         (Some(_), None) if parts.version != Version::HTTP_2 => {
-            Err(Refusal::bad_request("the Host field is missing"))
+            Err(HttpRefusal::bad_request("the Host field is missing"))
         }
         (Some(target), host) => {
             if let Some(host) = host {
@@ -126,25 +126,25 @@ fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, Refusal
                 let target = Authority::parse(target);
                 let same = target.is_some_and(|target| target.same_as(&host, default_port));
                 if parts.version == Version::HTTP_2 && !same {
-                    return Err(Refusal::bad_request(":authority and the Host field differ"));
+                    return Err(HttpRefusal::bad_request(":authority and the Host field differ"));
                 }
             }
             HeaderValue::from_str(target)
-                .map_err(|_| Refusal::bad_request("the request's authority is malformed"))
+                .map_err(|_| HttpRefusal::bad_request("the request's authority is malformed"))
         }
     }
 }
 
-fn parse(value: &HeaderValue) -> Result<Authority<'_>, Refusal> {
+fn parse(value: &HeaderValue) -> Result<Authority<'_>, HttpRefusal> {
     value
         .to_str()
         .ok()
         .and_then(Authority::parse)
-        .ok_or(Refusal::bad_request("the Host field is malformed"))
+        .ok_or(HttpRefusal::bad_request("the Host field is malformed"))
 }
 
-const fn not_served() -> Refusal {
-    Refusal {
+const fn not_served() -> HttpRefusal {
+    HttpRefusal {
         status: StatusCode::NOT_FOUND,
         reason: "this host name is not served here",
     }

@@ -21,11 +21,11 @@ const LINGER_BYTES: usize = 256 << 10;
 /// client has closed its side too or some time has passed.
 pub(crate) struct Lingering<IO> {
     io: IO,
-    rest: Rest,
+    rest: Unread,
 }
 
 /// What is left to do before the connection may be dropped.
-enum Rest {
+enum Unread {
     /// It has not been shut down.
     Shutdown,
     /// The client may still send so many bytes.
@@ -39,7 +39,7 @@ impl<IO> Lingering<IO> {
     pub(crate) fn new(io: IO) -> Self {
         Self {
             io,
-            rest: Rest::Shutdown,
+            rest: Unread::Shutdown,
         }
     }
 }
@@ -47,7 +47,7 @@ impl<IO> Lingering<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> Lingering<IO> {
     /// Ready once reading on is of no use any more.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Rest::Read(left, limit) = &mut self.rest else {
+        let Unread::Read(left, limit) = &mut self.rest else {
             return Poll::Ready(());
         };
         let mut bytes = [0; 4096];
@@ -92,12 +92,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<IO> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if matches!(this.rest, Rest::Shutdown) {
+        if matches!(this.rest, Unread::Shutdown) {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            this.rest = Rest::Read(LINGER_BYTES, Box::pin(sleep(LINGER)));
+            this.rest = Unread::Read(LINGER_BYTES, Box::pin(sleep(LINGER)));
         }
         ready!(this.poll_rest(cx));
-        this.rest = Rest::Done;
+        this.rest = Unread::Done;
         Poll::Ready(Ok(()))
     }
 }

@@ -111,9 +111,9 @@ impl HttpMetrics {
         self.upstream_retries.inc();
     }
 
-    pub(crate) fn upstream_connected(&self) -> OpenConnection {
+    pub(crate) fn upstream_connected(&self) -> OpenUpstreamConnection {
         self.upstream_connections.inc();
-        OpenConnection(self.upstream_connections.clone())
+        OpenUpstreamConnection(self.upstream_connections.clone())
     }
 }
 
@@ -130,9 +130,9 @@ impl UpstreamError {
 }
 
 /// Counts a connection to a backend as open while it lives.
-pub(crate) struct OpenConnection(Gauge);
+pub(crate) struct OpenUpstreamConnection(Gauge);
 
-impl Drop for OpenConnection {
+impl Drop for OpenUpstreamConnection {
     fn drop(&mut self) {
         self.0.dec();
     }

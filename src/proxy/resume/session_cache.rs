@@ -37,7 +37,7 @@ pub(crate) struct Lookup {
 }
 
 /// What the cache had for a [`Lookup`], still sealed.
-pub(crate) struct Found {
+pub(crate) struct FoundSession {
     /// The name that the client gave.
     pub(crate) name: SessionName,
     /// Key of the entry.
@@ -50,15 +50,15 @@ pub(crate) struct Found {
 #[derive(Default)]
 pub(crate) struct Cached {
     /// What it had.
-    pub(crate) found: Option<Found>,
+    pub(crate) found: Option<FoundSession>,
     /// Whether it takes what the connection makes.
-    pub(crate) room: Room,
+    pub(crate) room: StoreAllowance,
 }
 
 /// Whether the cache takes the sessions of a connection, as far as is known. Where it does not, the client gets no names
 /// of sessions that would be nowhere.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) enum Room {
+pub(crate) enum StoreAllowance {
     /// It does.
     Free,
     /// There is none, or it cannot be reached.
@@ -69,7 +69,7 @@ pub(crate) enum Room {
 }
 
 /// A session to be stored, sealed.
-pub(crate) struct Entry {
+pub(crate) struct StoredSession {
     /// Key of the entry.
     pub(crate) key: CacheKey,
     /// The sealed session.
@@ -165,23 +165,23 @@ impl SessionCache {
     }
 
     /// Whether it makes sense to store anything for this client.
-    pub(crate) fn room(&self, client: IpAddr) -> Room {
+    pub(crate) fn room(&self, client: IpAddr) -> StoreAllowance {
         if !self.client().is_some_and(|client| client.admits()) {
-            Room::NoCache
+            StoreAllowance::NoCache
         } else if self.budget.borrow().has_room(client, Instant::now()) {
-            Room::Free
+            StoreAllowance::Free
         } else {
-            Room::OverBudget
+            StoreAllowance::OverBudget
         }
     }
 
-    /// Counts sessions that were not made because there was no [`Room`] for them.
+    /// Counts sessions that were not made because there was no [`StoreAllowance`] for them.
     pub(crate) fn count_over_budget(&self, sessions: usize) {
         (0..sessions).for_each(|_| self.metrics.count("put", "over_budget"));
     }
 
     /// Looks a session up. A single-use session is taken out of the cache by that.
-    pub(crate) async fn find(&self, lookup: Lookup) -> Option<Found> {
+    pub(crate) async fn find(&self, lookup: Lookup) -> Option<FoundSession> {
         let client = self.client()?;
         let key = CacheKey::new(lookup.kind, &lookup.scope, &lookup.name);
         let (operation, answer) = match lookup.kind {
@@ -202,7 +202,7 @@ impl SessionCache {
                 return None;
             }
         };
-        Some(Found {
+        Some(FoundSession {
             name: lookup.name,
             key,
             entry,
@@ -210,7 +210,7 @@ impl SessionCache {
     }
 
     /// Stores the sessions of a client. It returns when they are on their way, and waits for no answer.
-    pub(crate) async fn store(&self, of: IpAddr, entries: Vec<Entry>) {
+    pub(crate) async fn store(&self, of: IpAddr, entries: Vec<StoredSession>) {
         if entries.is_empty() {
             return;
         }

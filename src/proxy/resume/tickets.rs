@@ -14,9 +14,9 @@ use rustls::HandshakeKind;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use zeroize::Zeroizing;
 
-use super::session_cache::{Cached, Entry, Room};
+use super::session_cache::{Cached, StoreAllowance, StoredSession};
 use crate::api::{KeyRole, TicketKind};
-use crate::proxy::metrics::{Metrics, TicketIssue, TicketOutcome};
+use crate::proxy::metrics::{ProxyMetrics, TicketIssue, TicketOutcome};
 use crate::proxy::tls::client_hello::SessionName;
 use crate::ring::{
     CacheKey, CacheKind, OpenError, OpenedTicket, Ring, Scope, SealError, SealedAs, SessionAge, TicketKeys,
@@ -117,7 +117,7 @@ pub(crate) struct ConnectionTickets {
     keys: Arc<SharedKeys>,
     rules: ResumptionRules,
     cached: Cached,
-    metrics: Metrics,
+    metrics: ProxyMetrics,
     state: Mutex<State>,
 }
 
@@ -132,7 +132,7 @@ struct State {
     /// Lifetime of the ticket that was sealed last.
     lifetime: u32,
     /// What the session cache is to keep.
-    entries: Vec<Entry>,
+    entries: Vec<StoredSession>,
     /// Sessions that it would have kept of a client within its budget.
     over_budget: usize,
 }
@@ -156,7 +156,7 @@ impl ConnectionTickets {
         keys: Arc<SharedKeys>,
         rules: ResumptionRules,
         cached: Cached,
-        metrics: Metrics,
+        metrics: ProxyMetrics,
     ) -> Self {
         Self {
             keys,
@@ -188,7 +188,7 @@ impl ConnectionTickets {
     }
 
     /// What the session cache is to keep of this connection, as far as it is known.
-    pub(crate) fn take_entries(&self) -> Vec<Entry> {
+    pub(crate) fn take_entries(&self) -> Vec<StoredSession> {
         mem::take(&mut self.state().entries)
     }
 
@@ -201,8 +201,8 @@ impl ConnectionTickets {
         let policy = self.rules.tickets?;
         if self.rules.kind == TicketKind::SingleUse && !self.finds_room() {
             self.metrics.ticket_issued(match self.cached.room {
-                Room::OverBudget => TicketIssue::OverBudget,
-                Room::Free | Room::NoCache => TicketIssue::NoCache,
+                StoreAllowance::OverBudget => TicketIssue::OverBudget,
+                StoreAllowance::Free | StoreAllowance::NoCache => TicketIssue::NoCache,
             });
             return None;
         }
@@ -252,7 +252,7 @@ impl ConnectionTickets {
     ) -> Result<u32, Unsealed> {
         let key = CacheKey::new(kind, &self.rules.scope, name);
         let SealedSession { bytes, lifetime } = self.seal_as(session, SealedAs::Entry(&key), policy, now)?;
-        self.state().entries.push(Entry {
+        self.state().entries.push(StoredSession {
             key,
             sealed: bytes,
             lifetime: Duration::from_secs(lifetime.into()),
@@ -379,10 +379,10 @@ impl ConnectionTickets {
 
     /// Whether the session cache takes one more session. Without, its name would be that of a session that is nowhere.
     fn finds_room(&self) -> bool {
-        if self.cached.room == Room::OverBudget {
+        if self.cached.room == StoreAllowance::OverBudget {
             self.state().over_budget += 1;
         }
-        self.cached.room == Room::Free
+        self.cached.room == StoreAllowance::Free
     }
 
     fn can_seal(&self) -> bool {

@@ -14,7 +14,7 @@ use super::stream::{HandshakeError, TlsStream};
 use crate::proxy::control::snapshot::{ServedName, Snapshot};
 use crate::proxy::host::{ConnectionTls, Host};
 use crate::proxy::listen::linger::Lingering;
-use crate::proxy::metrics::{HandshakeFailure, Metrics};
+use crate::proxy::metrics::{HandshakeFailure, ProxyMetrics};
 use crate::proxy::resume::session_cache::{Cached, SessionCache};
 use crate::proxy::resume::tickets::SharedKeys;
 
@@ -26,7 +26,7 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
-    metrics: &Metrics,
+    metrics: &ProxyMetrics,
 ) -> Option<(TlsStream<IO>, Arc<Host>)> {
     let deadline = Instant::now() + snapshot.config.timeouts.handshake.as_std();
     let accepting = try_accept(io, client, snapshot, keys, cache, metrics);
@@ -75,7 +75,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
     snapshot: &Snapshot,
     keys: &Arc<SharedKeys>,
     cache: &SessionCache,
-    metrics: &Metrics,
+    metrics: &ProxyMetrics,
 ) -> Result<(TlsStream<IO>, Arc<Host>), Box<Failed<IO>>> {
     let Received { hello, wire } = match read_hello(&mut io).await {
         Ok(received) => received,

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::proxy::http::body::{BodyError, poll_part};
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 use crate::proxy::http::timer::StallTimer;
 
 /// The body of a client's request on its way to a backend.
@@ -29,7 +29,7 @@ struct Upload {
 /// How the body of a client's request comes along.
 pub(crate) struct UploadProgress {
     last: Cell<Instant>,
-    failure: Cell<Option<Refusal>>,
+    failure: Cell<Option<HttpRefusal>>,
 }
 
 impl RequestBody {
@@ -68,7 +68,7 @@ impl UploadProgress {
     }
 
     /// What to tell a client that has not delivered the body as it should.
-    pub(crate) fn failure(&self) -> Option<Refusal> {
+    pub(crate) fn failure(&self) -> Option<HttpRefusal> {
         self.failure.get()
     }
 }
@@ -88,11 +88,13 @@ impl Body for RequestBody {
         match &outcome {
             Poll::Ready(Some(Ok(_))) => upload.progress.advanced(),
             Poll::Ready(Some(Err(error))) => upload.progress.failure.set(Some(match error {
-                BodyError::Stalled => Refusal {
+                BodyError::Stalled => HttpRefusal {
                     status: StatusCode::REQUEST_TIMEOUT,
                     reason: "the request's body did not come in time",
                 },
-                BodyError::Broken(_) => Refusal::bad_request("the request's body is malformed or incomplete"),
+                BodyError::Broken(_) => {
+                    HttpRefusal::bad_request("the request's body is malformed or incomplete")
+                }
             })),
             Poll::Ready(None) | Poll::Pending => {}
         }

@@ -59,14 +59,14 @@ impl Health {
 }
 
 /// The task's side: it alone changes what clients see.
-pub(super) struct Keeper {
+pub(super) struct HealthRecorder {
     health: Arc<Health>,
     breaker: Breaker,
     was_reachable: bool,
     metrics: ClientMetrics,
 }
 
-impl Keeper {
+impl HealthRecorder {
     pub(super) fn new(health: Arc<Health>, metrics: ClientMetrics, now: Instant) -> Self {
         let breaker = Breaker::new(now);
         metrics.breaker_was(None, Some(breaker.state()));
@@ -166,7 +166,7 @@ impl Keeper {
     }
 }
 
-impl Drop for Keeper {
+impl Drop for HealthRecorder {
     fn drop(&mut self) {
         self.count_reachable(false);
         self.metrics.breaker_was(Some(self.breaker.state()), None);
@@ -184,7 +184,7 @@ mod tests {
 
     struct Scene {
         health: Arc<Health>,
-        keeper: Option<Keeper>,
+        keeper: Option<HealthRecorder>,
         registry: Registry,
         start: Instant,
     }
@@ -194,7 +194,7 @@ mod tests {
             let (health, start) = (Arc::<Health>::default(), Instant::now());
             let mut registry = Registry::default();
             let metrics = ClientMetrics::register(&mut registry);
-            let keeper = Some(Keeper::new(Arc::clone(&health), metrics, start));
+            let keeper = Some(HealthRecorder::new(Arc::clone(&health), metrics, start));
             Self {
                 health,
                 keeper,
@@ -203,7 +203,7 @@ mod tests {
             }
         }
 
-        fn keeper(&mut self) -> &mut Keeper {
+        fn keeper(&mut self) -> &mut HealthRecorder {
             self.keeper.as_mut().expect("it is there")
         }
 

@@ -13,8 +13,8 @@ use tokio::time::{Sleep, sleep_until};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::error::{CacheError, OWNER_IS_SILENT};
-use super::health::Keeper;
-use super::outstanding::{Answer, Expects, Outstanding, Request, Waiting};
+use super::health::HealthRecorder;
+use super::outstanding::{Expects, Outstanding, PendingRequest, ReplySender, Waiting};
 use crate::resp::breaker::BreakerState;
 use crate::resp::{Reply, ReplyDecoder};
 
@@ -47,8 +47,8 @@ pub(super) struct Link<'a, S> {
     stream: S,
     decoder: ReplyDecoder,
     timeout: Duration,
-    keeper: &'a mut Keeper,
-    requests: &'a mut mpsc::Receiver<Request>,
+    keeper: &'a mut HealthRecorder,
+    requests: &'a mut mpsc::Receiver<PendingRequest>,
     outstanding: Outstanding,
     /// What is to be written, and how much of it has been.
     batch: Zeroizing<Vec<u8>>,
@@ -67,8 +67,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         stream: S,
         decoder: ReplyDecoder,
         timeout: Duration,
-        keeper: &'a mut Keeper,
-        requests: &'a mut mpsc::Receiver<Request>,
+        keeper: &'a mut HealthRecorder,
+        requests: &'a mut mpsc::Receiver<PendingRequest>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -233,7 +233,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     fn answer(
         &mut self,
         outcome: Result<Reply, CacheError>,
-        answer: Answer,
+        answer: ReplySender,
         now: Instant,
     ) -> Result<(), LinkEnd> {
         let ended = match &outcome {

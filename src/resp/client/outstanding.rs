@@ -10,16 +10,16 @@ use super::error::CacheError;
 use crate::resp::Reply;
 
 /// A request on its way to the task.
-pub(super) struct Request {
+pub(super) struct PendingRequest {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     pub(super) expects: Expects,
     pub(super) asked: Instant,
     pub(super) deadline: Instant,
-    pub(super) answer: Answer,
+    pub(super) answer: ReplySender,
 }
 
 /// Where an answer goes. Nobody may wait for it any more.
-pub(super) type Answer = oneshot::Sender<Result<Reply, CacheError>>;
+pub(super) type ReplySender = oneshot::Sender<Result<Reply, CacheError>>;
 
 /// Which replies are an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,7 +54,7 @@ fn presentable(text: &str) -> String {
 /// Who waits for a reply.
 pub(super) enum Waiting {
     /// Somebody who asked.
-    Caller(Expects, Answer),
+    Caller(Expects, ReplySender),
     /// We do, to see whether the server is there.
     Probe,
     /// We do, to see whether the breaker may close.
@@ -128,7 +128,7 @@ mod tests {
     use crate::reached::check;
     use crate::resp::client::OWNER_IS_SILENT;
 
-    fn caller(answer: Answer) -> Waiting {
+    fn caller(answer: ReplySender) -> Waiting {
         Waiting::Caller(Expects::Value, answer)
     }
 

@@ -7,9 +7,9 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use super::error::CacheError;
-use super::health::Keeper;
+use super::health::HealthRecorder;
 use super::link::{Link, LinkEnd};
-use super::outstanding::Request;
+use super::outstanding::PendingRequest;
 use super::transport::Transport;
 use crate::runtime::error_chain::with_causes;
 
@@ -23,8 +23,8 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     transport: Transport,
     timeout: Duration,
-    mut requests: mpsc::Receiver<Request>,
-    mut keeper: Keeper,
+    mut requests: mpsc::Receiver<PendingRequest>,
+    mut keeper: HealthRecorder,
 ) {
     let mut back_off = SHORTEST_BACK_OFF;
     loop {
@@ -73,7 +73,7 @@ pub(super) async fn run(
 }
 
 /// Answers what was asked just before the connection was known to be gone. It returns when all clients are gone.
-async fn turn_away(requests: &mut mpsc::Receiver<Request>) {
+async fn turn_away(requests: &mut mpsc::Receiver<PendingRequest>) {
     while let Some(request) = requests.recv().await {
         let _ = request.answer.send(Err(CacheError::Unavailable));
     }

@@ -25,7 +25,8 @@ fn known(ring: &Ring) -> KnownRing<'_> {
 
 #[test]
 fn a_new_farm_gets_a_ring_and_one_that_was_never_accepted_does_not() {
-    let Decision::Write(ring, None, Change::Created) = decided(StoredRing::Missing, KnownRing::default()) else {
+    let Decision::Write(ring, None, Change::Created) = decided(StoredRing::Missing, KnownRing::default())
+    else {
         panic!("no ring was made");
     };
     assert_eq!(ring.generation, 1);
@@ -84,7 +85,10 @@ fn a_lost_damaged_altered_or_rolled_back_ring_is_written_back_with_its_keys() {
     altered.previous.clear();
     let cases = [
         (StoredRing::Missing, None),
-        (StoredRing::Damaged("it is empty".into(), version()), Some(version())),
+        (
+            StoredRing::Damaged("it is empty".into(), version()),
+            Some(version()),
+        ),
         (good(&old), Some(version())),
         (good(&altered), Some(version())),
     ];
@@ -179,7 +183,10 @@ fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
         "{due:?}"
     );
     // Its proxies run, and a ring that is lost would end their sessions at the next restart.
-    for stored in [StoredRing::Missing, StoredRing::Damaged("it is empty".into(), version())] {
+    for stored in [
+        StoredRing::Missing,
+        StoredRing::Damaged("it is empty".into(), version()),
+    ] {
         let repaired = refused(stored, known(&ring), 10);
         assert!(
             matches!(&repaired, Decision::Write(same, _, Change::Repaired(_)) if same.primary == ring.primary),
@@ -211,7 +218,12 @@ fn a_repair_says_what_was_wrong_and_what_became_of_the_keys() {
         generation: 2,
     };
     let cases = [
-        (StoredRing::Missing, known(&current), "was missing", "the same keys"),
+        (
+            StoredRing::Missing,
+            known(&current),
+            "was missing",
+            "the same keys",
+        ),
         (StoredRing::Missing, restarted, "was missing", "new keys"),
         (
             StoredRing::Damaged("it is empty".into(), version()),

@@ -14,7 +14,7 @@ use super::guard::{ClientIo, Guard};
 use super::tunnel;
 use crate::config::Timeouts;
 use crate::proxy::http::forwarder::Forwarder;
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 use crate::proxy::http::service::requests;
 use crate::proxy::http::state::{ConnectionState, Drain};
 use crate::proxy::http::timer::Timer;
@@ -70,7 +70,7 @@ pub(crate) async fn serve_http1<IO>(
             };
             std::task::ready!(timer.poll_until(cx, begun.max(since) + timeouts.request_head.as_std()));
             state.heads.partial_since.set(None);
-            state.heads.refuse_partial.set(Some(Refusal {
+            state.heads.refuse_partial.set(Some(HttpRefusal {
                 status: StatusCode::REQUEST_TIMEOUT,
                 reason: "the request's head did not come in time",
             }));

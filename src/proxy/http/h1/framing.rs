@@ -12,7 +12,7 @@ mod head;
 use self::chunked::{Chunked, Progress};
 use self::head::{BodyFraming, HeadScan};
 pub(crate) use self::head::{MAX_FIELDS, MAX_REQUEST_LINE};
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 
 /// What to do with the bytes that were shown to [`Framing::advance`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,7 +36,7 @@ enum Phase {
     Length(u64),
     Chunked(Chunked),
     AwaitUpgrade,
-    Refused(Refusal),
+    Refused(HttpRefusal),
 }
 
 impl Default for Phase {
@@ -52,7 +52,7 @@ impl Framing {
     /// # Errors
     ///
     /// The bytes have no single reading or exceed a limit. The connection cannot go on.
-    pub fn advance(&mut self, input: &[u8]) -> Result<Step, Refusal> {
+    pub fn advance(&mut self, input: &[u8]) -> Result<Step, HttpRefusal> {
         let result = self.step(input);
         if let Err(refusal) = result {
             self.phase = Phase::Refused(refusal);
@@ -77,7 +77,7 @@ impl Framing {
         }
     }
 
-    fn step(&mut self, input: &[u8]) -> Result<Step, Refusal> {
+    fn step(&mut self, input: &[u8]) -> Result<Step, HttpRefusal> {
         match &mut self.phase {
             Phase::Refused(refusal) => Err(*refusal),
             Phase::AwaitUpgrade => Ok(Step::Wait),
@@ -111,7 +111,7 @@ impl Framing {
                         self.phase = Phase::default();
                         passed
                     }
-                    Progress::Fault(0, reason) => return Err(Refusal::bad_request(reason)),
+                    Progress::Fault(0, reason) => return Err(HttpRefusal::bad_request(reason)),
                     Progress::Fault(passed, _) => passed,
                 };
                 Ok(Step::Pass(passed))

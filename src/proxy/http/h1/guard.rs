@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::framing::{Framing, Step};
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 use crate::proxy::http::state::ConnectionState;
 use crate::proxy::http::timer::StallTimer;
 
@@ -39,17 +39,17 @@ pub(crate) struct Guard<IO> {
     /// Bytes that hyper has not got yet, of which the first `passable` may pass.
     held: BytesMut,
     passable: usize,
-    end: Option<End>,
+    end: Option<GuardEnd>,
 }
 
 /// Why nothing is read any more.
-enum End {
+enum GuardEnd {
     /// The client has closed its side.
     Eof,
     /// A head was refused: the answer to it ends the connection.
     Refused,
     /// A body was malformed.
-    Fault(Refusal),
+    Fault(HttpRefusal),
 }
 
 impl<IO> ClientIo<IO> {
@@ -106,7 +106,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
             }
             Ok(Step::Wait) => {}
             Err(refusal) if at_head => self.refuse(refusal),
-            Err(refusal) => self.end = Some(End::Fault(refusal)),
+            Err(refusal) => self.end = Some(GuardEnd::Fault(refusal)),
         }
     }
 
@@ -117,11 +117,11 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    fn refuse(&mut self, refusal: HttpRefusal) {
         self.state.heads.refuse(refusal);
         self.held = BytesMut::from(REFUSED_HEAD);
         self.passable = REFUSED_HEAD.len();
-        self.end = Some(End::Refused);
+        self.end = Some(GuardEnd::Refused);
     }
 
     /// Notes since when a head is incomplete. One that may pass and has not been read yet is complete.
@@ -145,16 +145,16 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 buf.put_slice(&this.held.split_to(length));
                 this.passable -= length;
                 this.state.activity.progressed();
-                if this.passable == 0 && !matches!(this.end, Some(End::Refused)) {
+                if this.passable == 0 && !matches!(this.end, Some(GuardEnd::Refused)) {
                     this.judge_held();
                     this.note_partial_head();
                 }
                 return Poll::Ready(Ok(()));
             }
             match &this.end {
-                Some(End::Eof) => return Poll::Ready(Ok(())),
-                Some(End::Refused) => return Poll::Pending,
-                Some(End::Fault(refusal)) => {
+                Some(GuardEnd::Eof) => return Poll::Ready(Ok(())),
+                Some(GuardEnd::Refused) => return Poll::Pending,
+                Some(GuardEnd::Fault(refusal)) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)));
                 }
                 None => {}
@@ -180,7 +180,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
             let read = buf.filled().get(start..).unwrap_or_default();
             if read.is_empty() {
-                this.end = Some(End::Eof);
+                this.end = Some(GuardEnd::Eof);
                 return Poll::Ready(Ok(()));
             }
             if undecided || !this.held.is_empty() {
@@ -211,7 +211,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                         break;
                     }
                     Err(refusal) => {
-                        this.end = Some(End::Fault(refusal));
+                        this.end = Some(GuardEnd::Fault(refusal));
                         break;
                     }
                 }

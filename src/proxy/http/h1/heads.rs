@@ -15,7 +15,7 @@ use std::cell::Cell;
 
 use tokio::time::Instant;
 
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 
 /// What guard, service and the connection's loop know of its heads.
 #[derive(Default)]
@@ -23,10 +23,10 @@ pub(crate) struct Heads {
     /// Since when a head is partial.
     pub(crate) partial_since: Cell<Option<Instant>>,
     /// Asks the guard to refuse the partial head.
-    pub(crate) refuse_partial: Cell<Option<Refusal>>,
+    pub(crate) refuse_partial: Cell<Option<HttpRefusal>>,
     passed: Cell<u64>,
     served: Cell<u64>,
-    refused: Cell<Option<(u64, Refusal)>>,
+    refused: Cell<Option<(u64, HttpRefusal)>>,
 }
 
 impl Heads {
@@ -39,13 +39,13 @@ impl Heads {
     }
 
     /// The guard passes a head of its own in place of one that it refuses.
-    pub(crate) fn refuse(&self, refusal: Refusal) {
+    pub(crate) fn refuse(&self, refusal: HttpRefusal) {
         let number = self.pass();
         self.refused.set(Some((number, refusal)));
     }
 
     /// Numbers a request that arrives at the service. An error when the guard has refused it.
-    pub(crate) fn next_request(&self) -> Result<u64, Refusal> {
+    pub(crate) fn next_request(&self) -> Result<u64, HttpRefusal> {
         let number = self.served.get();
         self.served.set(number + 1);
         match self.refused.get() {

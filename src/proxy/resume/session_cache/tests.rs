@@ -84,9 +84,9 @@ impl Reluctant {
     }
 }
 
-pub(in crate::proxy) fn sessions(count: usize) -> Vec<Entry> {
+pub(in crate::proxy) fn sessions(count: usize) -> Vec<StoredSession> {
     let scope = Scope::new("web/shop", "shop", MinVersion::TLS13);
-    let entry = |number: usize| Entry {
+    let entry = |number: usize| StoredSession {
         key: CacheKey::new(CacheKind::SingleUse, &scope, &number.to_be_bytes()),
         sealed: vec![0; 200],
         lifetime: NEVER,
@@ -166,5 +166,5 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
 fn without_a_cache_nobody_is_over_a_budget() {
     let cache = SessionCache::new(SessionCacheMetrics::default());
     cache.budget.borrow_mut().spend(CLIENT, 1_000_000, Instant::now());
-    assert_eq!(cache.room(CLIENT), Room::NoCache);
+    assert_eq!(cache.room(CLIENT), StoreAllowance::NoCache);
 }

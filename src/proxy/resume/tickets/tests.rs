@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::api::MinVersion;
-use crate::proxy::resume::session_cache::Found;
+use crate::proxy::resume::session_cache::FoundSession;
 use crate::ring::OpenError;
 use crate::ring::fixtures::{POLICY, at, ring, secret};
 
@@ -31,7 +31,7 @@ fn scope() -> Scope {
 
 struct Farm {
     keys: Arc<SharedKeys>,
-    metrics: Metrics,
+    metrics: ProxyMetrics,
 }
 
 impl Farm {
@@ -43,7 +43,7 @@ impl Farm {
     fn with(ring: &Ring, now: Timestamp) -> Self {
         let farm = Self {
             keys: Arc::default(),
-            metrics: Metrics::default(),
+            metrics: ProxyMetrics::default(),
         };
         farm.keys.replace(ring, now);
         farm
@@ -54,18 +54,22 @@ impl Farm {
     }
 
     /// One that may use the cache both ways, which had an entry under this name.
-    fn cached(&self, version: TicketVersion, found: Option<(&[u8], CacheKind, &Entry)>) -> ConnectionTickets {
+    fn cached(
+        &self,
+        version: TicketVersion,
+        found: Option<(&[u8], CacheKind, &StoredSession)>,
+    ) -> ConnectionTickets {
         let rules = ResumptionRules {
             kind: TicketKind::SingleUse,
             session_ids: Some(TICKETS),
             ..rules(scope().single_use(), Some(TICKETS), version)
         };
-        let found = found.map(|(name, kind, entry)| Found {
+        let found = found.map(|(name, kind, entry)| FoundSession {
             name: name.try_into().expect("a name"),
             key: CacheKey::new(kind, &rules.scope, name),
             entry: entry.sealed.clone().into(),
         });
-        let room = Room::Free;
+        let room = StoreAllowance::Free;
         self.connection_with(rules, Cached { found, room })
     }
 
@@ -246,7 +250,7 @@ fn a_key_that_has_expired_opens_nothing_after_a_reload_of_its_ring() {
 }
 
 /// A single-use ticket of this connection, and the entry that it names.
-fn single_use(connection: &ConnectionTickets, second: i64) -> Option<(Vec<u8>, Entry)> {
+fn single_use(connection: &ConnectionTickets, second: i64) -> Option<(Vec<u8>, StoredSession)> {
     let name = connection.seal(b"session", at(second))?;
     let mut entries = connection.take_entries();
     assert_eq!((name.len(), entries.len()), (32, 1));
@@ -314,7 +318,7 @@ fn the_entry_of_another_client_of_another_kind_or_with_another_bit_is_refused() 
     };
     let mut altered = entry.sealed.clone();
     altered[100] ^= 1;
-    let altered = Entry {
+    let altered = StoredSession {
         sealed: altered,
         ..entry
     };
@@ -351,7 +355,7 @@ fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
         session_ids: Some(TICKETS),
         ..rules(scope().single_use(), Some(TICKETS), TicketVersion::Tls13)
     };
-    for (room, over_budget) in [(Room::NoCache, 0), (Room::OverBudget, 2)] {
+    for (room, over_budget) in [(StoreAllowance::NoCache, 0), (StoreAllowance::OverBudget, 2)] {
         let connection = farm.connection_with(rules, Cached { found: None, room });
         assert!(connection.seal(b"session", at(0)).is_none());
         assert!(!connection.can_cache());
@@ -368,7 +372,7 @@ fn a_client_that_keeps_tickets_is_over_no_budget() {
         gets_session_id: false,
         ..rules(scope(), Some(TICKETS), TicketVersion::Tls12)
     };
-    let room = Room::OverBudget;
+    let room = StoreAllowance::OverBudget;
     let connection = farm.connection_with(rules, Cached { found: None, room });
     assert!(!connection.can_cache());
     assert_eq!(connection.take_over_budget(), 0);

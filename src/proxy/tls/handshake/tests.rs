@@ -38,7 +38,7 @@ struct Proxy {
     snapshot: Snapshot,
     keys: Arc<SharedKeys>,
     cache: SessionCache,
-    metrics: Metrics,
+    metrics: ProxyMetrics,
     registry: Registry,
 }
 
@@ -61,7 +61,7 @@ impl Proxy {
             snapshot: snapshot(config),
             keys,
             cache: SessionCache::new(SessionCacheMetrics::register(&mut registry)),
-            metrics: Metrics::register(&mut registry),
+            metrics: ProxyMetrics::register(&mut registry),
             registry,
         }
     }

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 
 /// Longest request line, in bytes.
 pub(crate) const MAX_REQUEST_LINE: usize = 8 << 10;
@@ -44,7 +44,7 @@ pub(super) struct HeadScan {
 
 impl HeadScan {
     /// Returns the length of the head, empty line included, once `input` holds all of it.
-    pub(super) fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, Refusal> {
+    pub(super) fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, HttpRefusal> {
         loop {
             // Bytes from the space upwards are judged later: only control characters have a meaning here.
             let plain = match input.get(self.scanned) {
@@ -59,7 +59,7 @@ impl HeadScan {
             let at = self.scanned + plain;
             let line = at - self.line_start - usize::from(self.after_cr);
             if self.lines == 0 && line > MAX_REQUEST_LINE {
-                return Err(Refusal {
+                return Err(HttpRefusal {
                     status: StatusCode::URI_TOO_LONG,
                     reason: "the request line is too long",
                 });
@@ -80,24 +80,24 @@ impl HeadScan {
                     match (empty, self.lines) {
                         // Old clients send one more line end after a body (RFC 9112 section 2.2).
                         (true, 0) if self.leading == 0 => self.leading = 1,
-                        (true, 0) => return Err(Refusal::bad_request("the request line is empty")),
+                        (true, 0) => return Err(HttpRefusal::bad_request("the request line is empty")),
                         (true, _) => return Ok(Some(self.scanned)),
                         (false, lines) if lines > MAX_FIELDS => return Err(too_large()),
                         (false, _) => self.lines += 1,
                     }
                 }
-                (_, true) => return Err(Refusal::bad_request("a carriage return stands alone")),
+                (_, true) => return Err(HttpRefusal::bad_request("a carriage return stands alone")),
                 (b'\r', false) => self.after_cr = true,
                 (b'\t', false) => {}
-                (b'\n', false) => return Err(Refusal::bad_request("a line feed stands alone")),
-                (_, false) => return Err(Refusal::bad_request("the head holds a control character")),
+                (b'\n', false) => return Err(HttpRefusal::bad_request("a line feed stands alone")),
+                (_, false) => return Err(HttpRefusal::bad_request("the head holds a control character")),
             }
         }
     }
 }
 
 /// Checks a complete head.
-pub(super) fn check(head: &[u8]) -> Result<Head, Refusal> {
+pub(super) fn check(head: &[u8]) -> Result<Head, HttpRefusal> {
     let mut lines = Lines(head.strip_prefix(b"\r\n").unwrap_or(head));
     let http11 = check_request_line(lines.next().unwrap_or_default())?;
 
@@ -110,13 +110,13 @@ pub(super) fn check(head: &[u8]) -> Result<Head, Refusal> {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let value = parse_length(value)?;
                 if length.is_some_and(|length| length != value) {
-                    return Err(Refusal::bad_request("the Content-Length fields differ"));
+                    return Err(HttpRefusal::bad_request("the Content-Length fields differ"));
                 }
                 length = Some(value);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 if chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refusal::bad_request(
+                    return Err(HttpRefusal::bad_request(
                         "only Transfer-Encoding: chunked is understood",
                     ));
                 }
@@ -133,12 +133,12 @@ pub(super) fn check(head: &[u8]) -> Result<Head, Refusal> {
     }
     let body = match (chunked, length) {
         (true, Some(_)) => {
-            return Err(Refusal::bad_request(
+            return Err(HttpRefusal::bad_request(
                 "Content-Length and Transfer-Encoding exclude each other",
             ));
         }
         (true, None) if !http11 => {
-            return Err(Refusal::bad_request("HTTP/1.0 knows no Transfer-Encoding"));
+            return Err(HttpRefusal::bad_request("HTTP/1.0 knows no Transfer-Encoding"));
         }
         (true, None) => BodyFraming::Chunked,
         (false, Some(length)) => BodyFraming::Length(length),
@@ -151,16 +151,16 @@ pub(super) fn check(head: &[u8]) -> Result<Head, Refusal> {
 }
 
 /// A field line's name and its value without the whitespace around it.
-pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
+pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), HttpRefusal> {
     if matches!(line.first(), Some(b' ' | b'\t')) {
-        return Err(Refusal::bad_request("a header line begins with whitespace"));
+        return Err(HttpRefusal::bad_request("a header line begins with whitespace"));
     }
     let mut parts = line.splitn(2, |byte| *byte == b':');
     let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
-        return Err(Refusal::bad_request("a header line has no colon"));
+        return Err(HttpRefusal::bad_request("a header line has no colon"));
     };
     if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
-        return Err(Refusal::bad_request("a header name is malformed"));
+        return Err(HttpRefusal::bad_request("a header name is malformed"));
     }
     Ok((name, value.trim_ascii()))
 }
@@ -171,15 +171,15 @@ pub(super) fn is_token(byte: u8) -> bool {
 }
 
 /// Checks the request line and tells whether it says HTTP/1.1.
-fn check_request_line(line: &[u8]) -> Result<bool, Refusal> {
+fn check_request_line(line: &[u8]) -> Result<bool, HttpRefusal> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(Refusal::bad_request("the request line is malformed"));
+        return Err(HttpRefusal::bad_request("the request line is malformed"));
     };
     if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
-        return Err(Refusal::bad_request("the method is malformed"));
+        return Err(HttpRefusal::bad_request("the method is malformed"));
     }
     let http11 = match version {
         b"HTTP/1.1" => true,
@@ -187,15 +187,15 @@ fn check_request_line(line: &[u8]) -> Result<bool, Refusal> {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit() =>
         {
-            return Err(Refusal {
+            return Err(HttpRefusal {
                 status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 reason: "this server speaks HTTP/1.1 and HTTP/1.0",
             });
         }
-        _ => return Err(Refusal::bad_request("the HTTP version is malformed")),
+        _ => return Err(HttpRefusal::bad_request("the HTTP version is malformed")),
     };
     if method == b"CONNECT" {
-        return Err(Refusal {
+        return Err(HttpRefusal {
             status: StatusCode::METHOD_NOT_ALLOWED,
             reason: "CONNECT is not served here",
         });
@@ -204,15 +204,15 @@ fn check_request_line(line: &[u8]) -> Result<bool, Refusal> {
         || starts_with_ignoring_case(target, b"http://")
         || starts_with_ignoring_case(target, b"https://");
     if !origin_or_absolute || target.iter().any(|byte| matches!(byte, b'\t' | b'#' | 0x7f)) {
-        return Err(Refusal::bad_request("the request target is malformed"));
+        return Err(HttpRefusal::bad_request("the request target is malformed"));
     }
     Ok(http11)
 }
 
-fn parse_length(value: &[u8]) -> Result<u64, Refusal> {
+fn parse_length(value: &[u8]) -> Result<u64, HttpRefusal> {
     // Nineteen digits always fit; no real body has more.
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Refusal::bad_request("Content-Length is not a number"));
+        return Err(HttpRefusal::bad_request("Content-Length is not a number"));
     }
     Ok(value
         .iter()
@@ -224,8 +224,8 @@ fn starts_with_ignoring_case(text: &[u8], prefix: &[u8]) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-fn too_large() -> Refusal {
-    Refusal {
+fn too_large() -> HttpRefusal {
+    HttpRefusal {
         status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         reason: "the request's header fields are too large",
     }

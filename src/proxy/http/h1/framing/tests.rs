@@ -12,7 +12,7 @@ use refused::{Refused, fields_of, head_of, refused_requests, request_line_of};
 mod refused;
 
 /// What passes of `input` when it arrives in pieces that end at `cuts`, and the verdict on the rest.
-fn judge(input: &[u8], cuts: &[usize]) -> (Vec<u8>, Option<Refusal>) {
+fn judge(input: &[u8], cuts: &[usize]) -> (Vec<u8>, Option<HttpRefusal>) {
     let mut framing = Framing::default();
     let (mut passed, mut held) = (Vec::new(), Vec::new());
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (input.len() + 1)).collect();

@@ -283,7 +283,7 @@ fn a_refused_head_is_replaced_and_nothing_follows_it() {
         guarded.arrives(GET);
         guarded.ends(Ok(()));
         assert_eq!(guarded.read(), Read::Waits, "the answer ends the connection");
-        let refusal = Refusal::bad_request("a line feed stands alone");
+        let refusal = HttpRefusal::bad_request("a line feed stands alone");
         assert_eq!(guarded.state.heads.next_request(), Ok(0));
         assert_eq!(guarded.state.heads.next_request(), Err(refusal));
     }
@@ -303,7 +303,7 @@ fn a_refused_head_is_replaced_whole_however_little_room_there_is() {
 
 #[test]
 fn a_head_that_takes_too_long_is_refused_once() {
-    let refusal = Refusal::bad_request("too late");
+    let refusal = HttpRefusal::bad_request("too late");
     let mut guarded = Guarded::new();
     guarded.arrives("GET / HT");
     assert_eq!(guarded.read(), Read::Waits);
@@ -414,7 +414,7 @@ fn what_follows_a_declined_upgrade_is_checked() {
     assert_eq!(guarded.state.heads.next_request(), Ok(0));
     assert_eq!(
         guarded.state.heads.next_request(),
-        Err(Refusal::bad_request("the head holds a control character"))
+        Err(HttpRefusal::bad_request("the head holds a control character"))
     );
 }
 

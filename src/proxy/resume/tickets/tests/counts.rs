@@ -15,7 +15,7 @@ impl Counted {
         let mut registry = Registry::default();
         let farm = Farm {
             keys: Arc::default(),
-            metrics: Metrics::register(&mut registry),
+            metrics: ProxyMetrics::register(&mut registry),
         };
         if let Some(ring) = ring {
             farm.keys.replace(ring, at(0));
@@ -76,7 +76,7 @@ fn every_ticket_that_is_asked_for_is_counted_once() {
     let counted = Counted::new(None);
     let farm = &counted.farm;
     assert!(farm.connection(TicketVersion::Tls13).seal(b"s", at(0)).is_none());
-    for room in [Room::NoCache, Room::OverBudget] {
+    for room in [StoreAllowance::NoCache, StoreAllowance::OverBudget] {
         let single_use = ResumptionRules {
             kind: TicketKind::SingleUse,
             ..rules(scope().single_use(), Some(TICKETS), TicketVersion::Tls13)

@@ -39,7 +39,7 @@ fn rules_for(by: By, policy: TicketPolicy) -> ResumptionRules {
 fn with_room() -> Cached {
     Cached {
         found: None,
-        room: Room::Free,
+        room: StoreAllowance::Free,
     }
 }
 
@@ -137,7 +137,7 @@ fn what_is_handed_out_in_a_resumed_session_ends_with_that_session() {
             .read(|keys| keys.seal(b"session", sealed_as, &rules.scope, &policy, &begun, at(0)))
             .expect("a ring")
             .expect("sealed");
-        let found = matches!(by, By::SessionId).then(|| Found {
+        let found = matches!(by, By::SessionId).then(|| FoundSession {
             name: ids,
             key,
             entry: sealed.clone().into(),
@@ -146,7 +146,7 @@ fn what_is_handed_out_in_a_resumed_session_ends_with_that_session() {
             rules,
             Cached {
                 found,
-                room: Room::Free,
+                room: StoreAllowance::Free,
             },
         );
         let opened = match by {
@@ -226,12 +226,12 @@ fn a_proxy_that_may_seal_hands_out_tickets_and_session_ids() {
     assert!(issuer.can_cache());
     assert!(issuer.put(id.to_vec(), b"session".to_vec()));
     let entry = issuer.take_entries().pop().expect("kept");
-    let found = Some(Found {
+    let found = Some(FoundSession {
         name: id,
         key: entry.key,
         entry: entry.sealed.into(),
     });
-    let room = Room::Free;
+    let room = StoreAllowance::Free;
     let again = farm.connection_with(rules, Cached { found, room });
     assert_eq!(again.get(&id).as_deref(), Some(b"session".as_slice()));
     assert_eq!(again.take(&id), None, "nothing but TLS 1.3 takes");

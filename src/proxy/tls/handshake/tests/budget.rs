@@ -3,7 +3,7 @@
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::proxy::resume::session_cache::Room;
+use crate::proxy::resume::session_cache::StoreAllowance;
 use crate::proxy::resume::session_cache::tests::{Reluctant, patient, sessions, until};
 use crate::runtime::test_dir::TestDir;
 
@@ -20,7 +20,10 @@ async fn a_client_over_its_budget_is_served_without_sessions_and_others_are_give
         let mut proxy = Proxy::new();
         proxy.cache.follow(Some(&patient(&socket)));
         let greedy = proxy.client;
-        until("a connection", || proxy.cache.room(greedy) == Room::Free).await;
+        until("a connection", || {
+            proxy.cache.room(greedy) == StoreAllowance::Free
+        })
+        .await;
         for taken in (AT_A_TIME..=TOO_MANY).step_by(AT_A_TIME) {
             proxy.cache.store(greedy, sessions(AT_A_TIME)).await;
             until("all of them to be taken", || server.taken.get() == taken).await;
@@ -29,7 +32,7 @@ async fn a_client_over_its_budget_is_served_without_sessions_and_others_are_give
 
         // Some share the budget of the first.
         let mut others = (2..=u8::MAX).map(|last| Ipv4Addr::new(127, 0, 0, last).into());
-        let other = others.find(|other| proxy.cache.room(*other) == Room::Free);
+        let other = others.find(|other| proxy.cache.room(*other) == StoreAllowance::Free);
         let other = other.expect("a client with a budget of its own");
 
         for (client, given) in [(greedy, false), (other, true)] {

@@ -3,14 +3,14 @@
 use http::StatusCode;
 
 use crate::proxy::http::h1::framing::head::{MAX_FIELDS, MAX_HEAD, MAX_REQUEST_LINE};
-use crate::proxy::http::refusal::Refusal;
+use crate::proxy::http::refusal::HttpRefusal;
 
 /// A request that is refused: what of it passes, how it goes on, and the verdict.
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
     pub(super) passed: Vec<u8>,
     pub(super) rest: Vec<u8>,
-    pub(super) refusal: Refusal,
+    pub(super) refusal: HttpRefusal,
 }
 
 /// One request for each fault. The first byte of a faulty body's rest is the faulty one.
@@ -92,7 +92,7 @@ fn refused_head(head: &str, status: u16, reason: &'static str) -> Refused {
     Refused {
         passed: Vec::new(),
         rest: head.into(),
-        refusal: Refusal {
+        refusal: HttpRefusal {
             status: StatusCode::from_u16(status).expect("valid"),
             reason,
         },
@@ -104,7 +104,7 @@ fn refused_chunk(passed: &str, rest: &str, reason: &'static str) -> Refused {
     Refused {
         passed: format!("{head}{passed}").into(),
         rest: rest.into(),
-        refusal: Refusal::bad_request(reason),
+        refusal: HttpRefusal::bad_request(reason),
     }
 }
 
