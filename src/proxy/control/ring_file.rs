@@ -24,7 +24,7 @@ pub(crate) enum RingFileState {
     /// It was written again and holds the ring that is in use already.
     InUse,
     /// It holds a ring to take into use.
-    Replaced(Ring),
+    Replaced(Box<Ring>),
     /// It holds none that may replace the one in use.
     Refused(RingRefusal),
 }
@@ -99,7 +99,7 @@ impl RingFile {
             }
         }
         self.loaded = Some(mark);
-        RingFileState::Replaced(ring)
+        RingFileState::Replaced(Box::new(ring))
     }
 }
 

@@ -3,9 +3,11 @@ use serde_json::json;
 use super::*;
 use crate::api::Reason;
 use crate::operator::cluster::secret::Version;
+use crate::operator::fleet::memory::Farms;
 use crate::operator::fleet::observe::ProxyMemory;
 use crate::operator::fleet::pods::ProxyPod;
 use crate::operator::names::id;
+use crate::operator::reconcile::forget;
 use crate::report::ProxyReport;
 use crate::ring::fixtures::{POLICY, at, ring};
 
