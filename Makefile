@@ -11,7 +11,7 @@
 #   make mutants-change   the same for only the lines you changed since CHANGE_BASE, the previous commit by default
 #   make coverage         which lines the unit and loopback tests run, by module
 #   make bench-cache      compares the session cache with redis-server; prints the table of docs/performance.md
-#   make lint             formatting, clippy, documentation, scripts, chart, rendered manifests
+#   make lint             formatting, clippy, documentation, dependencies, scripts, chart, rendered manifests; needs no Kubernetes
 #   make crds             writes the CustomResourceDefinition again after a change of src/api
 #   make image            the container image, as dist/tlsfarm.tar
 
@@ -93,7 +93,7 @@ lint:
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
-	tests/cluster/lint
+	tests/lint
 
 bench-cache:
 	tests/packages

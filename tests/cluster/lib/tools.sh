@@ -18,6 +18,7 @@ programs() {
   done
   echo "helm helm.sh/helm/v4/cmd/helm helm"
   echo "load github.com/tsenart/vegeta/v12 vegeta"
+  echo "actionlint github.com/rhysd/actionlint/cmd/actionlint actionlint"
 }
 
 cni_dir() {
@@ -32,7 +33,7 @@ have_static_libc() { [ -n "$(find /usr/lib /usr/lib64 -name libc.a -print -quit 
 
 missing_packages() { # Debian names of what is not there
   without_command ip:iproute2 iptables:iptables conntrack:conntrack openssl:openssl runc:runc buildah:buildah cc:gcc \
-    nsenter:util-linux flock:util-linux sysctl:procps curl:curl shellcheck:shellcheck readelf:binutils
+    nsenter:util-linux flock:util-linux sysctl:procps curl:curl readelf:binutils
   cni_dir >/dev/null || echo containernetworking-plugins
   have_static_libc || echo libc6-dev
 }
