@@ -1,6 +1,6 @@
-//! The `TLSFarm` resource: what a user writes, what the operator answers, and the words both use.
+//! The `TLSFarm` custom resource: `spec`, `status`, and the names of labels, annotations and ports.
 //!
-//! Everything here is pure. The CRD in `crds/tlsfarm.yaml` is generated from these types by `tlsfarm crd`.
+//! Nothing here performs I/O. The CRD in `crds/tlsfarm.yaml` is generated from these types by `tlsfarm crd`.
 
 mod condition;
 mod duration;
@@ -25,7 +25,7 @@ pub const GROUP: &str = "tlsfarm.dev";
 /// Label on every object that belongs to a farm; its value is the farm's name.
 pub const FARM_LABEL: &str = "tlsfarm.dev/farm";
 
-/// Annotation on a farm: a new value asks for one rotation of the ring, gated by acknowledgements like any other.
+/// Annotation on a farm: a new value requests one rotation of the ring, which waits for acknowledgements like any other.
 pub const ROTATE_ANNOTATION: &str = "tlsfarm.dev/rotate";
 
 /// Annotation that the operator patches on pods when a mounted object changes, so that the kubelet refreshes
@@ -35,7 +35,7 @@ pub const REFRESH_ANNOTATION: &str = "tlsfarm.dev/refresh";
 /// `type` of the Secret that holds a farm's ring.
 pub const RING_SECRET_TYPE: &str = "tlsfarm.dev/ring";
 
-/// `type` of the Secret that holds the authority of a farm's cache certificates.
+/// `type` of the Secret that holds the CA certificate and key that sign a farm's cache certificates.
 pub const CACHE_AUTHORITY_SECRET_TYPE: &str = "tlsfarm.dev/cache-ca";
 
 /// Container ports of a proxy pod. Scripts and dashboards rely on the names.
@@ -46,7 +46,7 @@ pub mod ports {
     pub const HTTP: (&str, u16) = ("http", 8080);
     /// Name and number of the port with `/healthz`, `/readyz`, `/status` and `/metrics`.
     pub const ADMIN: (&str, u16) = ("admin", 9090);
-    /// Name and number of the sidecar's port for its peers.
+    /// Name and number of the sidecar's port for connections from peers.
     pub const CACHE_PEERS: (&str, u16) = ("cache-peers", 7443);
     /// Name and number of the sidecar's port with `/healthz`, `/readyz` and `/metrics`.
     pub const CACHE_ADMIN: (&str, u16) = ("cache-admin", 9091);

@@ -5,10 +5,11 @@
 //!                                  └────► client ──TLS──► connection of the owner ─► its shard
 //! ```
 //!
-//! An entry has one owner, found by rendezvous hashing over the ready caches, and lives in its shard only. A cache that
-//! comes or goes moves some entries' owners, and a moved entry is a miss: a full handshake, never an error.
+//! Each entry has one owner, determined by rendezvous hashing over the ready caches, and is stored only in the owner's
+//! shard. When a cache is added or removed, the owner of some entries changes. Looking up such an entry is a miss: a
+//! full handshake, not an error.
 //!
-//! One thread does everything, as in Redis: an operation takes less time than waking another thread would.
+//! The process is single-threaded, as Redis is: an operation takes less time than waking another thread.
 
 mod client_socket;
 mod command;
@@ -56,69 +57,69 @@ use crate::runtime::admin::{AdminPages, text_page};
 use crate::runtime::limits::{self, ConnectionCost};
 use crate::runtime::signal::Terminated;
 
-/// How often, and of how many entries in each bucket, it is looked whether they have expired.
+/// Interval of the sweep for expired entries, and the number of entries it checks per bucket.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const SWEPT: usize = 1000;
 
-/// Memory that unfinished requests and replies of all connections may take together.
+/// Limit on the memory of pending requests and replies of all connections together, in bytes.
 const MOST_HELD: usize = 16 << 20;
 
-/// Memory of a connection that is idle, with what the kernel takes for it.
+/// Estimated memory of an idle connection, including kernel memory, in bytes.
 const CONNECTION_BYTES: u64 = 8 * 1024;
 
-/// Most connections of other caches. They have one each, and for a while two.
+/// Maximum number of connections from peers. Each peer has one, or two during a reconnect.
 const MOST_PEERS: usize = 1024;
 
-/// How long connections may take to end.
+/// Time limit for open connections to finish at shutdown.
 const LONGEST_END: Duration = Duration::from_secs(1);
 
-/// Why a cache cannot run.
+/// Why a cache failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", file.display())]
+    /// A file could not be read.
+    #[error("failed to read {}: {error}", file.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// Why not.
+        /// The I/O error.
         error: io::Error,
     },
-    /// The configuration is not one.
-    #[error("the configuration file {}: {error}", file.display())]
+    /// The configuration file is invalid.
+    #[error("configuration file {}: {error}", file.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The parse or validation error.
         error: ConfigError,
     },
-    /// There is no password where one should be.
-    #[error("the password file {} is empty", .0.display())]
+    /// The password file is empty.
+    #[error("password file {} is empty", .0.display())]
     NoPassword(PathBuf),
-    /// This cache would not know itself among its peers.
-    #[error("peers that a Service names know this cache by its pod's address: give --pod-ip or POD_IP")]
+    /// Peers are discovered through a Service, but the pod IP is not set.
+    #[error("discovering peers through a Service requires this pod's IP address: set --pod-ip or POD_IP")]
     NoPodIp,
-    /// An address of `listen` cannot be had.
-    #[error("cannot listen on {address}: {error}")]
+    /// Binding an address of `listen` failed.
+    #[error("failed to listen on {address}: {error}")]
     Listen {
-        /// The address, or the socket's path.
+        /// The TCP address or the path of the Unix socket.
         address: String,
-        /// Why not.
+        /// The I/O error.
         error: io::Error,
     },
-    /// No key can be made.
+    /// Generating the encryption keys failed.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
-    /// Timers or signals cannot be had.
-    #[error("cannot start: {0}")]
+    /// Setting up the runtime or the signal handlers failed.
+    #[error("failed to start: {0}")]
     System(io::Error),
 }
 
-/// Runs a cache until it is told to stop by SIGTERM or SIGINT. `pod_ip` is the address by which other caches know this
-/// one, where they are found through a Service.
+/// Runs a cache until SIGTERM or SIGINT. `pod_ip` identifies this cache among its peers; it is required if they are
+/// discovered through a Service.
 ///
 /// # Errors
 ///
-/// When the configuration or a file that it names is unusable, or when an address cannot be listened on.
+/// Fails if the configuration or a file that it refers to is invalid, or if binding an address fails.
 pub fn run(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
     let text = read(config_file)?;
     let config = CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
@@ -202,14 +203,17 @@ async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartE
         admin = %config.listen.admin,
         size_mib = config.size_mib,
         most_connections,
-        "the cache runs"
+        "cache started"
     );
 
     terminated.recv().await;
     stop.cancel();
     server.tasks.close();
     if timeout(LONGEST_END, server.tasks.wait()).await.is_err() {
-        warn!(connections = server.tasks.len(), "connections are cut");
+        warn!(
+            connections = server.tasks.len(),
+            "shutdown time limit reached: closing remaining connections"
+        );
     }
     Ok(())
 }
@@ -229,12 +233,12 @@ fn pages(registry: Registry, stop: CancellationToken) -> AdminPages {
         .page("/healthz", || text_page(StatusCode::OK, "ok"))
         .page("/readyz", move || match stop.is_cancelled() {
             false => text_page(StatusCode::OK, "ok"),
-            true => text_page(StatusCode::SERVICE_UNAVAILABLE, "the cache is stopping"),
+            true => text_page(StatusCode::SERVICE_UNAVAILABLE, "the cache is shutting down"),
         })
         .metrics(Arc::new(registry))
 }
 
-/// Frees memory of what has expired, though nobody stores anything.
+/// Removes expired entries periodically, even if no entry is stored.
 async fn sweep(shard: Arc<Shard>) {
     let mut tick = interval(SWEEP_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

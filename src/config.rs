@@ -227,15 +227,15 @@ impl ProxyConfig {
             return value("tickets", &self.farm, "lifetime and maxAge must be at most 168h");
         }
         if let Some(field) = self.timeouts.zero() {
-            return value(field, &self.farm, "no time limit may be zero");
+            return value(field, &self.farm, "must not be zero");
         }
         if let Some(cache) = &self.session_cache
             && (cache.lookup_timeout.as_std().is_zero() || cache.lookup_timeout > LONGEST_LOOKUP)
         {
-            return value("lookupTimeout", &self.farm, "it must lie between 1ms and 50ms");
+            return value("lookupTimeout", &self.farm, "must be between 1ms and 50ms");
         }
         if self.hosts.is_empty() {
-            return value("hosts", &self.farm, "there must be at least one");
+            return value("hosts", &self.farm, "must have at least one entry");
         }
         let mut seen = BTreeSet::new();
         for host in &self.hosts {
@@ -243,10 +243,14 @@ impl ProxyConfig {
                 return Err(ConfigError::Conflict(host.name.clone()));
             }
             if host.hostnames.is_empty() || host.certificates.is_empty() || host.routes.is_empty() {
-                return value("host", &host.name, "it needs host names, certificates and routes");
+                return value(
+                    "host",
+                    &host.name,
+                    "hostnames, certificates and routes must not be empty",
+                );
             }
             if host.ticket_kind == TicketKind::SingleUse && self.session_cache.is_none() {
-                return value("ticketKind", &host.name, "SingleUse needs a sessionCache");
+                return value("ticketKind", &host.name, "SingleUse requires sessionCache");
             }
             for hostname in &host.hostnames {
                 let name = hostname.strip_prefix("*.").unwrap_or(hostname);
@@ -255,7 +259,7 @@ impl ProxyConfig {
                     return value(
                         "hostnames",
                         hostname,
-                        "it must be a lower-case DNS name, at most with *. in front",
+                        "must be a lower-case DNS name, optionally prefixed with *.",
                     );
                 }
                 if !seen.insert(hostname.clone()) {
@@ -263,7 +267,7 @@ impl ProxyConfig {
                 }
             }
             if let Some(route) = host.routes.iter().find(|route| !route.path.starts_with('/')) {
-                return value("path", &route.path, "it must begin with /");
+                return value("path", &route.path, "must begin with /");
             }
         }
         Ok(())

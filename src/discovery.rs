@@ -86,7 +86,7 @@ pub async fn follow(endpoints: Endpoints, namespace: Option<String>) {
         match Client::try_default().await {
             Ok(client) => break client,
             Err(error) => {
-                warn!(%error, "no way to the API server; Services have no endpoints");
+                warn!(%error, "failed to create a Kubernetes client, will retry; Services have no endpoints until then");
                 sleep(back_off).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }
@@ -107,7 +107,7 @@ async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
         match event {
             Ok(event) => {
                 if !reachable {
-                    info!(namespace, "endpoints are watched again");
+                    info!(namespace, "EndpointSlice watch restored");
                 }
                 reachable = true;
                 if mirror.apply(event) {
@@ -115,10 +115,10 @@ async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
                 }
             }
             Err(error) if reachable => {
-                info!(namespace, %error, "endpoints cannot be watched; the last known ones stay in use");
+                info!(namespace, %error, "EndpointSlice watch failed; keeping the last known endpoints");
                 reachable = false;
             }
-            Err(error) => debug!(namespace, %error, "endpoints still cannot be watched"),
+            Err(error) => debug!(namespace, %error, "EndpointSlice watch still failing"),
         }
     }
 }

@@ -27,13 +27,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Turn TLSFarm objects into running proxies and rotate their ticket keys
+    /// Reconcile TLSFarm objects: run their proxies and rotate their ticket keys
     Operator(OperatorArgs),
-    /// Terminate TLS and forward HTTP, as one proxy of a farm
+    /// Run one proxy of a farm: terminate TLS and forward HTTP to the backends
     Proxy(ProxyArgs),
-    /// Keep TLS sessions for proxies and other servers, as one cache of a farm; speaks Redis's protocol
+    /// Run one cache of a farm: store TLS sessions for proxies and other servers, over the Redis protocol
     Cache(CacheArgs),
-    /// Take a TLS session at each proxy, offer it at each other one, and print what happened
+    /// Test resumption: get a TLS session from each proxy, offer it to every proxy, and print the results
     Probe(ProbeArgs),
     /// Print the CustomResourceDefinition of TLSFarm as YAML
     Crd,
@@ -41,7 +41,7 @@ enum Command {
 
 #[derive(Args)]
 struct OperatorArgs {
-    /// Namespace to serve; repeat it for several. Without any, all namespaces, which needs a ClusterRole
+    /// Namespace to watch; repeat for several. Default: all namespaces, which requires a ClusterRole
     #[arg(
         long = "namespace",
         short,
@@ -52,7 +52,7 @@ struct OperatorArgs {
     )]
     namespaces: Vec<String>,
 
-    /// Image of the proxies of farms that name none
+    /// Proxy image for farms that do not set spec.proxy.image
     #[arg(
         long,
         value_name = "IMAGE",
@@ -61,7 +61,7 @@ struct OperatorArgs {
     )]
     proxy_image: String,
 
-    /// Address for /healthz, /readyz and /metrics
+    /// Listen address for /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, ports::ADMIN.1).into())]
     admin: SocketAddr,
 
@@ -85,7 +85,7 @@ struct CacheArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Address by which other caches know this one
+    /// IP address of this pod, by which the other caches identify this one
     #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
     pod_ip: Option<IpAddr>,
 
@@ -105,7 +105,7 @@ struct LogArgs {
     )]
     log_filter: String,
 
-    /// How log lines look
+    /// Log format
     #[arg(
         long,
         value_name = "FORMAT",
@@ -162,13 +162,13 @@ fn namespace(text: &str) -> Result<String, &'static str> {
         && !text.ends_with('-');
     match is_label {
         true => Ok(text.to_owned()),
-        false => Err("a namespace is named in lower case letters, digits and dashes"),
+        false => Err("a namespace must consist of lower-case letters, digits and hyphens"),
     }
 }
 
 impl LogArgs {
     fn init(&self) -> Result<(), String> {
         telemetry::init(self.log_format, &self.log_filter)
-            .map_err(|error| format!("--log-filter {:?} is not a filter: {error}", self.log_filter))
+            .map_err(|error| format!("invalid --log-filter {:?}: {error}", self.log_filter))
     }
 }

@@ -65,10 +65,10 @@ pub enum OperatorError {
     #[error(transparent)]
     NoCluster(#[from] NoCluster),
     /// The way to the API server is described wrongly.
-    #[error("the cluster's configuration is unusable: {0}")]
+    #[error("invalid Kubernetes client configuration: {0}")]
     Client(#[source] Box<kube::Error>),
     /// The admin address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("failed to listen on {address}: {source}")]
     Admin {
         /// The address asked for.
         address: SocketAddr,
@@ -76,10 +76,10 @@ pub enum OperatorError {
         source: io::Error,
     },
     /// The signal to stop cannot be waited for.
-    #[error("cannot wait for signals: {0}")]
+    #[error("failed to install signal handlers: {0}")]
     Signal(#[source] io::Error),
     /// The operator ended by itself.
-    #[error("a controller ended without being told to; this is a fault of the operator, please report it")]
+    #[error("a controller stopped unexpectedly; this is a bug in the operator, please report it")]
     Ended,
 }
 
@@ -109,7 +109,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let mut scopes: Vec<Option<String>> = options.namespaces.into_iter().map(Some).collect();
     scopes.sort();
     scopes.dedup();
-    info!(namespaces = ?scopes.iter().flatten().collect::<Vec<_>>(), "tending farms, in all namespaces when none is named");
+    info!(namespaces = ?scopes.iter().flatten().collect::<Vec<_>>(), "watching TLSFarm objects");
     if scopes.is_empty() {
         scopes.push(None);
     }
@@ -147,7 +147,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
             } else {
                 text_page(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    "the farms have not been listed yet",
+                    "the TLSFarm objects have not been listed yet",
                 )
             }
         })
@@ -156,7 +156,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let synced = tokio::spawn(async move {
         join_all(listings).await;
         ready.store(true, Ordering::Relaxed);
-        info!("ready: the farms have been listed");
+        info!("ready: listed all TLSFarm objects");
     });
 
     let outcome = tokio::select! {
@@ -175,10 +175,12 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
         .await
         .is_err()
     {
-        warn!("stopped while passes were under way; the next operator takes them up");
+        warn!(
+            "stopped before running reconciliations finished; the next operator will reconcile these farms"
+        );
     }
     if admin.await.is_err() {
-        warn!("the admin server ended by itself");
+        warn!("admin server task failed");
     }
     outcome
 }

@@ -47,23 +47,23 @@ use target::{ClusterTargets, TargetFarm, TargetHost, TargetProxy, Targets, unrea
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct ProbeArgs {
-    /// Farms to probe; every farm of the namespace when none is named
+    /// Farms to probe. Default: every farm in the namespace
     #[arg(value_name = "FARM")]
     farms: Vec<String>,
 
-    /// Namespace of the farms; repeat it for several. The context's own when not given
+    /// Namespace of the farms; repeat for several. Default: the namespace of the kubeconfig context
     #[arg(long = "namespace", short, value_name = "NAMESPACE", value_delimiter = ',')]
     namespaces: Vec<String>,
 
-    /// Probe the farms of all namespaces
+    /// Probe the farms in all namespaces
     #[arg(long, short = 'A', conflicts_with = "namespaces")]
     all_namespaces: bool,
 
-    /// Context of the kubeconfig; the current one, or the pod's own cluster, when not given
+    /// Kubeconfig context. Default: the current context, or the in-cluster configuration
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
 
-    /// Probe this server instead of a farm's proxies; repeat it for each. No cluster is asked
+    /// Probe this server instead of a farm's proxies, without using a cluster; repeat for several
     #[arg(
         long = "address",
         value_name = "IP:PORT",
@@ -72,11 +72,11 @@ pub struct ProbeArgs {
     )]
     addresses: Vec<SocketAddr>,
 
-    /// Name to ask for (SNI); repeat it for several. By default the first host name of each host of the farm
+    /// Server name to send (SNI); repeat for several. Default: the first host name of each host of the farm
     #[arg(long = "server-name", value_name = "NAME", value_parser = server_name)]
     server_names: Vec<ServerName<'static>>,
 
-    /// Way to resume; repeat it for several. By default all that a host of a farm offers, and tickets at an address
+    /// Resumption mechanism; repeat for several. Default: all that the farm's hosts offer, or tickets with --address
     #[arg(
         long = "mechanism",
         visible_alias = "mechanisms",
@@ -86,24 +86,24 @@ pub struct ProbeArgs {
     )]
     mechanisms: Vec<Mechanism>,
 
-    /// Path to ask for with GET
+    /// Path to request with GET
     #[arg(long, default_value = "/", value_parser = path)]
     path: PathAndQuery,
 
-    /// Verify the servers' certificates against the certificates in this PEM file. Without it any certificate is taken:
-    /// the probe sends nothing secret
+    /// Verify server certificates against the CA certificates in this PEM file. Default: accept any certificate (the
+    /// probe sends no secrets)
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 
-    /// Time for one connection, from its first packet to the end of the response
+    /// Time limit for one connection, from its first packet to the end of the response
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     timeout: Duration,
 
-    /// How the results look
+    /// Output format
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     output: OutputFormat,
 
-    /// Exit with 0 when there is no farm, or none that should have proxies
+    /// Exit with 0 when there is no farm, or every farm has 0 replicas
     #[arg(long)]
     allow_empty: bool,
 
@@ -111,15 +111,15 @@ pub struct ProbeArgs {
     #[arg(long, short)]
     watch: bool,
 
-    /// From the beginning of one round to the beginning of the next; 0 for as fast as possible
+    /// Time from the start of one round to the start of the next; 0 for no pause
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, requires = "watch")]
     interval: Duration,
 
-    /// End after this many rounds
+    /// Stop after this many rounds
     #[arg(long, value_name = "NUMBER", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// End after this time
+    /// Stop after this time
     #[arg(long, value_name = "DURATION", requires = "watch")]
     duration: Option<Duration>,
 }
@@ -130,12 +130,12 @@ pub enum OutputFormat {
     /// Tables, coloured on a terminal unless NO_COLOR is set
     #[default]
     Text,
-    /// One JSON document; with --watch one JSON object a line
+    /// One JSON document; with --watch one JSON object per line
     Json,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 when every session was resumed and every request served, 1 when not, \
-                          2 for wrong usage or nothing to probe.";
+const EXIT_CODES: &str = "Exit codes: 0 when every session was resumed and every request was served, 1 when \
+                          not, 2 for a usage error or nothing to probe.";
 
 /// Probes as `args` say and prints the results to standard output. The exit code is 0 when every session was resumed
 /// and every request served, else 1.
@@ -256,7 +256,7 @@ fn roots(path: &PathBuf) -> Result<RootCertStore, String> {
         roots.add(certificate).map_err(|error| error.to_string())?;
     }
     if roots.is_empty() {
-        return Err("there is no certificate in it".into());
+        return Err("contains no certificate".into());
     }
     Ok(roots)
 }
@@ -266,13 +266,13 @@ fn no_color_is_unset() -> bool {
 }
 
 fn server_name(text: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(text.to_owned()).map_err(|_| "it must be a DNS name or an IP address".into())
+    ServerName::try_from(text.to_owned()).map_err(|_| "must be a DNS name or an IP address".into())
 }
 
 fn path(text: &str) -> Result<PathAndQuery, String> {
     match text.parse::<PathAndQuery>() {
         Ok(path) if text.starts_with('/') => Ok(path),
-        _ => Err("it must be a URL path that begins with /".into()),
+        _ => Err("must be a URL path that begins with /".into()),
     }
 }
 

@@ -60,15 +60,15 @@ const CONNECTION_COST: ConnectionCost = ConnectionCost {
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The first configuration must be good; there is nothing to fall back on.
-    #[error("the configuration file {}: {error}", file.display())]
+    #[error("configuration file {}: {error}", file.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
         /// What is wrong with it.
         error: ConfigFileError,
     },
     /// An address of `listen` cannot be had.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("failed to listen on {address}: {error}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -76,10 +76,10 @@ pub enum ProxyError {
         error: io::Error,
     },
     /// Threads or timers cannot be had.
-    #[error("cannot start: {0}")]
+    #[error("failed to start: {0}")]
     Start(io::Error),
     /// A traffic thread ended although nobody told it to.
-    #[error("a traffic thread ended unexpectedly")]
+    #[error("a traffic thread exited unexpectedly")]
     TrafficThread,
 }
 
@@ -141,7 +141,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
         admin = %config.listen.admin,
         threads = threads.len(),
         most_connections = traffic.room.available_permits(),
-        "the proxy runs"
+        "proxy started"
     );
 
     tokio::spawn(control::status::pages(&shared, registry).serve(admin, std::future::pending()));
@@ -156,7 +156,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     tokio::select! {
         () = drain(&traffic) => {}
         () = terminated.recv() => {
-            warn!(connections = traffic.connections.len(), "told to stop again: connections are cut");
+            warn!(connections = traffic.connections.len(), "second termination signal: closing remaining connections");
             return Ok(());
         }
     }

@@ -50,18 +50,18 @@ pub enum ProtocolError {
     #[error("Protocol error: too big inline request")]
     LongLine,
     /// A request on a line of its own has quotes, which only people at a terminal write.
-    #[error("Protocol error: quotes are understood in arrays of strings only")]
+    #[error("Protocol error: quotes are not supported in inline requests")]
     Quotes,
     /// A string or a line does not end where it should.
-    #[error("Protocol error: expected the end of a line")]
+    #[error("Protocol error: expected end of line")]
     LineEnd,
     /// A request is longer than any that means something.
     #[error("Protocol error: too big request")]
     LongRequest,
     /// A reply is of no kind that our requests have.
-    #[error("a reply of unexpected type '{}'", .0.escape_ascii())]
+    #[error("unexpected reply type '{}'", .0.escape_ascii())]
     ReplyType(u8),
     /// A reply's number or text is not one.
-    #[error("a malformed reply")]
+    #[error("malformed reply")]
     ReplyContent,
 }

@@ -1,5 +1,5 @@
-//! Conditions after the Kubernetes API conventions, and the one vocabulary of reasons that conditions, events and
-//! metric labels share.
+//! Conditions as defined by the Kubernetes API conventions, and the reasons that conditions, events and metric labels
+//! share.
 
 use std::fmt;
 
@@ -11,17 +11,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Which aspect.
+    /// Type of the condition.
     #[serde(rename = "type")]
     pub type_: ConditionType,
 
-    /// Whether it holds.
+    /// Status of the condition: True, False or Unknown.
     pub status: ConditionStatus,
 
-    /// Why, in one word for programs.
+    /// Machine-readable reason for the status, in CamelCase.
     pub reason: Reason,
 
-    /// Why, in a sentence for people; may be empty.
+    /// Human-readable explanation of the status; may be empty.
     #[schemars(length(max = 32768))]
     pub message: String,
 
@@ -29,7 +29,7 @@ pub struct Condition {
     #[schemars(range(min = 0))]
     pub observed_generation: i64,
 
-    /// When `status` last changed.
+    /// Time at which `status` last changed.
     #[schemars(schema_with = "super::status::time_schema")]
     pub last_transition_time: Timestamp,
 }
@@ -37,85 +37,85 @@ pub struct Condition {
 /// The aspects of a farm that conditions describe.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum ConditionType {
-    /// The spec can be carried out; while it cannot, nothing that already runs is changed.
+    /// The spec is valid. While it is not, the operator does not change what is already running.
     Accepted,
     /// Every host has a certificate that is valid for all its names.
     CertificatesReady,
-    /// Every backend names a Service and a port that exist.
+    /// Every backend refers to an existing Service and port.
     BackendsReady,
-    /// Enough proxies serve.
+    /// Enough proxies are ready.
     Available,
     /// Every ready proxy has acknowledged the current ring.
     KeysSynced,
-    /// Every ready proxy reaches the session cache, where the farm has one.
+    /// Every ready proxy can reach the session cache, if the farm has one.
     SessionCacheReady,
-    /// All of the above hold, and every proxy runs the current spec.
+    /// All conditions above are True, and every proxy runs the current spec.
     Ready,
 }
 
 /// Whether a condition holds.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum ConditionStatus {
-    /// It holds.
+    /// The condition holds.
     True,
-    /// It does not hold.
+    /// The condition does not hold.
     False,
-    /// It cannot be told yet.
+    /// Not determined yet.
     Unknown,
 }
 
-/// Why a condition has its status. Events and metric labels use the same words.
+/// Why a condition has its status. Events and metric labels use the same values.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Reason {
-    /// Accepted: the spec can be carried out.
+    /// Accepted: the spec is valid.
     Valid,
-    /// Accepted: the spec contradicts itself in a way that the schema cannot express.
+    /// Accepted: the spec is invalid in a way that the schema cannot express.
     Invalid,
-    /// Accepted: an older farm of the namespace, or another host of this one, has a host name too.
+    /// Accepted: an older farm in the namespace, or another host of this farm, already uses a host name.
     HostnameConflict,
-    /// Accepted: an object that the farm needs exists already and belongs to somebody else.
+    /// Accepted: an object that the farm needs already exists and is not owned by the farm.
     NameConflict,
     /// CertificatesReady: every certificate is loaded and valid for its host.
     CertificatesLoaded,
     /// CertificatesReady: a Secret, or one of its two files, is missing.
     CertificateMissing,
-    /// CertificatesReady: a certificate or key cannot be read.
+    /// CertificatesReady: a certificate or key cannot be read or parsed.
     CertificateInvalid,
-    /// CertificatesReady: a certificate does not belong to its key.
+    /// CertificatesReady: a certificate does not match its private key.
     KeyMismatch,
     /// CertificatesReady: no certificate of the host is valid for one of its names.
     NameMismatch,
     /// CertificatesReady: a certificate has expired or is not valid yet.
     CertificateExpired,
-    /// BackendsReady: every backend names a Service and a port that exist.
+    /// BackendsReady: every backend refers to an existing Service and port.
     BackendsResolved,
     /// BackendsReady: a Service does not exist, or has no such port.
     BackendNotFound,
-    /// Available: enough proxies serve.
+    /// Available: enough proxies are ready.
     ProxiesReady,
-    /// Available: too few proxies serve.
+    /// Available: too few proxies are ready.
     ProxiesUnavailable,
-    /// Available: no proxies were asked for.
+    /// Available: spec.replicas is 0.
     ScaledToZero,
     /// KeysSynced: every ready proxy has acknowledged the current ring.
     Acknowledged,
-    /// KeysSynced: a change of the ring is on its way to the proxies.
+    /// KeysSynced: a ready proxy has not acknowledged a recent ring change yet.
     Distributing,
     /// KeysSynced: a proxy has not acknowledged the ring within maxUnackedWait.
     AcknowledgementOverdue,
     /// KeysSynced: the ring was missing, damaged or rolled back, and the operator is replacing it.
     RingRepaired,
-    /// SessionCacheReady: every ready proxy reaches the session cache.
+    /// SessionCacheReady: every ready proxy can reach the session cache.
     CacheReachable,
-    /// SessionCacheReady: a ready proxy does not reach the session cache.
+    /// SessionCacheReady: a ready proxy cannot reach the session cache.
     CacheUnreachable,
-    /// SessionCacheReady: the farm has no session cache.
+    /// SessionCacheReady: the session cache is disabled.
     CacheDisabled,
-    /// Ready: the farm is as its spec says.
+    /// Ready: all checks passed.
     FarmReady,
     /// Ready: proxies are being started, replaced or reconfigured.
     Progressing,
-    /// Any condition: the operator has not seen enough yet.
+    /// Any condition: not determined yet.
     Pending,
 }
 

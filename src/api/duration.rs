@@ -19,12 +19,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Duration(std::time::Duration);
 
-/// A text that is not a duration in the Gateway API's notation.
+/// The text is not a duration in the Gateway API's notation.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is not a duration: write numbers with units h, m, s or ms, such as 1h30m")]
+#[error("{0:?} is not a valid duration: use numbers with units h, m, s or ms, such as 1h30m")]
 pub struct DurationError(String);
 
-/// The notation as a regular expression, taken into the CRD's schema.
+/// Pattern of a duration, used in the CRD's schema.
 const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
 impl Duration {
@@ -43,12 +43,12 @@ impl Duration {
         self.0.as_secs()
     }
 
-    /// The duration for timers.
+    /// Converts to `std::time::Duration`, for timers.
     pub const fn as_std(self) -> std::time::Duration {
         self.0
     }
 
-    /// The duration for arithmetic on timestamps.
+    /// Converts to `jiff::SignedDuration`, for arithmetic on timestamps.
     pub fn as_signed(self) -> jiff::SignedDuration {
         jiff::SignedDuration::try_from(self.0).unwrap_or(jiff::SignedDuration::MAX)
     }

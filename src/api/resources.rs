@@ -1,11 +1,11 @@
-//! How much CPU and memory a container asks for and may use, as the schema says it.
+//! CRD schema of a container's CPU and memory requests and limits.
 //!
-//! The type is Kubernetes' own. Its schema would accept quantities that no Deployment may have, offers resource claims,
-//! which need a pod of the user's own, and explains quantities over forty lines.
+//! The Rust type is Kubernetes' `ResourceRequirements`. Its generated schema accepts quantities that the API server rejects
+//! in a Deployment, includes resource claims, which the operator does not support, and documents quantities in forty lines.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
-/// Quantities, as the API server reads them: a number with an optional suffix, such as 500m or 128Mi.
+/// Quantities as the API server parses them: a number with an optional suffix, such as 500m or 128Mi.
 const QUANTITY: &str = r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$";
 
 /// Schema of `ResourceRequirements` without claims.
@@ -23,8 +23,8 @@ pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "properties": {
-            "requests": amounts("What the scheduler sets aside, such as cpu: 100m and memory: 64Mi."),
-            "limits": amounts("The most that may be used, such as cpu: 2 and memory: 256Mi."),
+            "requests": amounts("Resources that the scheduler reserves, such as cpu: 100m and memory: 64Mi."),
+            "limits": amounts("Maximum that the container may use, such as cpu: 2 and memory: 256Mi."),
         },
     })
 }

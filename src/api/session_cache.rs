@@ -1,4 +1,4 @@
-//! `spec.resumption.sessionCache`: the sessions that proxies share through memory instead of tickets.
+//! `spec.resumption.sessionCache`: where proxies store sessions that they share by lookup instead of by ticket.
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::KubeSchema;
@@ -7,49 +7,50 @@ use serde::{Deserialize, Serialize};
 
 use super::Duration;
 
-/// The session cache: TLS 1.2 session ids and single-use TLS 1.3 tickets, which need state that all proxies share.
+/// The session cache: stores the sessions of TLS 1.2 session ids and single-use TLS 1.3 tickets, shared by all proxies.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(self.mode == 'Redis') == has(self.redis)")
-        .message("mode Redis needs redis, and redis needs mode Redis"),
+        .message("redis is required in mode Redis and must not be set in other modes"),
     validation = Rule::new("duration(self.lookupTimeout) >= duration('1ms') && duration(self.lookupTimeout) <= duration('50ms')")
-        .message("lookupTimeout must lie between 1ms and 50ms: a handshake waits for it"),
+        .message("lookupTimeout must be between 1ms and 50ms, because a handshake waits for it"),
 )]
 pub struct SessionCacheSpec {
-    /// Sidecar runs a cache beside every proxy, Redis uses a Redis or Valkey of your own, and Disabled keeps no state.
+    /// Sidecar runs a cache next to every proxy, Redis uses your own Redis or Valkey server, and Disabled stores no
+    /// sessions.
     #[serde(default)]
     pub mode: SessionCacheMode,
 
-    /// Memory for the entries of one sidecar, in MiB. An entry takes some 600 bytes; the oldest go first.
+    /// Memory limit for the entries of one sidecar, in MiB. An entry takes about 600 bytes; the oldest are evicted first.
     #[serde(default = "default_size_mib", rename = "sizeMiB")]
     #[schemars(range(min = 1, max = 65536))]
     pub size_mib: i32,
 
-    /// Resources of the sidecar. When not set it asks for 50m CPU and 32Mi of memory, and may use twice sizeMiB and 64Mi
-    /// more: entries, what the allocator holds around them, and connections.
+    /// Resources of the sidecar. Default: requests of 50m CPU and 32Mi of memory, and a memory limit of twice sizeMiB
+    /// plus 64Mi, for entries, allocator overhead and connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::resources::schema")]
     pub resources: Option<ResourceRequirements>,
 
-    /// How long a handshake may wait for the cache, between 1ms and 50ms. What has not been found by then is a full
-    /// handshake.
+    /// How long a handshake may wait for the cache, between 1ms and 50ms. If the lookup times out, the client gets a
+    /// full handshake.
     #[serde(default = "default_lookup_timeout")]
     pub lookup_timeout: Duration,
 
-    /// The server of mode Redis.
+    /// The server to use in mode Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis: Option<RedisSpec>,
 }
 
-/// Where sessions are kept.
+/// Where sessions are stored.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum SessionCacheMode {
-    /// In a sidecar of each proxy; together they are one cache.
+    /// In a sidecar of each proxy; the sidecars form one distributed cache.
     Sidecar,
-    /// In a Redis or Valkey of your own.
+    /// In your own Redis or Valkey server.
     Redis,
-    /// Nowhere.
+    /// Sessions are not stored.
     #[default]
     Disabled,
 }
@@ -65,24 +66,24 @@ pub struct RedisSpec {
     )]
     pub address: String,
 
-    /// TLS to the server; plain TCP when not set.
+    /// TLS settings for the connection; plain TCP if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTlsSpec>,
 
-    /// Secret in the farm's namespace with the keys `password` and, for an ACL user, `username`.
+    /// Secret in the farm's namespace with the key `password` and, for an ACL user, `username`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
 }
 
-/// TLS to a Redis or Valkey server.
+/// TLS settings for the connection to a Redis or Valkey server.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisTlsSpec {
-    /// Secret in the farm's namespace with the key `ca.crt`: who may have signed the server's certificate. When the
-    /// Secret has `tls.crt` and `tls.key` too, proxies present them.
+    /// Secret in the farm's namespace with the key `ca.crt`: the CA certificates that the server's certificate is
+    /// verified against. If the Secret also has `tls.crt` and `tls.key`, proxies present them as client certificate.
     pub secret_ref: SecretRef,
 
-    /// Name that the server's certificate must bear; the host of `address` when not set.
+    /// DNS name that the server's certificate must be valid for. Default: the host of `address`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub server_name: Option<String>,

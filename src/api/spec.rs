@@ -1,5 +1,5 @@
-//! `spec`: what a user asks of a farm. Bounds, defaults and CEL rules live here, so the API server refuses what the
-//! operator could not carry out, also while the operator is down.
+//! `spec` of a TLSFarm. Bounds, defaults and CEL rules are defined here, so that the API server rejects an invalid spec
+//! even while the operator is down.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use super::{Duration, SessionCacheSpec, TLSFarmStatus};
     namespaced,
     status = "TLSFarmStatus",
     derive = "PartialEq",
-    doc = "A farm of TLS ingress proxies that share rotated session-ticket keys: a client that comes back resumes its TLS session on any replica.",
+    doc = "A farm of TLS ingress proxies that share rotated session-ticket keys: a returning client can resume its TLS session on any replica.",
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -39,9 +39,9 @@ use super::{Duration, SessionCacheSpec, TLSFarmStatus};
     printcolumn(name = "Next Rotation", type_ = "string", json_path = ".status.ring.nextRotation", priority = 1),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("the name must be a DNS label of at most 48 characters that starts with a letter: Services are named after it"),
+        .message("the name must be a DNS label of at most 48 characters that starts with a letter, because Services are named after it"),
     validation = Rule::new("self.spec.resumption.sessionCache.mode != 'Disabled' || self.spec.hosts.all(host, host.tls.tickets.kind != 'SingleUse')")
-        .message("tickets of kind SingleUse name entries of the session cache: resumption.sessionCache.mode must be Sidecar or Redis"),
+        .message("tickets of kind SingleUse require a session cache: resumption.sessionCache.mode must be Sidecar or Redis"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TLSFarmSpec {
@@ -50,16 +50,16 @@ pub struct TLSFarmSpec {
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
 
-    /// The hosts that the farm serves. A host is the unit of scope: sessions of one host never resume at another.
+    /// Hosts that the farm serves. Sessions are scoped to a host: a session of one host is never resumed on another.
     #[schemars(length(min = 1, max = 100))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub hosts: Vec<HostSpec>,
 
-    /// What the farm does with plain HTTP.
+    /// Handling of plain HTTP requests.
     #[serde(default)]
     pub http: Http,
 
-    /// How sessions are resumed.
+    /// Session resumption: tickets and the session cache.
     #[serde(default)]
     pub resumption: Resumption,
 
@@ -67,7 +67,7 @@ pub struct TLSFarmSpec {
     #[serde(default)]
     pub service: Service,
 
-    /// How the proxies run.
+    /// Settings of the proxy pods.
     #[serde(default)]
     pub proxy: Proxy,
 }
@@ -76,12 +76,12 @@ pub struct TLSFarmSpec {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostSpec {
-    /// Name of the host within the farm. Sessions are bound to it: renaming a host ends its sessions.
+    /// Name of the host within the farm. Sessions are bound to it: after a rename, its sessions can no longer be resumed.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
-    /// DNS names that clients ask for (SNI). `*.example.com` stands for exactly one more label; an exact name wins
-    /// over a wildcard.
+    /// DNS names that clients send (SNI). `*.example.com` matches exactly one more label; an exact name takes
+    /// precedence over a wildcard.
     #[schemars(
         length(min = 1, max = 64),
         inner(
@@ -97,7 +97,7 @@ pub struct HostSpec {
     /// TLS policy of the host.
     pub tls: HostTls,
 
-    /// Which backend serves which path. The longest path prefix wins, compared by path segment.
+    /// Routes from paths to backends. The longest matching path prefix wins, compared segment by segment.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
     pub routes: Vec<RouteSpec>,
@@ -107,38 +107,38 @@ pub struct HostSpec {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostTls {
-    /// Secrets of type kubernetes.io/tls in the farm's namespace. Give an ECDSA and an RSA certificate side by side to
-    /// serve old clients; each client gets the first that it can verify.
+    /// Secrets of type kubernetes.io/tls in the farm's namespace. List an ECDSA and an RSA certificate to support old
+    /// clients; each client gets the first certificate that it can verify.
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub certificate_refs: Vec<CertificateRef>,
 
-    /// Lowest TLS version that clients may use.
+    /// Minimum TLS version.
     #[serde(default)]
     pub min_version: MinVersion,
 
-    /// Tickets of the host.
+    /// Session ticket settings of the host.
     #[serde(default)]
     pub tickets: HostTickets,
 }
 
-/// Tickets of one host.
+/// Session ticket settings of one host.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostTickets {
-    /// What TLS 1.3 tickets are: Stateless tickets carry the session and may be used again until they expire;
-    /// SingleUse tickets name an entry of the session cache, which the first use takes away.
+    /// Kind of TLS 1.3 tickets: Stateless tickets contain the encrypted session and can be used repeatedly until they
+    /// expire; SingleUse tickets refer to an entry in the session cache, which the first use removes.
     #[serde(default)]
     pub kind: TicketKind,
 }
 
-/// What TLS 1.3 tickets of a host are.
+/// Kind of TLS 1.3 tickets that a host issues.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum TicketKind {
-    /// The ticket carries the session, sealed by the ring.
+    /// The ticket contains the session, encrypted with the ring's primary key.
     #[default]
     Stateless,
-    /// The ticket names an entry of the session cache, which the first use takes away.
+    /// The ticket refers to an entry in the session cache, which the first use removes.
     SingleUse,
 }
 
@@ -154,7 +154,7 @@ pub struct CertificateRef {
     pub name: String,
 }
 
-/// Lowest TLS version of a host.
+/// Minimum TLS version of a host.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 pub enum MinVersion {
     /// TLS 1.2 and TLS 1.3.
@@ -175,15 +175,15 @@ pub struct RouteSpec {
     )]
     pub path: String,
 
-    /// Where requests go.
+    /// Backend that requests are forwarded to.
     pub backend: BackendRef,
 }
 
-/// A Service whose ready endpoints serve a route.
+/// A Service whose ready endpoints receive the requests of a route.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRef {
-    /// Name of a Service in the farm's namespace. Its ready endpoints are balanced directly, without its cluster IP.
+    /// Name of a Service in the farm's namespace. Proxies connect to its ready endpoints directly, not to its cluster IP.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub service: String,
 
@@ -192,17 +192,17 @@ pub struct BackendRef {
     pub port: u16,
 }
 
-/// What the farm does with plain HTTP.
+/// Handling of plain HTTP requests.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Http {
-    /// Redirect answers every request with the same URL under https, Serve forwards requests as on the TLS port, and
-    /// Disabled does not listen.
+    /// Redirect answers every request with a 308 redirect to https, Serve forwards requests as on the TLS port, and
+    /// Disabled does not listen for plain HTTP.
     #[serde(default)]
     pub mode: HttpMode,
 }
 
-/// What the farm does with plain HTTP.
+/// Handling of plain HTTP requests.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 pub enum HttpMode {
     /// Answer with a permanent redirect (308) to https.
@@ -214,54 +214,55 @@ pub enum HttpMode {
     Disabled,
 }
 
-/// How sessions are resumed.
+/// Session resumption: tickets and the session cache.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resumption {
-    /// Session tickets, sealed by keys that all proxies share.
+    /// Session tickets, encrypted with keys that all proxies share.
     #[serde(default)]
     pub tickets: TicketsSpec,
 
-    /// Sessions that all proxies share: what TLS 1.2 clients without tickets and single-use tickets need.
+    /// Session cache shared by all proxies. TLS 1.2 clients without ticket support and single-use tickets require it.
     #[serde(default)]
     pub session_cache: SessionCacheSpec,
 }
 
-/// Session tickets and the rotation of the keys that seal them.
+/// Session tickets and the rotation of the keys that encrypt them.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("duration(self.rotationInterval) >= duration('5m') && duration(self.rotationInterval) <= duration('24h')")
-        .message("rotationInterval must lie between 5m and 24h (RFC 9325 section 3.4: ticket keys change regularly)"),
+        .message("rotationInterval must be between 5m and 24h (RFC 9325 section 3.4: ticket keys must be changed regularly)"),
     validation = Rule::new("duration(self.lifetime) >= duration('1m') && duration(self.lifetime) <= duration('168h')")
-        .message("lifetime must lie between 1m and 168h (RFC 9846 section 4.7.1: at most 604800 seconds)"),
+        .message("lifetime must be between 1m and 168h (RFC 9846 section 4.7.1: at most 604800 seconds)"),
     validation = Rule::new("duration(self.maxAge) >= duration(self.lifetime) && duration(self.maxAge) <= duration('168h')")
-        .message("maxAge must lie between lifetime and 168h"),
+        .message("maxAge must be between lifetime and 168h"),
     validation = Rule::new("duration(self.maxUnackedWait) >= duration('30s') && duration(self.maxUnackedWait) <= duration('24h')")
-        .message("maxUnackedWait must lie between 30s and 24h"),
+        .message("maxUnackedWait must be between 30s and 24h"),
     validation = Rule::new("duration(self.lifetime).getSeconds() + duration(self.maxUnackedWait).getSeconds() <= 24 * duration(self.rotationInterval).getSeconds()")
-        .message("lifetime plus maxUnackedWait must be at most 24 times rotationInterval: the ring holds every key that can still open a ticket, and at most 32"),
+        .message("lifetime plus maxUnackedWait must be at most 24 times rotationInterval: the ring must hold every key that can still decrypt a ticket, and holds at most 32"),
 )]
 pub struct TicketsSpec {
-    /// How often a new key begins to seal tickets, between 5m and 24h.
+    /// Interval between key rotations, between 5m and 24h.
     #[serde(default = "defaults::rotation_interval")]
     pub rotation_interval: Duration,
 
-    /// How long a client may resume with one ticket, between 1m and 168h.
+    /// Lifetime of a ticket, between 1m and 168h.
     #[serde(default = "defaults::lifetime")]
     pub lifetime: Duration,
 
-    /// How long after its last full handshake a client may go on resuming with ever new tickets, up to 168h.
+    /// Maximum time since the last full handshake for which a client can resume, even with newer tickets; at least
+    /// lifetime and at most 168h.
     #[serde(default = "defaults::max_age")]
     pub max_age: Duration,
 
-    /// How long a proxy that does not acknowledge the ring may hold up a rotation, between 30s and 24h. After that the
-    /// rotation goes on without it and the condition KeysSynced names it.
+    /// How long a rotation waits for a proxy that does not acknowledge the ring, between 30s and 24h. After that the
+    /// rotation continues without it, and the condition KeysSynced reports the proxy.
     #[serde(default = "defaults::max_unacked_wait")]
     pub max_unacked_wait: Duration,
 
-    /// Whether TLS 1.2 clients get tickets. In TLS 1.2 the ticket carries the keys of the session itself, so tickets of
-    /// that version are never older than two rotation intervals.
+    /// Whether TLS 1.2 clients get tickets. A TLS 1.2 ticket contains the session's own keys, so TLS 1.2 tickets expire
+    /// after at most two rotation intervals.
     #[serde(default)]
     pub tls12: Tls12Tickets,
 }
@@ -272,7 +273,7 @@ pub enum Tls12Tickets {
     /// Tickets for clients that support the extended master secret (RFC 7627).
     #[default]
     Enabled,
-    /// No tickets below TLS 1.3.
+    /// No tickets for TLS 1.2 clients.
     Disabled,
 }
 
@@ -281,35 +282,36 @@ pub enum Tls12Tickets {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.loadBalancerClass) || self.type == 'LoadBalancer'")
-        .message("loadBalancerClass needs type LoadBalancer"),
+        .message("loadBalancerClass requires type LoadBalancer"),
     validation = Rule::new("!has(self.externalTrafficPolicy) || self.type != 'ClusterIP'")
-        .message("externalTrafficPolicy needs type LoadBalancer or NodePort"),
+        .message("externalTrafficPolicy requires type LoadBalancer or NodePort"),
 )]
 pub struct Service {
-    /// Kind of Service.
+    /// Type of the Service.
     #[serde(default, rename = "type")]
     pub type_: ServiceType,
 
-    /// Annotations for the Service, as load balancer controllers read them.
+    /// Annotations of the Service, for example for a load balancer controller.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
 
-    /// Load balancer implementation, when the cluster has several.
+    /// Load balancer class, if the cluster has more than one load balancer implementation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub load_balancer_class: Option<String>,
 
-    /// Cluster spreads over all proxies; Local keeps the client's address and stays on the node.
+    /// Cluster balances over all proxies; Local preserves the client's IP address and routes only to proxies on the same
+    /// node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_traffic_policy: Option<ExternalTrafficPolicy>,
 
-    /// IP families of the Service; the cluster's default when not set.
+    /// IP families of the Service. Default: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_family_policy: Option<IpFamilyPolicy>,
 }
 
-/// Kind of Service in front of the proxies.
+/// Type of the Service in front of the proxies.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[allow(missing_docs)] // Kubernetes' own words
 pub enum ServiceType {
@@ -319,7 +321,7 @@ pub enum ServiceType {
     ClusterIP,
 }
 
-/// Where traffic from outside the cluster may go.
+/// Routing of traffic from outside the cluster.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[allow(missing_docs)] // Kubernetes' own words
 pub enum ExternalTrafficPolicy {
@@ -336,51 +338,51 @@ pub enum IpFamilyPolicy {
     RequireDualStack,
 }
 
-/// How the proxies run.
+/// Settings of the proxy pods.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("duration(self.drainPeriod) >= duration('1s') && duration(self.drainPeriod) <= duration('1h')")
-        .message("drainPeriod must lie between 1s and 1h"),
+        .message("drainPeriod must be between 1s and 1h"),
 )]
 pub struct Proxy {
-    /// Container image of the proxies; the operator's own image when not set.
+    /// Container image of the proxies. Default: the image that the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
 
-    /// Resources of the proxy container. The proxy runs one thread for each CPU of the limit.
+    /// Resources of the proxy container. The proxy runs one thread per CPU of the limit.
     #[serde(default = "defaults::resources")]
     #[schemars(schema_with = "super::resources::schema")]
     pub resources: ResourceRequirements,
 
-    /// Where proxies may run. They are always spread over nodes as far as the nodes allow.
+    /// Scheduling constraints of the proxy pods. Pods are always spread over nodes where possible.
     #[serde(default)]
     pub scheduling: Scheduling,
 
-    /// Networks of proxies in front of the farm whose X-Forwarded-* and Forwarded headers are believed. From everyone
-    /// else these headers are removed.
+    /// Networks of the proxies in front of the farm whose X-Forwarded-* and Forwarded headers are trusted. These headers
+    /// are removed from requests of all other clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 3, max = 43)))]
-    #[x_kube(merge_strategy = ListMerge::Set, validation = Rule::new("self.all(network, isCIDR(network))").message("every entry must be a network such as 10.0.0.0/8 or fd00::/8"))]
+    #[x_kube(merge_strategy = ListMerge::Set, validation = Rule::new("self.all(network, isCIDR(network))").message("every entry must be a CIDR network such as 10.0.0.0/8 or fd00::/8"))]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// How long a proxy that is told to stop goes on serving, at most 1h: it leaves the Service at once, tells clients
-    /// to reconnect elsewhere, and lets running requests end.
+    /// How long a proxy keeps serving after SIGTERM, between 1s and 1h. It leaves the Service at once, tells clients to
+    /// reconnect, and finishes running requests.
     #[serde(default = "defaults::drain_period")]
     pub drain_period: Duration,
 }
 
-/// Where proxies may run.
+/// Scheduling constraints of the proxy pods.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Scheduling {
-    /// Labels that a node must have.
+    /// Labels that a node must have to run proxies.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_selector: BTreeMap<String, String>,
 
-    /// Taints of nodes that the proxies tolerate.
+    /// Node taints that the proxies tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,

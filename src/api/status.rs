@@ -1,4 +1,4 @@
-//! `status`: what the operator answers.
+//! `status` of a TLSFarm: the state that the operator observed.
 
 use jiff::Timestamp;
 use kube::KubeSchema;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Condition, SessionCacheMode};
 
-/// State of a farm as the operator last saw it.
+/// Most recently observed state of a farm.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TLSFarmStatus {
@@ -19,46 +19,46 @@ pub struct TLSFarmStatus {
     #[serde(default)]
     pub replicas: i32,
 
-    /// Number of proxies that serve.
+    /// Number of proxies that are ready.
     #[serde(default)]
     pub ready_replicas: i32,
 
-    /// Serving and wanted proxies, for people: `3/3`.
+    /// Ready and desired proxies, for display: `3/3`.
     #[serde(default)]
     pub proxies: String,
 
-    /// Label selector of the proxies, as the scale subresource wants it.
+    /// Label selector of the proxies, for the scale subresource.
     #[serde(default)]
     pub selector: String,
 
-    /// Where clients reach the farm: addresses and host names of the load balancer, else the cluster IP.
+    /// Addresses of the farm: IP addresses and host names of the load balancer, or else the cluster IP.
     #[serde(default)]
     pub addresses: Vec<String>,
 
-    /// The ring of ticket keys; never any key itself.
+    /// The ring of ticket keys, without the secret keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring: Option<RingStatus>,
 
-    /// The session cache; absent while it is Disabled.
+    /// The session cache; absent if it is Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_cache: Option<SessionCacheStatus>,
 
-    /// What holds of the farm. The types are Accepted, CertificatesReady, BackendsReady, Available, KeysSynced,
-    /// SessionCacheReady and Ready, which sums them up.
+    /// Conditions of the farm. The types are Accepted, CertificatesReady, BackendsReady, Available, KeysSynced,
+    /// SessionCacheReady and Ready, which summarizes the others.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
-/// The ring of ticket keys and how far it has spread.
+/// The ring of ticket keys and which proxies have acknowledged it.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RingStatus {
-    /// Grows by one with every change of the ring, and never falls.
+    /// Generation of the ring: increases by one with every change, and never decreases.
     #[schemars(schema_with = "generation_schema")]
     pub generation: u64,
 
-    /// Id of the key that seals tickets.
+    /// Id of the key that encrypts new tickets.
     pub primary: String,
 
     /// The keys in the ring, newest first.
@@ -68,29 +68,29 @@ pub struct RingStatus {
     /// Number of ready proxies that have acknowledged this generation.
     pub acknowledged: i32,
 
-    /// Ready proxies that have acknowledged this generation out of all ready proxies, for people: `3/3`.
+    /// Ready proxies that have acknowledged this generation out of all ready proxies, for display: `3/3`.
     pub acked: String,
 
-    /// When the current primary began to seal.
+    /// Time at which the current primary key began to encrypt tickets.
     #[schemars(schema_with = "time_schema")]
     pub last_rotation: Timestamp,
 
-    /// When the next scheduled rotation is due.
+    /// Time at which the next scheduled rotation is due.
     #[schemars(schema_with = "time_schema")]
     pub next_rotation: Timestamp,
 }
 
-/// The session cache as the proxies see it.
+/// State of the session cache as reported by the proxies.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionCacheStatus {
-    /// Where sessions are kept.
+    /// Where sessions are stored.
     pub mode: SessionCacheMode,
 
-    /// Ready proxies that reach the cache out of all ready proxies, for people: `3/3`.
+    /// Ready proxies that can reach the cache out of all ready proxies, for display: `3/3`.
     pub reachable: String,
 
-    /// When the certificates of the sidecars are next renewed; only of mode Sidecar.
+    /// Time of the next renewal of the sidecars' certificate; only in mode Sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time_schema")]
     pub certificate_renewal: Option<Timestamp>,
@@ -100,30 +100,30 @@ pub struct SessionCacheStatus {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyStatus {
-    /// Random id of the key, as tickets carry it in the clear.
+    /// Random id of the key, which tickets contain in plain text.
     pub id: String,
 
-    /// What proxies may do with the key.
+    /// What proxies use the key for.
     pub role: KeyRole,
 
-    /// When the key was made.
+    /// Time at which the key was generated.
     #[schemars(schema_with = "time_schema")]
     pub created_at: Timestamp,
 
-    /// When proxies forget the key.
+    /// Time at which proxies remove the key.
     #[schemars(schema_with = "time_schema")]
     pub open_until: Timestamp,
 }
 
-/// What proxies may do with a key.
+/// What proxies use a key for.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum KeyRole {
-    /// Opens tickets; will seal after the next rotation.
+    /// Decrypts tickets; will encrypt them after the next rotation.
     Next,
-    /// Seals and opens tickets.
+    /// Encrypts and decrypts tickets.
     Primary,
-    /// Opens tickets that it sealed before the last rotation.
+    /// Decrypts tickets that it encrypted before the last rotation.
     Previous,
 }
 

@@ -1,7 +1,6 @@
-//! Clients' sockets, which say when there is something to read, and nothing of room to write until somebody waits for it.
+//! Client sockets that register for read readiness, and for write readiness only while a write is blocked.
 //!
-//! The runtime's own sockets hear of both always, so that each reply that a client takes wakes the process once more, for
-//! nothing.
+//! tokio's sockets always register for both, so that each reply that a client reads causes an unnecessary wake-up.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -12,20 +11,20 @@ use socket2::Socket;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-/// A connected stream socket.
+/// A connected, non-blocking stream socket.
 pub(crate) struct ClientSocket {
-    /// None only after the system has refused to watch it for room.
+    /// None only after registering for write readiness failed.
     watched: Option<AsyncFd<Socket>>,
-    /// A client that was too slow once may be so again.
+    /// Whether the socket is registered for write readiness. It stays registered once a write was blocked.
     hears_of_room: bool,
 }
 
 impl ClientSocket {
-    /// Takes over a socket that does not block.
+    /// Wraps a non-blocking socket.
     ///
     /// # Errors
     ///
-    /// When the system cannot watch it.
+    /// Fails if registering the socket with the event loop fails.
     pub(crate) fn new(socket: impl Into<Socket>) -> io::Result<Self> {
         Ok(Self {
             watched: Some(watch(socket.into(), Interest::READABLE)?),

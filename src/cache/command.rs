@@ -1,17 +1,17 @@
-//! From a request to a typed command. What is wrong with one is said in Redis's words, which clients know.
+//! Parses requests into typed commands. Error texts are those of Redis, which clients recognize.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::resp::{LONGEST_KEY, LONGEST_VALUE, Protocol, Request};
 
-/// Longest lifetime: that of a TLS 1.3 session.
+/// Maximum lifetime of an entry: that of a TLS 1.3 session (7 days).
 pub const LONGEST_LIFETIME: Duration = Duration::from_secs(7 * 86_400);
 
-/// What a client wants.
+/// A parsed command.
 #[derive(Clone, Copy)]
 pub(crate) enum Command<'a> {
-    /// Something with one key
+    /// A command on one key
     One(OneKey<'a>),
     /// `DEL key…`, `UNLINK key…`
     Delete(Keys<'a>),
@@ -19,7 +19,7 @@ pub(crate) enum Command<'a> {
     Exists(Keys<'a>),
     /// `QUIT`
     Quit,
-    /// Something that touches no entry
+    /// A command that accesses no entry
     Other(Other<'a>),
 }
 
@@ -32,13 +32,13 @@ pub(crate) enum OneKey<'a> {
     Take(&'a [u8]),
     /// `SET key value [EX seconds | PX milliseconds] [NX]`, `SETEX key seconds value`
     Set(Set<'a>),
-    /// `EXPIRE key seconds`; a lifetime of none or less is a wish to delete
+    /// `EXPIRE key seconds`; a lifetime of zero or less deletes the entry
     Expire(&'a [u8], Duration),
     /// `TTL key`
     TimeLeft(&'a [u8]),
 }
 
-/// Commands that concern the connection or the process.
+/// Commands on the connection or the process.
 #[derive(Clone, Copy)]
 pub(crate) enum Other<'a> {
     /// `PING [text]`
@@ -55,7 +55,7 @@ pub(crate) enum Other<'a> {
     Info(Keys<'a>),
     /// `CLIENT ID`
     ClientId,
-    /// `CLIENT SETNAME name`, `CLIENT SETINFO attribute value`: taken note of by nobody
+    /// `CLIENT SETNAME name`, `CLIENT SETINFO attribute value`: accepted and ignored
     ClientNote,
     /// `COMMAND`, `COMMAND DOCS`
     CommandList,
@@ -63,32 +63,32 @@ pub(crate) enum Other<'a> {
     ConfigGet(Keys<'a>),
 }
 
-/// A value to store.
+/// The arguments of `SET` or `SETEX`.
 #[derive(Clone, Copy)]
 pub(crate) struct Set<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) value: &'a [u8],
-    /// None for what the configuration says.
+    /// None: the configured default lifetime.
     pub(crate) lifetime: Option<Duration>,
-    /// Whether one that is there stays.
+    /// Whether an existing value is kept (`NX`).
     pub(crate) only_new: bool,
 }
 
-/// Who a client says it is.
+/// User name and password of a client.
 #[derive(Clone, Copy)]
 pub(crate) struct Credentials<'a> {
     pub(crate) user: Option<&'a [u8]>,
     pub(crate) password: &'a [u8],
 }
 
-/// The arguments from some point on: keys, or names.
+/// The remaining arguments of a request: keys or names.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<'a> {
     request: Request<'a>,
     from: usize,
 }
 
-/// Why a request is no command. The connection goes on.
+/// Why a request was rejected. The connection stays open.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CommandError {
     #[error("ERR unknown command")]
@@ -113,7 +113,7 @@ pub(crate) enum CommandError {
     Protocol,
 }
 
-/// The kinds of commands, as metrics name them.
+/// Command names for the metric label `command`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Verb {
     Get,
@@ -123,12 +123,12 @@ pub(crate) enum Verb {
     Exists,
     Expire,
     TimeLeft,
-    /// Everything that touches no entry.
+    /// Any command that accesses no entry.
     Other,
 }
 
 impl<'a> Command<'a> {
-    /// Reads a request.
+    /// Parses a request. Fails if the command is unknown or its arguments are invalid.
     pub(crate) fn parse(request: Request<'a>) -> Result<Self, CommandError> {
         let name = request.get(0).and_then(Word::of).ok_or(CommandError::Unknown)?;
         let arguments = Arguments(request);
@@ -156,7 +156,7 @@ impl<'a> Command<'a> {
         Ok(Self::Other(other))
     }
 
-    /// What kind it is.
+    /// Value of the metric label.
     pub(crate) fn verb(&self) -> Verb {
         match self {
             Self::One(OneKey::Get(_)) => Verb::Get,
@@ -172,7 +172,7 @@ impl<'a> Command<'a> {
 }
 
 impl<'a> OneKey<'a> {
-    /// The key.
+    /// The key that the command accesses.
     pub(crate) fn key(&self) -> &'a [u8] {
         match *self {
             Self::Get(key) | Self::Take(key) | Self::Expire(key, _) | Self::TimeLeft(key) => key,
@@ -182,7 +182,7 @@ impl<'a> OneKey<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Each of them.
+    /// Iterates over the keys.
     pub(crate) fn iter(self) -> impl Iterator<Item = &'a [u8]> {
         (self.from..self.request.len()).filter_map(move |index| self.request.get(index))
     }

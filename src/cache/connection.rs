@@ -1,8 +1,8 @@
 //! One connection: requests in, replies out, in order.
 //!
-//! Requests that arrive together are answered together: one read, one write. What is read goes into a block of memory
-//! that all connections share, and only what could not be dealt with at once is kept by the connection itself, so that
-//! an idle one takes no memory for buffers. As long as replies are not taken, nothing more is read.
+//! Requests that arrive together are answered together: one read, one write. Data is read into a buffer that all
+//! connections share; a connection keeps only what could not be processed at once, so that an idle connection holds no
+//! buffers. While the client does not read its replies, nothing more is read from it.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -25,33 +25,33 @@ use super::metrics::Origin;
 use super::node::{ClientSession, Node, NodeAnswer};
 use crate::resp::{ProtocolError, Reply, RequestDecoder, WipedBuffer};
 
-/// Bytes that are read at once.
+/// Maximum bytes per read.
 const INPUT: usize = 16 * 1024;
 
-/// Bytes of replies after which they are sent before more requests are looked at.
+/// Bytes of buffered replies above which they are sent before more requests are processed.
 const OUTPUT: usize = 64 * 1024;
 
-/// Requests of one connection that other caches may be asked at the same time.
+/// Maximum number of concurrent requests to peers per connection.
 const MOST_RUNNING: usize = 64;
 
-/// Reads in a row, after which other connections get their turn.
+/// Maximum number of consecutive reads before the task yields to other connections.
 const MOST_ROUNDS: usize = 8;
 
-/// How long a connection may take for its last replies once the process was told to stop.
+/// Time limit for sending the last replies of a connection at shutdown.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// What the connections of a process share.
+/// State shared by all connections of a process.
 pub(crate) struct Common {
     pub(crate) node: Rc<Node>,
-    /// Done once connections are to end.
+    /// Cancelled when connections have to close.
     pub(crate) stop: CancellationToken,
     scratch: RefCell<Scratch>,
-    /// Memory of all connections' own buffers, and its bound.
+    /// Memory of the buffers of all connections, in bytes, and its limit.
     held: Cell<usize>,
     most_held: usize,
 }
 
-/// Memory for what is read and answered within one turn.
+/// Shared buffers for the data read and the replies written in one poll.
 struct Scratch {
     input: Box<[u8]>,
     output: Vec<u8>,
@@ -59,7 +59,7 @@ struct Scratch {
 }
 
 impl Common {
-    /// `most_held` is the memory that unfinished requests and replies of all connections may take together.
+    /// `most_held` limits the memory of pending requests and replies of all connections together, in bytes.
     pub(crate) fn new(node: Rc<Node>, stop: CancellationToken, most_held: usize) -> Self {
         let scratch = Scratch {
             input: vec![0; INPUT].into(),
@@ -76,7 +76,7 @@ impl Common {
     }
 }
 
-/// Serves a connection to its end.
+/// Serves a connection until it closes.
 pub(crate) async fn serve<S>(stream: S, origin: Origin, common: Rc<Common>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -94,7 +94,7 @@ where
     };
     match ended {
         Ok(()) => {}
-        Err(End::Io(error)) => debug!(%error, "a connection ended"),
+        Err(End::Io(error)) => debug!(%error, "connection failed"),
         Err(End::Crowded) => connection.common.node.metrics.crowded_out(),
     }
 }
@@ -119,7 +119,7 @@ struct Connection<S> {
     held: usize,
 }
 
-/// Why a connection is cut.
+/// Why a connection is closed.
 enum End {
     Io(io::Error),
     Crowded,
@@ -299,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn broken(&mut self, error: ProtocolError, output: &mut Vec<u8>) {
-        debug!(%error, "a connection is closed");
+        debug!(%error, "protocol error, closing the connection");
         self.common.node.metrics.protocol_broken();
         self.reply(Reply::Error(format!("ERR {error}").into()), output);
         self.closing = true;

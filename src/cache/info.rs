@@ -1,4 +1,4 @@
-//! What a cache says about itself in replies, where Redis's clients look for it.
+//! Replies about the cache itself: `HELLO`, `CONFIG GET` and `INFO`.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -8,18 +8,18 @@ use super::command::Keys;
 use super::shard::Figures;
 use crate::resp::{Protocol, Reply};
 
-/// The release of Redis whose commands these are. Clients look at it to know which commands they may use.
+/// Redis version reported to clients, which use it to decide which commands are available.
 const REDIS_VERSION: &str = "7.2.0";
 
-/// What `INFO` tells of a cache.
+/// Figures reported by `INFO`.
 pub(super) struct CacheInfo {
     pub(super) uptime: Duration,
-    /// Connections accepted since the start.
+    /// Number of connections accepted since the start.
     pub(super) connections: u64,
     pub(super) hits: u64,
     pub(super) misses: u64,
     pub(super) shard: Figures,
-    /// Memory that entries may take, in bytes.
+    /// Memory limit of the entries, in bytes.
     pub(super) shard_limit: usize,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn hello(protocol: Protocol, connection: u64) -> Reply {
     Reply::Map(pairs.map(|(name, value)| (Reply::text(name), value)).into())
 }
 
-/// The reply to `CONFIG GET`: the parameters that benchmarks look at; others there are none.
+/// The reply to `CONFIG GET`: only the parameters that benchmarks query.
 pub(super) fn parameters(wanted: Keys<'_>) -> Reply {
     let known = [("save", ""), ("appendonly", "no")];
     let named = |name: &str| {

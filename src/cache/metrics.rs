@@ -1,4 +1,4 @@
-//! What a cache counts. Labels are words of this file, never anything that a client sent.
+//! Metrics of a cache. Label values are constants of this file, never client input.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -16,43 +16,43 @@ use prometheus_client::registry::Registry;
 use super::command::Verb;
 use super::shard::Shard;
 
-/// From ten microseconds to a second, in seconds.
+/// Bucket bounds in seconds, from 10 µs to 1 s.
 const DURATION_BUCKETS: [f64; 12] = [
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 1.0,
 ];
 
-/// Who may connect.
+/// Which listener a connection came in on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Origin {
-    /// A proxy or another server; its keys may belong to any cache.
+    /// A proxy or another server. Its keys may be owned by any cache.
     Client,
-    /// Another cache, which asks for keys that it holds to be ours.
+    /// Another cache, which requests keys that this cache owns.
     Peer,
 }
 
-/// What became of a request.
+/// Outcome of a request: value of the metric label `outcome`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum CommandOutcome {
-    /// There was an entry.
+    /// The entry was found.
     Hit,
-    /// There was none.
+    /// The entry was not found.
     Miss,
-    /// A value was stored.
+    /// The value was stored.
     Stored,
-    /// A value was not stored, because there was one.
+    /// The value was not stored, because the key exists (`NX`).
     Exists,
-    /// It was answered, and concerned no entry.
+    /// A command that accesses no entry succeeded.
     Done,
-    /// It was answered with an error.
+    /// The reply was an error.
     Refused,
-    /// The cache that owns the key did not answer.
+    /// The cache that owns the key did not reply.
     Unavailable,
 }
 
-/// The metrics of one process, for its one thread.
+/// The metrics of one process. Not thread-safe: the cache is single-threaded.
 pub(crate) struct CacheMetrics {
     requests: Family<RequestLabels, Counter>,
-    /// The same counters where they are found without a lock.
+    /// The counters of `requests`, cached to avoid the lock of the family.
     counters: [[OnceCell<Counter>; OUTCOMES.len()]; VERBS.len()],
     duration: Histogram,
     connections: Family<OriginLabel, Gauge>,
@@ -75,7 +75,7 @@ struct OriginLabel {
     from: &'static str,
 }
 
-/// What is asked of the shard when somebody looks.
+/// Metrics read from the shard at each scrape.
 struct ShardFigures(Arc<Shard>);
 
 const VERBS: [(Verb, &str); 8] = [
@@ -100,7 +100,7 @@ const OUTCOMES: [(CommandOutcome, &str); 7] = [
 ];
 
 impl CacheMetrics {
-    /// Makes the metrics and registers them, those of the shard among them.
+    /// Creates and registers the metrics, including those of `shard`.
     pub(crate) fn register(registry: &mut Registry, shard: &Arc<Shard>) -> Self {
         let m = Self {
             requests: Family::default(),
@@ -116,23 +116,19 @@ impl CacheMetrics {
         };
         registry.register(
             "requests",
-            "Requests answered, by command and by what became of them",
+            "Requests answered, by command and outcome",
             m.requests.clone(),
         );
         registry.register(
             "request_duration_seconds",
-            "From reading a request to having its reply",
+            "Time from reading a request to its reply",
             m.duration.clone(),
         );
         registry.register("connections", "Open connections", m.connections.clone());
-        registry.register(
-            "connections_accepted",
-            "Connections that were accepted",
-            m.accepted.clone(),
-        );
+        registry.register("connections_accepted", "Connections accepted", m.accepted.clone());
         registry.register(
             "connections_refused",
-            "Connections that were closed at once because the most allowed were open",
+            "Connections closed on accept because the connection limit was reached",
             m.refused.clone(),
         );
         registry.register(
@@ -142,17 +138,17 @@ impl CacheMetrics {
         );
         registry.register(
             "protocol_errors",
-            "Connections that were closed because what they sent was not Redis's protocol",
+            "Connections closed because of a protocol error",
             m.protocol_errors.clone(),
         );
         registry.register(
             "connections_crowded_out",
-            "Connections that were closed because unfinished requests and replies took too much memory",
+            "Connections closed because pending requests and replies exceeded the memory limit",
             m.crowded.clone(),
         );
         registry.register(
             "authentication_failures",
-            "Wrong passwords",
+            "Authentication attempts with a wrong password",
             m.authentication_failures.clone(),
         );
         registry.register_collector(Box::new(ShardFigures(Arc::clone(shard))));
@@ -160,7 +156,7 @@ impl CacheMetrics {
         m
     }
 
-    /// A request was answered.
+    /// Counts an answered request.
     pub(crate) fn answered(&self, verb: Verb, outcome: CommandOutcome) {
         let counter = || {
             let labels = RequestLabels {
@@ -175,12 +171,12 @@ impl CacheMetrics {
         }
     }
 
-    /// How long that took.
+    /// Records the duration of a request.
     pub(crate) fn took(&self, duration: Duration) {
         self.duration.observe(duration.as_secs_f64());
     }
 
-    /// A connection was accepted; it counts as open until the result is dropped.
+    /// Counts an accepted connection. It counts as open until the returned guard is dropped.
     pub(crate) fn connection_opened(&self, from: Origin) -> OpenCacheConnection {
         let label = from.label();
         self.accepted.get_or_create(&label).inc();
@@ -189,32 +185,32 @@ impl CacheMetrics {
         OpenCacheConnection(open)
     }
 
-    /// A connection was closed at once because of the cap.
+    /// Counts a connection closed on accept because of the connection limit.
     pub(crate) fn connection_refused(&self, from: Origin) {
         self.refused.get_or_create(&from.label()).inc();
     }
 
-    /// Accepting failed.
+    /// Counts an error of `accept`.
     pub(crate) fn accept_failed(&self) {
         self.accept_errors.inc();
     }
 
-    /// A connection broke the protocol.
+    /// Counts a connection closed because of a protocol error.
     pub(crate) fn protocol_broken(&self) {
         self.protocol_errors.inc();
     }
 
-    /// A connection was closed for want of memory for buffers.
+    /// Counts a connection closed because the memory limit for buffers was reached.
     pub(crate) fn crowded_out(&self) {
         self.crowded.inc();
     }
 
-    /// A password was wrong.
+    /// Counts a failed authentication.
     pub(crate) fn authentication_failed(&self) {
         self.authentication_failures.inc();
     }
 
-    /// How many requests of all kinds found what they looked for, and how many did not.
+    /// Total number of hits and misses over all commands.
     pub(crate) fn hits_and_misses(&self) -> (u64, u64) {
         let sum = |outcome: CommandOutcome| {
             let cells = self
@@ -226,7 +222,7 @@ impl CacheMetrics {
         (sum(CommandOutcome::Hit), sum(CommandOutcome::Miss))
     }
 
-    /// Makes the series that dashboards and alerts look at exist before anything has happened.
+    /// Creates the series that dashboards and alerts use with the value 0.
     fn start_at_zero(&self) {
         for outcome in ["hit", "miss"] {
             for command in ["get", "getdel"] {
@@ -241,7 +237,7 @@ impl CacheMetrics {
     }
 }
 
-/// An open connection.
+/// Guard of an open connection: decrements the gauge on drop.
 pub(crate) struct OpenCacheConnection(Gauge);
 
 impl Drop for OpenCacheConnection {
@@ -270,13 +266,13 @@ impl Collector for ShardFigures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let figures = self.0.figures();
         let gauges = [
-            ("entries", "Entries that are kept", figures.entries),
+            ("entries", "Entries in the cache", figures.entries),
             (
                 "bytes",
-                "Memory that they take, with everything around them",
+                "Memory used by the entries, including overhead",
                 figures.bytes,
             ),
-            ("limit_bytes", "Memory that they may take", self.0.limit()),
+            ("limit_bytes", "Memory limit for the entries", self.0.limit()),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -285,12 +281,12 @@ impl Collector for ShardFigures {
         let counters = [
             (
                 "evictions",
-                "Entries that went because there was no room",
+                "Entries evicted because the memory limit was reached",
                 figures.evicted,
             ),
             (
                 "expirations",
-                "Entries that went because their time was over",
+                "Entries removed because they expired",
                 figures.expired,
             ),
         ];

@@ -1,4 +1,4 @@
-//! What a command does: on the own shard, on the connection it came by, or at the cache that owns its key.
+//! Executes commands: on the local shard, on the connection, or by forwarding to the cache that owns the key.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -19,20 +19,20 @@ use super::shard::{Shard, StoreOutcome};
 use crate::resp::client::{Client, OWNER_IS_SILENT};
 use crate::resp::{Protocol, Reply, Request};
 
-/// One cache at work.
+/// A running cache: its shard, router, metrics and settings.
 pub(crate) struct Node {
     pub(crate) shard: Arc<Shard>,
     pub(crate) router: Router,
     pub(crate) metrics: CacheMetrics,
-    /// What clients must know, if anything.
+    /// Password that clients must send; None: no authentication.
     pub(crate) password: Option<Password>,
-    /// Lifetime of what is stored without one.
+    /// Lifetime of entries stored without one.
     pub(crate) default_lifetime: Duration,
     pub(crate) started: Instant,
     pub(crate) connections: Cell<u64>,
 }
 
-/// One connection, as far as commands are concerned.
+/// Protocol state of one connection.
 pub(crate) struct ClientSession {
     number: u64,
     origin: Origin,
@@ -40,28 +40,28 @@ pub(crate) struct ClientSession {
     protocol: Protocol,
 }
 
-/// What a request leads to.
+/// The answer to a request.
 pub(crate) enum NodeAnswer {
-    /// A reply.
+    /// A reply that is available immediately.
     Now(Reply),
-    /// A reply, when another cache has given it.
+    /// A reply that another cache will send.
     Later(LocalBoxFuture<'static, Reply>),
-    /// The last reply on the connection.
+    /// A reply after which the connection is closed.
     Last(Reply),
 }
 
-/// The command on one key, and what became of it.
+/// Reply to a command on one key, and its outcome.
 type Done = (Reply, CommandOutcome);
 
 impl ClientSession {
-    /// How replies are to be written.
+    /// Protocol version to encode replies in.
     pub(crate) fn protocol(&self) -> Protocol {
         self.protocol
     }
 }
 
 impl Node {
-    /// A new connection.
+    /// Starts the session of a new connection.
     pub(crate) fn session(&self, origin: Origin) -> ClientSession {
         let number = self.connections.get() + 1;
         self.connections.set(number);
@@ -74,7 +74,7 @@ impl Node {
         }
     }
 
-    /// Does what a request wants.
+    /// Executes a request.
     pub(crate) fn answer(
         self: &Rc<Self>,
         session: &mut ClientSession,

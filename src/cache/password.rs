@@ -1,13 +1,13 @@
-//! The password that clients must give.
+//! Authentication of clients by password.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 
-/// Enough of a password to know it again.
+/// Digest of a password.
 pub(crate) struct Password([u8; 32]);
 
 impl Password {
-    /// What a file holds, but for the end of its last line. None when that is nothing.
+    /// Reads a password from file content, without a trailing line end. None if it is empty.
     pub(crate) fn from_file(content: &[u8]) -> Option<Self> {
         let line = content.strip_suffix(b"\n").unwrap_or(content);
         let password = line.strip_suffix(b"\r").unwrap_or(line);
@@ -17,7 +17,7 @@ impl Password {
         }
     }
 
-    /// Whether this is it. How long the answer takes tells nothing about the password, not even its length.
+    /// Compares in constant time: the duration reveals neither the password nor its length.
     pub(crate) fn is(&self, given: &[u8]) -> bool {
         verify_slices_are_equal(&self.0, &hash(given)).is_ok()
     }

@@ -1,4 +1,4 @@
-//! The other caches of a farm: which there are, who owns a key, and TLS between them.
+//! Peers, the other caches of a farm: discovery, key ownership, and mutual TLS.
 
 pub(crate) mod forward;
 pub(crate) mod listener;

@@ -1,4 +1,4 @@
-//! The process: listeners, what they share, and the end in good order.
+//! Listeners of the cache process, their shared state, and graceful shutdown.
 
 use std::fs;
 use std::future::ready;
@@ -24,22 +24,22 @@ use super::peers::listener;
 use super::peers::metrics::PeerMetrics;
 use super::peers::tls::PeerTls;
 
-/// How long accepting pauses after an error such as too many open files.
+/// Pause after an error of `accept`, such as too many open files.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Silence after which a client is asked whether it is still there. Silent clients are welcome; dead ones are not.
+/// TCP keepalive time of client connections. Idle connections are allowed; dead ones are closed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Who may use a Unix socket: the user and its group.
+/// File mode of the Unix socket: read and write for user and group.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Everything that listeners need.
+/// State shared by all listeners.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) common: Rc<Common>,
-    /// Room for clients.
+    /// Connection limit for clients.
     pub(crate) room: Arc<Semaphore>,
-    /// Room for other caches, which clients cannot take away.
+    /// Separate connection limit for peers.
     pub(crate) peer_room: Arc<Semaphore>,
     /// Listeners and open connections.
     pub(crate) tasks: TaskTracker,
@@ -55,7 +55,7 @@ impl Server {
         });
     }
 
-    /// Serves clients on a Unix socket, which is removed at the end.
+    /// Serves clients on a Unix socket, which is removed at shutdown.
     pub(crate) fn listen_unix(&self, socket: UnixSocket) {
         let server = self.clone();
         self.tasks.spawn_local(async move {
@@ -95,14 +95,14 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     metrics.accept_failed();
-                    debug!(%error, "cannot accept");
+                    debug!(%error, "failed to accept a connection");
                     sleep(BACK_OFF).await;
                 }
             }
         }
     }
 
-    /// Serves one connection, or closes it when too many are open.
+    /// Serves one connection, or closes it if the connection limit is reached.
     fn take<S>(&self, stream: S, origin: Origin)
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -135,26 +135,26 @@ fn unix_client(stream: UnixStream) -> io::Result<ClientSocket> {
     ClientSocket::new(stream.into_std()?)
 }
 
-/// A Unix socket that is listened on.
+/// A bound Unix socket.
 pub(crate) struct UnixSocket {
     listener: UnixListener,
     path: PathBuf,
-    /// By which it is known not to have been replaced.
+    /// Inode at bind time, to detect that the socket file was replaced.
     inode: u64,
 }
 
 impl UnixSocket {
-    /// Listens at `path`, in the place of a socket that is there already: nobody can be listening on it, unless another
-    /// process was given the same path.
+    /// Binds a socket at `path`. An existing socket file is replaced: it is stale unless another process uses the same
+    /// path.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be written to, or something that is no socket is in the way.
+    /// Fails if the directory is not writable, or if the path exists and is not a socket.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         if let Ok(there) = fs::symlink_metadata(path)
             && !there.file_type().is_socket()
         {
-            let in_the_way = "something that is no socket is in the way";
+            let in_the_way = "the path exists and is not a socket";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, in_the_way));
         }
         // Under another name first, so that whoever connects finds either the old or a working one.

@@ -1,8 +1,8 @@
-//! What one cache keeps: entries with a lifetime, within a bound on memory.
+//! The entries of one cache, with lifetimes and a memory limit.
 //!
-//! When there is no room the oldest go, whatever their lifetimes: what was stored last is likeliest to be asked for. The
-//! entries are spread over buckets by a keyed hash, each with its own lock and its own part of the memory, so "oldest"
-//! means oldest in its bucket. Nothing here ever looks through all entries at once.
+//! When the memory limit is reached, the oldest entries are evicted, whatever their lifetimes, because the newest are
+//! the most likely to be requested. Entries are distributed over buckets by a keyed hash, each with its own lock and
+//! its own share of the memory, so "oldest" means oldest in its bucket. No operation iterates over all entries.
 
 mod bucket;
 mod index;
@@ -17,13 +17,13 @@ use self::bucket::Bucket;
 pub(crate) use self::bucket::Figures;
 use self::vault::{Id, Vault};
 
-/// Memory of one bucket, where there are several.
+/// Memory limit of one bucket, if there are several.
 const BUCKET_BYTES: usize = 4 << 20;
 
-/// Most buckets.
+/// Maximum number of buckets.
 const MOST_BUCKETS: usize = 64;
 
-/// Entries that are looked at, after each that is stored, for whether they have expired.
+/// Number of entries checked for expiry after each store.
 const SWEPT_AT_ONCE: usize = 2;
 
 /// The entries of one process.
@@ -35,29 +35,29 @@ pub struct Shard {
     limit: usize,
 }
 
-/// What became of a value that was to be stored.
+/// Outcome of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StoreOutcome {
-    /// It is stored.
+    /// The value was stored.
     Yes,
-    /// There is one already, and it was not to be replaced.
+    /// The key exists and `only_new` was set.
     Exists,
-    /// It does not fit, or the cipher failed.
+    /// The value does not fit, or encryption failed.
     No,
 }
 
-/// The system has no randomness.
+/// The operating system returned no random bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("the system has no randomness for keys")]
+#[error("failed to get random bytes for keys from the operating system")]
 pub struct NoRandomness;
 
 impl Shard {
-    /// An empty shard that may take `limit` bytes. Values are sealed in memory if `encrypt` says so; `now` is the
-    /// earliest time that it will ever be told.
+    /// Creates an empty shard with a memory limit of `limit` bytes. Values are encrypted in memory if `encrypt` is set.
+    /// No later call may pass a time before `now`.
     ///
     /// # Errors
     ///
-    /// When no key can be made.
+    /// Fails if the operating system returns no random bytes.
     pub fn new(limit: usize, encrypt: bool, now: Instant) -> Result<Self, NoRandomness> {
         let count = (limit / BUCKET_BYTES).clamp(1, MOST_BUCKETS);
         // Rounded down, so that part of a hash selects one.
@@ -71,7 +71,7 @@ impl Shard {
         })
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &[u8], now: Instant) -> Option<Zeroizing<Vec<u8>>> {
         let id = self.vault.id(key)?;
         let mut bucket = self.bucket(&id)?;
@@ -79,14 +79,14 @@ impl Shard {
         self.vault.open(&id, kept)
     }
 
-    /// The value of a key, which it loses: of all who ask for it, one gets it.
+    /// Removes an entry and returns its value. Of concurrent callers only one gets it.
     pub fn take(&self, key: &[u8], now: Instant) -> Option<Zeroizing<Vec<u8>>> {
         let id = self.vault.id(key)?;
         let kept = self.bucket(&id)?.take(&id, self.millis(now))?;
         self.vault.open(&id, &kept)
     }
 
-    /// Stores a value for so long; `only_new` keeps one that is there.
+    /// Stores a value with a lifetime; `only_new` keeps an existing value.
     pub fn set(
         &self,
         key: &[u8],
@@ -117,7 +117,7 @@ impl Shard {
         }
     }
 
-    /// Forgets a key; whether there was one.
+    /// Deletes an entry; returns whether it existed.
     pub fn delete(&self, key: &[u8], now: Instant) -> bool {
         let taken = || {
             let id = self.vault.id(key)?;
@@ -126,7 +126,7 @@ impl Shard {
         taken().is_some()
     }
 
-    /// How long a key will be there yet; None when it is not.
+    /// Remaining lifetime of an entry; None if it does not exist.
     pub fn time_left(&self, key: &[u8], now: Instant) -> Option<Duration> {
         let id = self.vault.id(key)?;
         let now = self.millis(now);
@@ -134,7 +134,7 @@ impl Shard {
         Some(Duration::from_millis(expires.saturating_sub(now)))
     }
 
-    /// Gives a key another lifetime, counted from now; whether there was one.
+    /// Sets the lifetime of an entry, from `now` on; returns whether it existed.
     pub fn expire(&self, key: &[u8], lifetime: Duration, now: Instant) -> bool {
         let now = self.millis(now);
         let changed = || {
@@ -145,7 +145,7 @@ impl Shard {
         changed().unwrap_or(false)
     }
 
-    /// Looks at the next so many entries of each bucket and removes those that have expired.
+    /// Checks the next `most` entries of each bucket and removes the expired ones.
     pub(crate) fn sweep(&self, most: usize, now: Instant) {
         let now = self.millis(now);
         for bucket in &self.buckets {
@@ -153,7 +153,7 @@ impl Shard {
         }
     }
 
-    /// How much there is and has been.
+    /// Current and cumulative figures of the shard.
     pub(crate) fn figures(&self) -> Figures {
         let figures = self.buckets.iter().map(|bucket| lock(bucket).figures());
         figures.fold(Figures::default(), |sum, one| Figures {
@@ -164,7 +164,7 @@ impl Shard {
         })
     }
 
-    /// Memory that the entries may take.
+    /// Memory limit of the entries, in bytes.
     pub(crate) fn limit(&self) -> usize {
         self.limit
     }

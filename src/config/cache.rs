@@ -89,20 +89,20 @@ impl CacheConfig {
             return Err(ConfigError::Version(self.version));
         }
         if self.listen.unix.is_none() && self.listen.tcp.is_none() {
-            return value("listen", "it needs unix or tcp, or no client could connect");
+            return value("listen", "unix or tcp must be set");
         }
         if self.size_mib == 0 {
-            return value("sizeMiB", "it must be at least 1");
+            return value("sizeMiB", "must be at least 1");
         }
         if self.default_lifetime.as_std().is_zero() {
-            return value("defaultLifetime", "it must not be zero");
+            return value("defaultLifetime", "must not be zero");
         }
         if self
             .peers
             .as_ref()
             .is_some_and(|peers| peers.timeout.as_std().is_zero())
         {
-            return value("timeout", "no time limit may be zero");
+            return value("timeout", "must not be zero");
         }
         Ok(())
     }
@@ -172,7 +172,7 @@ peers:
         let refusal = changed("sizeMiB: 64", "sizeMiB: 64\ndefaultLifetime: 0s").expect_err("refused");
         assert!(refusal.contains("defaultLifetime"), "{refusal}");
         let refusal = changed("serverName:", "timeout: 0s\n  serverName:").expect_err("refused");
-        assert!(refusal.contains("no time limit may be zero"), "{refusal}");
+        assert!(refusal.contains("must not be zero"), "{refusal}");
     }
 
     #[test]

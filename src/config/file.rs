@@ -10,16 +10,16 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be parsed.
-    #[error("the configuration is malformed: {0}")]
+    #[error("failed to parse the configuration: {0}")]
     Malformed(String),
     /// It is written for another release.
-    #[error("the configuration has version {0}; this release reads version {VERSION}")]
+    #[error("configuration version {0} is not supported; this release supports version {VERSION}")]
     Version(u32),
     /// Two hosts share a name or a host name.
-    #[error("{0:?} is claimed by two hosts")]
+    #[error("{0:?} is used by two hosts")]
     Conflict(String),
     /// A value is out of bounds.
-    #[error("{field} of {of:?} is unusable: {why}")]
+    #[error("invalid {field} of {of:?}: {why}")]
     Value {
         /// The field.
         field: &'static str,

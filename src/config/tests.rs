@@ -45,7 +45,7 @@ fn faults_are_named() {
         let refusal = refused("\"*.shop.example.com\"", &format!("{name:?}"));
         assert!(refusal.contains("DNS name"), "{name:?}: {refusal}");
     }
-    assert!(refused("\"*.shop.example.com\"", "shop.example.com").contains("claimed by two hosts"));
+    assert!(refused("\"*.shop.example.com\"", "shop.example.com").contains("used by two hosts"));
     assert!(refused("farm:", "frm:").contains("frm"));
     assert!(refused("lifetime: 4h", "lifetime: 4 hours").contains("4 hours"));
     let timeouts = "timeouts: {bodyIdle: 1s, http2Idle: 0s}\nhosts:";
@@ -96,7 +96,7 @@ fn no_time_limit_can_be_switched_off() {
         "responseIdle",
     ] {
         let refusal = changed("hosts:", &format!("timeouts: {{{limit}: 0s}}\nhosts:")).expect_err("refused");
-        assert!(refusal.starts_with(&format!("{limit} of ")), "{refusal}");
+        assert!(refusal.starts_with(&format!("invalid {limit} of ")), "{refusal}");
     }
 }
 
@@ -112,13 +112,13 @@ fn a_host_needs_names_certificates_and_routes_and_a_farm_needs_a_host() {
     ] {
         let refusal = changed(from, to).expect_err("refused");
         assert!(
-            refusal.contains("it needs host names, certificates and routes"),
+            refusal.contains("hostnames, certificates and routes must not be empty"),
             "{refusal}"
         );
     }
     let hosts = &EXAMPLE[EXAMPLE.find("hosts:").expect("there")..];
     let refusal = changed(hosts, "hosts: []").expect_err("refused");
-    assert!(refusal.contains("there must be at least one"), "{refusal}");
+    assert!(refusal.contains("must have at least one entry"), "{refusal}");
 }
 
 #[test]
@@ -136,10 +136,10 @@ fn two_hosts_share_neither_a_name_nor_a_host_name() {
         "names of hosts are no host names"
     );
     let refusal = with_second("shop", "blog.example.com").expect_err("refused");
-    assert!(refusal.contains("\"shop\" is claimed by two hosts"), "{refusal}");
+    assert!(refusal.contains("\"shop\" is used by two hosts"), "{refusal}");
     let refusal = with_second("blog", "shop.example.com").expect_err("refused");
     assert!(
-        refusal.contains("\"shop.example.com\" is claimed by two hosts"),
+        refusal.contains("\"shop.example.com\" is used by two hosts"),
         "{refusal}"
     );
 }

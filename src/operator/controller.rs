@@ -105,7 +105,10 @@ impl Watching {
                 match api.list(&ListParams::default().limit(1)).await {
                     Ok(farms) if farms.items.is_empty() || !store.is_empty() => return,
                     Ok(_) => {}
-                    Err(error) => debug!(error = describe(&error), "the farms cannot be listed yet"),
+                    Err(error) => debug!(
+                        error = describe(&error),
+                        "failed to list TLSFarm objects, will retry"
+                    ),
                 }
             }
         }
@@ -129,7 +132,11 @@ impl Watching {
                                 namespace,
                                 name: farm.name,
                             };
-                            debug!(namespace = key.namespace, farm = key.name, "a farm is gone");
+                            debug!(
+                                namespace = key.namespace,
+                                farm = key.name,
+                                "TLSFarm object no longer exists"
+                            );
                             forget(&key, &context.farms, &context.metrics);
                         }
                     }
@@ -137,7 +144,7 @@ impl Watching {
                         warn!(
                             namespace,
                             error = with_causes(&error),
-                            "a watch is interrupted, will try again"
+                            "watch interrupted, will retry"
                         );
                     }
                 }

@@ -10,21 +10,21 @@ use crate::runtime::kubernetes::describe;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReconcileError {
     /// The API server did not do what was asked.
-    #[error("cannot {verb} {object}: {}", describe(source))]
+    #[error("failed to {verb} {object}: {}", describe(source))]
     Api {
         verb: &'static str,
         object: String,
         source: Box<kube::Error>,
     },
     /// The same for a Secret, without the server's words, which might quote it.
-    #[error("cannot {verb} Secret {name}: {why}")]
+    #[error("failed to {verb} Secret {name}: {why}")]
     Secret {
         verb: &'static str,
         name: String,
         why: String,
     },
     /// The namespace is going and takes the farm along; nothing can be created in it any more.
-    #[error("cannot {verb} {object}: the namespace is being deleted")]
+    #[error("failed to {verb} {object}: the namespace is being deleted")]
     NamespaceTerminating { verb: &'static str, object: String },
     /// The operating system gave no random bytes for a key.
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub(super) enum ReconcileError {
     #[error(transparent)]
     Certificate(#[from] IssueError),
     /// The pass took too long.
-    #[error("the API server or a proxy is too slow: not finished within {} s", .0.as_secs())]
+    #[error("reconciliation timed out after {} s: the API server or a proxy responds too slowly", .0.as_secs())]
     Timeout(Duration),
 }
 
@@ -59,7 +59,7 @@ impl ReconcileError {
         }
         let why = match source {
             kube::Error::Api(status) => format!("{} ({})", status.reason, status.code),
-            _ => "no answer from the API server".to_owned(),
+            _ => "no response from the API server".to_owned(),
         };
         Self::Secret {
             verb,
@@ -125,7 +125,7 @@ mod tests {
         assert!(
             other
                 .to_string()
-                .starts_with("cannot create Deployment shop-proxy"),
+                .starts_with("failed to create Deployment shop-proxy"),
             "{other}"
         );
         let unanswered = ReconcileError::api("create", "Deployment shop-proxy")(kube::Error::TlsRequired);
@@ -138,12 +138,12 @@ mod tests {
         assert_eq!(error.reason(), "Secret");
         assert_eq!(
             error.to_string(),
-            "cannot update Secret shop-ring: Forbidden (403)"
+            "failed to update Secret shop-ring: Forbidden (403)"
         );
         let unanswered = ReconcileError::secret("update", "shop-ring", &kube::Error::TlsRequired);
         assert_eq!(
             unanswered.to_string(),
-            "cannot update Secret shop-ring: no answer from the API server"
+            "failed to update Secret shop-ring: no response from the API server"
         );
     }
 
@@ -151,6 +151,6 @@ mod tests {
     fn a_pass_that_took_too_long_says_so() {
         let error = ReconcileError::Timeout(Duration::from_secs(30));
         assert_eq!(error.reason(), "Timeout");
-        assert!(error.to_string().ends_with("not finished within 30 s"), "{error}");
+        assert!(error.to_string().contains("timed out after 30 s"), "{error}");
     }
 }

@@ -59,15 +59,19 @@ impl OperatorMetrics {
             acknowledge_seconds: Histogram::new(ACKNOWLEDGE_SECONDS),
         };
         let mut registry = Registry::with_prefix("tlsfarm_operator");
-        registry.register("reconciles", "Passes over a farm", metrics.reconciles.clone());
+        registry.register(
+            "reconciles",
+            "Reconciliations of TLSFarm objects",
+            metrics.reconciles.clone(),
+        );
         registry.register(
             "reconcile_duration_seconds",
-            "Time that one pass over a farm took",
+            "Duration of a reconciliation",
             metrics.reconcile_seconds.clone(),
         );
         registry.register(
             "reconcile_failures",
-            "Passes over a farm that failed and are tried again",
+            "Reconciliations that failed and will be retried, by reason",
             metrics.failures.clone(),
         );
         registry.register(
@@ -83,7 +87,7 @@ impl OperatorMetrics {
         registry.register("rotations", "Rotations of ticket keys", metrics.rotations.clone());
         registry.register(
             "acknowledge_seconds",
-            "Time from a change of a ring until every ready proxy had acknowledged it",
+            "Time from a ring change until every ready proxy acknowledged it",
             metrics.acknowledge_seconds.clone(),
         );
         (metrics, Arc::new(registry))

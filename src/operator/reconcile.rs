@@ -61,7 +61,7 @@ pub(super) async fn reconcile(
         .reconciled(started.elapsed(), result.as_ref().err());
     match &result {
         Ok(next) => {
-            debug!(namespace = id.namespace(), farm = id.name(), took = ?started.elapsed(), ?next, "passed over a farm");
+            debug!(namespace = id.namespace(), farm = id.name(), took = ?started.elapsed(), ?next, "reconciled");
             context.farms.succeeded(&id.key);
         }
         Err(error) => fail(&farm, &id, &context, error).await,
@@ -75,10 +75,10 @@ async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, 
     context.farms.touch(&id.key);
     let failures = context.farms.failed(&id.key);
     if let ReconcileError::NamespaceTerminating { .. } = error {
-        debug!(namespace = id.namespace(), farm = id.name(), %error, "a farm goes with its namespace");
+        debug!(namespace = id.namespace(), farm = id.name(), %error, "namespace is terminating, not reconciling the TLSFarm");
         return;
     }
-    warn!(namespace = id.namespace(), farm = id.name(), %error, "a farm is not reconciled, will try again");
+    warn!(namespace = id.namespace(), farm = id.name(), %error, "reconciliation failed, will retry");
     if failures == FAILURES_TO_TELL {
         let told = NewEvent::warning(
             format!("{}Failed", error.reason()),

@@ -17,12 +17,12 @@ pub enum ProbeError {
     /// The file with trusted certificates is unusable.
     #[error("--ca-file {path}: {why}")]
     CaFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
     /// The process cannot work, or its output cannot be written.
-    #[error("cannot run the probe: {0}")]
+    #[error("failed to run the probe: {0}")]
     Io(#[from] io::Error),
 }

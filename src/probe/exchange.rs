@@ -34,7 +34,7 @@ pub(super) struct Exchanger {
     pub(super) clients: Clients,
     /// What to ask for.
     pub(super) path: PathAndQuery,
-    /// Time for one connection, from its first packet to the end of the response.
+    /// Time limit for one connection, from its first packet to the end of the response.
     pub(super) timeout: Duration,
 }
 
@@ -65,13 +65,13 @@ pub struct HandshakeAnswer {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Failure {
     /// No TCP connection.
-    #[error("cannot connect: {0}")]
+    #[error("failed to connect: {0}")]
     Connect(String),
     /// No TLS session.
-    #[error("the TLS handshake failed: {0}")]
+    #[error("TLS handshake failed: {0}")]
     Handshake(String),
     /// No response, or only part of it.
-    #[error("the request failed: {0}")]
+    #[error("request failed: {0}")]
     Request(String),
 }
 
@@ -177,7 +177,7 @@ async fn within<T, E: std::error::Error>(
     match timeout_at(deadline, phase).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(failure(with_causes(&error))),
-        Err(_) => Err(failure("no answer in time".into())),
+        Err(_) => Err(failure("timed out".into())),
     }
 }
 

@@ -48,19 +48,17 @@ where
             Some(Reply::Starts) => return Ok(false),
             Some(Reply::Retries) => {
                 return Err(io::Error::other(
-                    "it asks for another key share, so it does not say whether it would resume",
+                    "the server sent a HelloRetryRequest, so whether it would resume is unknown",
                 ));
             }
             None if answer.len() >= LONGEST_ANSWER => {
-                return Err(io::Error::other(
-                    "it answers with something else than a ServerHello",
-                ));
+                return Err(io::Error::other("the server did not reply with a ServerHello"));
             }
             None => {}
         }
         if stream.read_buf(&mut answer).await? == 0 {
             return Err(io::Error::other(
-                "it refuses a ClientHello that it had taken before",
+                "the server closed the connection on a ClientHello that it had accepted before",
             ));
         }
     }

@@ -88,10 +88,10 @@ pub enum TargetError {
     #[error("{0}, or give --address and --server-name")]
     NoCluster(#[from] NoCluster),
     /// The way to the API server is described wrongly.
-    #[error("the cluster's configuration is unusable: {0}")]
+    #[error("invalid Kubernetes client configuration: {0}")]
     Client(String),
     /// The API server refused or could not be reached.
-    #[error("cannot list {what}: {why}")]
+    #[error("failed to list {what}: {why}")]
     List {
         /// What was asked for.
         what: String,
@@ -99,7 +99,7 @@ pub enum TargetError {
         why: String,
     },
     /// There is no such farm.
-    #[error("there is no farm {name:?} in {place}")]
+    #[error("farm {name:?} not found in {place}")]
     NoSuchFarm {
         /// Name on the command line.
         name: String,
@@ -120,7 +120,7 @@ impl Targets {
     /// Where farms are looked for, for messages.
     pub(super) fn place(&self) -> String {
         match self {
-            Self::Fixed(_) => "the addresses given".into(),
+            Self::Fixed(_) => "the given addresses".into(),
             Self::Cluster(cluster) => cluster.place(),
         }
     }
@@ -299,17 +299,17 @@ where
     let failed = |why: String| {
         let place = namespace.map_or_else(|| "all namespaces".into(), |name| format!("namespace {name}"));
         TargetError::List {
-            what: format!("the {what} of {place}"),
+            what: format!("{what} in {place}"),
             why,
         }
     };
     match timeout(API_TIME_LIMIT, api.list(params)).await {
         Ok(Ok(list)) => Ok(list.items),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(failed(
-            "the cluster does not know them; is TLSFarm installed?".into(),
+            "the API server does not have this resource; is TLSFarm installed?".into(),
         )),
         Ok(Err(error)) => Err(failed(kubernetes::describe(&error))),
-        Err(_) => Err(failed("no answer in time".into())),
+        Err(_) => Err(failed("timed out".into())),
     }
 }
 
@@ -326,9 +326,9 @@ pub(super) fn why_nothing(targets: &Targets, farms: &[TargetFarm]) -> String {
     if let Some(farm) = unready(farms).first() {
         format!("no proxy of farm {farm} is ready")
     } else if farms.iter().all(|farm| farm.proxies.is_empty()) {
-        format!("there is no farm with proxies in {}", targets.place())
+        format!("no farm with proxies found in {}", targets.place())
     } else {
-        "no host offers a way to resume that was asked for".into()
+        "no host supports the requested mechanisms".into()
     }
 }
 

@@ -72,7 +72,7 @@ pub(super) fn trial(matrix: &Matrix, trial: &Trial, time: Timestamp, paint: Pain
                 .ring_generation
                 .map_or_else(String::new, |ring| format!(", ring {ring}"));
             format!(
-                " taken {} ago in round {}{ring},",
+                " issued {} ago in round {}{ring},",
                 age(earlier.age),
                 earlier.round
             )
@@ -134,10 +134,7 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
     let mut text = String::new();
     let verdict = match tally.is_clean() {
         true => paint.paint(Tone::Good, "every session was resumed"),
-        false => paint.paint(
-            Tone::Bad,
-            "not every session was resumed and every request served",
-        ),
+        false => paint.paint(Tone::Bad, "a session was not resumed or a request was not served"),
     };
     let _ = writeln!(
         text,
@@ -148,12 +145,12 @@ pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
     let mut row = |name: &str, counts: &Counts| {
         let _ = writeln!(text, "  {name:<32} {}", ratio(counts, paint));
     };
-    row("taken in the same round", &tally.fresh);
-    row("taken in an earlier round", &tally.older);
+    row("issued in the same round", &tally.fresh);
+    row("issued in an earlier round", &tally.older);
     row("of these, across a rotation", &tally.crossed_rotation);
     let _ = writeln!(
         text,
-        "  {} missed, {} resumed twice, {} without a session, {} failed, {} server errors, {} gone with their proxy",
+        "  {} missed, {} resumed twice, {} without a session, {} failed, {} server errors, {} skipped because a proxy went away",
         all.missed, all.resumed_twice, all.no_session, all.failed, all.server_errors, all.gone
     );
     if tally.unready_rounds > 0 {
@@ -266,7 +263,7 @@ fn symbol(outcome: &TrialOutcome, paint: Paint) -> String {
 
 fn word(outcome: &TrialOutcome) -> &'static str {
     match outcome {
-        TrialOutcome::Resumed => "served badly:",
+        TrialOutcome::Resumed => "server error:",
         TrialOutcome::Missed => "missed:",
         TrialOutcome::ResumedTwice => "resumed twice:",
         TrialOutcome::NoSession => "no session:",
@@ -280,12 +277,12 @@ fn explain(mechanism: Mechanism, trial: &Trial) -> String {
         TrialOutcome::Resumed => "resumed".into(),
         TrialOutcome::Missed => "full handshake".into(),
         TrialOutcome::ResumedTwice => format!(
-            "resumed there and once more at {}",
+            "resumed there and again at {}",
             trial.offered_again_to.as_deref().unwrap_or_default()
         ),
-        TrialOutcome::NoSession => format!("the issuer gave no {}", mechanism.token()),
+        TrialOutcome::NoSession => format!("the issuer sent no {}", mechanism.token()),
         TrialOutcome::Failed(at) => at.to_string(),
-        TrialOutcome::Gone => "a proxy went away meanwhile".into(),
+        TrialOutcome::Gone => "a proxy went away during the test".into(),
     };
     for answer in trial.answers().filter(|answer| answer.is_server_error()) {
         let _ = write!(text, ", HTTP status {}", answer.http_status);
@@ -395,7 +392,7 @@ mod tests {
             "{text}"
         );
         assert_eq!(
-            text.matches("failed: shop-proxy-bc: cannot connect: Connection refused")
+            text.matches("failed: shop-proxy-bc: failed to connect: Connection refused")
                 .count(),
             1,
             "{text}"
@@ -448,7 +445,7 @@ mod tests {
         });
         assert_eq!(
             trial(&matrix, &missed, Timestamp::UNIX_EPOCH, Paint::Plain),
-            "00:00:00Z missed: shop.example.com  TLS 1.3 ticket  session of shop-proxy-a taken 95 s ago in round 3, \
+            "00:00:00Z missed: shop.example.com  TLS 1.3 ticket  session of shop-proxy-a issued 95 s ago in round 3, \
              ring 6, at shop-proxy-bc: full handshake"
         );
     }

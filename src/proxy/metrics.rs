@@ -151,42 +151,34 @@ impl ProxyMetrics {
         let m = Self::default();
         registry.register(
             "handshakes",
-            "TLS handshakes that succeeded, by version and by whether the session was resumed",
+            "Successful TLS handshakes, by version and whether the session was resumed",
             m.handshakes.clone(),
         );
         registry.register(
             "handshake_failures",
-            "TLS handshakes that failed, by reason",
+            "Failed TLS handshakes, by reason",
             m.handshake_failures.clone(),
         );
         registry.register(
             "tickets_offered",
-            "Session tickets that clients offered, by what became of them",
+            "Session tickets offered by clients, by outcome",
             m.tickets_offered.clone(),
         );
         registry.register(
             "tickets_issued",
-            "Session tickets that were to be issued, by what became of them",
+            "Attempts to issue session tickets, by outcome",
             m.tickets_issued.clone(),
         );
         registry.register(
             "session_ids_offered",
-            "TLS 1.2 session ids that clients offered and the session cache knew, by what became of them",
+            "TLS 1.2 session ids offered by clients and found in the session cache, by outcome",
             m.session_ids_offered.clone(),
         );
-        registry.register(
-            "connections",
-            "Open connections of clients",
-            m.connections.clone(),
-        );
-        registry.register(
-            "connections_accepted",
-            "Connections that were accepted",
-            m.accepted.clone(),
-        );
+        registry.register("connections", "Open client connections", m.connections.clone());
+        registry.register("connections_accepted", "Connections accepted", m.accepted.clone());
         registry.register(
             "connections_refused",
-            "Connections that were closed at once because the most allowed were open",
+            "Connections closed on accept because the connection limit was reached",
             m.refused.clone(),
         );
         registry.register(
@@ -196,40 +188,44 @@ impl ProxyMetrics {
         );
         registry.register(
             "ring_generation",
-            "Generation of the ring in use, 0 before the first",
+            "Generation of the loaded ring; 0 if none is loaded",
             m.ring_generation.clone(),
         );
         registry.register(
             "ring_changed_timestamp_seconds",
-            "When the ring in use was written",
+            "Unix time at which the loaded ring was written",
             m.ring_changed.clone(),
         );
         registry.register(
             "ring_can_seal",
-            "Whether the primary key may seal tickets",
+            "1 if the primary key may seal tickets, else 0",
             m.ring_can_seal.clone(),
         );
         registry.register(
             "tickets_disabled",
-            "Whether no tickets are issued, for want of a ring or of a key that may seal",
+            "1 if no tickets are issued because no ring is loaded or no key may seal, else 0",
             m.tickets_disabled.clone(),
         );
         registry.register(
             "reloads",
-            "Changed files that were taken into use",
+            "Successful reloads of changed files, by file",
             m.reloads.clone(),
         );
         registry.register(
             "reload_failures",
-            "Changed files that were refused, while the last good ones stay in use",
+            "Failed reloads of changed files, by file; the loaded version stays in use",
             m.reload_failures.clone(),
         );
         registry.register(
             "certificate_not_after_timestamp_seconds",
-            "When the certificate in use expires",
+            "Unix time at which the certificate in use expires",
             m.certificate_not_after.clone(),
         );
-        registry.register("ready", "Whether the proxy takes new clients", m.ready.clone());
+        registry.register(
+            "ready",
+            "1 if the proxy is ready for new clients, else 0",
+            m.ready.clone(),
+        );
         m.start_at_zero();
         m
     }

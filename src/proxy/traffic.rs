@@ -111,7 +111,7 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     self.traffic.shared.metrics.accept_failed();
-                    debug!(%error, "cannot accept");
+                    debug!(%error, "failed to accept a connection");
                     sleep(BACK_OFF).await;
                 }
             }

@@ -24,10 +24,10 @@ const PLAUSIBLE: std::ops::Range<i64> = 0..16_725_225_600;
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RingError {
     /// It is larger than any ring.
-    #[error("the ring document is {0} bytes long, more than any ring takes")]
+    #[error("the ring document is too large: {0} bytes")]
     TooLarge(usize),
     /// It is not a JSON document of the right form.
-    #[error("the ring document is malformed at line {line}, column {column}")]
+    #[error("failed to parse the ring document at line {line}, column {column}")]
     Malformed {
         /// Line of the first fault, from 1.
         line: usize,
@@ -35,24 +35,24 @@ pub enum RingError {
         column: usize,
     },
     /// It is written in a format that this release does not know.
-    #[error("the ring document has version {0}; this release reads version {VERSION}")]
+    #[error("ring document version {0} is not supported; this release supports version {VERSION}")]
     Version(u32),
     /// It holds more keys than a ring may.
-    #[error("the ring holds {0} keys, more than {MAX_KEYS}")]
+    #[error("the ring has {0} keys; the maximum is {MAX_KEYS}")]
     TooManyKeys(usize),
     /// A key's id is not 32 hexadecimal digits, or its secret is not base64.
     #[error(
-        "key number {0} of the ring has an id that is not 32 lower-case hexadecimal digits, or a secret that is not base64"
+        "key number {0} of the ring: the id is not 32 lower-case hexadecimal digits, or the secret is not base64"
     )]
     KeyEncoding(usize),
     /// Two keys share an id or a secret.
     #[error("two keys of the ring share an id or a secret")]
     DuplicateKey,
     /// A time lies so far from ours that nothing could be computed with it.
-    #[error("the ring document holds a time after the year 2500 or before 1970")]
+    #[error("the ring document contains a time before 1970 or after 2500")]
     ImplausibleTime,
     /// A key is too weak to be used.
-    #[error("key {0} of the ring is unusable: {1}")]
+    #[error("key {0} of the ring is weak: {1}")]
     WeakKey(KeyId, KeyWeakness),
 }
 

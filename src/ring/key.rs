@@ -50,16 +50,16 @@ pub struct TicketKey {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum KeyWeakness {
     /// Not 256 bits.
-    #[error("it is {0} bytes long instead of 32")]
+    #[error("the secret is {0} bytes long instead of 32")]
     Length(usize),
     /// All bytes alike, or a short pattern over and over.
-    #[error("its bytes repeat")]
+    #[error("the secret is a repeating pattern")]
     Repeating,
 }
 
 /// The operating system gave no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the operating system gave no random bytes")]
+#[error("failed to get random bytes from the operating system")]
 pub struct RandomnessError(#[source] rand::rngs::SysError);
 
 impl KeySecret {

@@ -100,7 +100,7 @@ pub struct OpenedTicket {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 pub enum SealError {
     /// The primary key may no longer seal: the proxy has heard of no rotation for too long.
-    #[error("the primary key may no longer seal tickets")]
+    #[error("the sealing period of the primary key has ended")]
     KeyExpired,
     /// The session may not be resumed any more, or the certificate has expired.
     #[error("the session is too old or its certificate has expired")]
@@ -109,7 +109,7 @@ pub enum SealError {
     #[error("the session is too large for a ticket")]
     TooLarge,
     /// No randomness, or the cipher failed.
-    #[error("the cipher or the random generator did not work")]
+    #[error("the cipher or the random generator failed")]
     Cipher,
 }
 
@@ -120,13 +120,13 @@ pub enum OpenError {
     #[error("not a ticket of this farm")]
     Malformed,
     /// Its key is not in the ring.
-    #[error("sealed by a key that is not in the ring")]
+    #[error("sealed with a key that is not in the ring")]
     UnknownKey,
     /// Forged, altered, or made for another scope or by another release.
-    #[error("not authentic, or made for another scope")]
+    #[error("failed to authenticate, or issued for another scope")]
     NotAuthentic,
     /// It, its key or its session is too old.
-    #[error("too old")]
+    #[error("expired")]
     Expired,
 }
 

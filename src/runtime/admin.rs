@@ -54,10 +54,7 @@ impl AdminPages {
                     "application/openmetrics-text; version=1.0.0; charset=utf-8",
                     text,
                 ),
-                Err(_) => text_page(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "the metrics could not be encoded",
-                ),
+                Err(_) => text_page(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the metrics"),
             }
         })
     }
@@ -75,7 +72,7 @@ impl AdminPages {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    debug!(%error, "the admin server cannot accept");
+                    debug!(%error, "admin server failed to accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -106,11 +103,11 @@ impl AdminPages {
             let known: Vec<_> = self.pages.keys().copied().collect();
             return text_page(
                 StatusCode::NOT_FOUND,
-                &format!("no such page; there are {}", known.join(", ")),
+                &format!("not found; available pages: {}", known.join(", ")),
             );
         };
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refused = text_page(StatusCode::METHOD_NOT_ALLOWED, "this server only shows things");
+            let mut refused = text_page(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed");
             refused
                 .headers_mut()
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -129,10 +126,7 @@ pub fn text_page(status: StatusCode, text: &str) -> Page {
 pub fn json_page(value: &impl serde::Serialize) -> Page {
     match serde_json::to_string(value) {
         Ok(json) => page(StatusCode::OK, "application/json", json),
-        Err(_) => text_page(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the state could not be encoded",
-        ),
+        Err(_) => text_page(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the state"),
     }
 }
 

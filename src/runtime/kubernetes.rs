@@ -9,10 +9,10 @@ use super::error_chain::{one_line, with_causes};
 #[derive(Debug, thiserror::Error)]
 pub enum NoCluster {
     /// There is no usable kubeconfig, and this is no pod of a cluster either.
-    #[error("no cluster: {}, and this is no pod with a service account; set KUBECONFIG", one_line(.0))]
+    #[error("no cluster configuration: {}, and this process does not run in a pod with a service account; set KUBECONFIG", one_line(.0))]
     Nowhere(#[source] Box<KubeconfigError>),
     /// The kubeconfig has no such context, or it is unusable.
-    #[error("no cluster: {}", one_line(.0))]
+    #[error("no cluster configuration: {}", one_line(.0))]
     Context(#[source] Box<KubeconfigError>),
 }
 

@@ -53,7 +53,11 @@ fn a_damaged_missing_or_old_ring_is_replaced_by_the_operator_and_never_used() {
         ("truncated", Some(json!(&text[..text.len() / 8 * 4])), "ring"),
         ("garbage", Some(json!("bm90IGEgcmluZw==")), "ring"),
         ("emptied", Some(Value::Null), "missing"),
-        ("rolled back", Some(old.clone()), "older than generation"),
+        (
+            "rolled back",
+            Some(old.clone()),
+            "older than the loaded generation",
+        ),
         // The kubelet leaves the last content where it is.
         ("deleted", None, ""),
     ];

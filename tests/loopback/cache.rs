@@ -379,7 +379,7 @@ fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
                  certificate: a, key: b, authority: c}";
     one_line(&format!("{good}, {peers}}}"), "POD_IP");
     fs::write(dir.join("c.sock"), "precious").expect("written");
-    one_line(&format!("{good}}}"), "something that is no socket is in the way");
+    one_line(&format!("{good}}}"), "the path exists and is not a socket");
     assert_eq!(
         fs::read_to_string(dir.join("c.sock")).expect("still there"),
         "precious"

@@ -45,7 +45,7 @@ fn what_is_no_request_is_an_error_and_the_end() {
         (b"*1\r\n:1\r\n", "expected '$', got ':'"),
         (&[b'x'; 100_000], "too big inline request"),
         (&[0xff; 8192], "too big inline request"),
-        (b"*1\r\n$4\r\nPINGPING\r\n", "expected the end of a line"),
+        (b"*1\r\n$4\r\nPINGPING\r\n", "expected end of line"),
     ];
     for (number, (request, error)) in (1..).zip(requests) {
         let answer = answers_until_closed(&cache, request);

@@ -66,7 +66,11 @@ fn a_bad_first_certificate_costs_its_own_host_only_and_recovers() {
         assert!(refused.output.contains("handshake failure"), "{}", refused.output);
         assert!(serves(&farm, &fresh, "blog.test"));
         // One that runs keeps the last good pair, and says so.
-        assert!(wait_for_problem(&proxy, reason).message.contains("stays in use"));
+        assert!(
+            wait_for_problem(&proxy, reason)
+                .message
+                .contains("keeping the previous one")
+        );
         assert!(serves(&farm, &proxy, "shop.test"));
 
         farm.put_certificate("shop", &good);

@@ -146,7 +146,7 @@ fn the_drain_period_bounds_the_drain() {
     wait_for_end(&mut proxy, Duration::from_secs(4));
     let end = runtime.block_on(silent.read(&mut [0]));
     assert!(!matches!(end, Ok(1..)), "{end:?}");
-    assert!(proxy.log().contains("the drain period is over"));
+    assert!(proxy.log().contains("drain period expired"));
 }
 
 #[test]

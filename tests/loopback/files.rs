@@ -35,15 +35,15 @@ fn a_bad_ring_leaves_the_last_good_one_in_use() {
     let whole = second.to_document();
     let failures = "tlsfarm_proxy_reload_failures_total{file=\"ring\"}";
     let spoil: [(&str, &dyn Fn()); 5] = [
-        ("older than generation 2", &|| farm.put_ring(&first)),
-        ("malformed", &|| put(&farm.ring_file(), &whole[..whole.len() / 2])),
+        ("older than the loaded generation 2", &|| farm.put_ring(&first)),
+        ("failed to parse", &|| {
+            put(&farm.ring_file(), &whole[..whole.len() / 2])
+        }),
         ("same generation 2", &|| farm.put_ring(&rotated(new_ring()))),
         ("missing", &|| {
             fs::remove_file(farm.ring_file()).expect("it was there")
         }),
-        ("more than any ring", &|| {
-            put(&farm.ring_file(), &vec![b' '; 1 << 20])
-        }),
+        ("too large", &|| put(&farm.ring_file(), &vec![b' '; 1 << 20])),
     ];
     for (number, (problem, spoil)) in (1..).zip(spoil) {
         spoil();
@@ -142,7 +142,7 @@ fn the_kubelets_way_of_swapping_a_volume_is_noticed() {
 fn an_unusable_first_configuration_is_one_line_and_exit_code_2() {
     let farm = Farm::new("web/shop");
     let file = farm.dir.join("bad.json");
-    for (content, line) in [(None, "cannot read it"), (Some("version: 9"), "bad.json")] {
+    for (content, line) in [(None, "failed to read"), (Some("version: 9"), "bad.json")] {
         if let Some(content) = content {
             fs::write(&file, content).expect("written");
         }

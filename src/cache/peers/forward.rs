@@ -1,4 +1,4 @@
-//! Commands on keys that belong to another cache.
+//! Forwards commands to the cache that owns the key.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::cache::command::{OneKey, Set, Verb};
 use crate::resp::Reply;
 use crate::resp::client::{CacheError, Client};
 
-/// What came of asking another cache. An error means that it did not answer.
+/// Result of a forwarded command. An error means that the owner did not reply.
 pub(crate) type Forwarded = Result<Reply, CacheError>;
 
 /// Sends a command on one key to its owner.
@@ -37,7 +37,7 @@ pub(crate) fn count(
     }
 }
 
-/// All counts together. Without one of them there is none.
+/// Sums the counts. Fails if one of them failed.
 pub(crate) async fn sum(
     own: i64,
     elsewhere: Vec<impl Future<Output = Result<i64, CacheError>>>,

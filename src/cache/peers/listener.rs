@@ -1,4 +1,4 @@
-//! The port for peers: TLS connections of those that can show a peer's certificate.
+//! Listener for peers: accepts TLS connections with a valid peer certificate.
 
 use std::io;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use tracing::debug;
 use super::metrics::{PeerMetrics, PeerRefusal};
 use super::tls::PeerTls;
 
-/// Most handshakes at a time.
+/// Maximum number of concurrent TLS handshakes.
 const MOST_HANDSHAKES: usize = 64;
 
-/// How long a handshake may take.
+/// Time limit for a TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
-/// After how long without traffic the system asks whether the peer is still there. Peers send something each second.
+/// TCP keepalive time. Peers send a request at least once a second.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Accepts peers for ever and serves each in a local task of its own.
+/// Accepts peer connections until cancelled and serves each in its own local task.
 pub(crate) async fn accept<C: Future<Output = ()> + 'static>(
     listener: TcpListener,
     tls: Arc<PeerTls>,
@@ -38,7 +38,7 @@ pub(crate) async fn accept<C: Future<Output = ()> + 'static>(
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                debug!(%error, "peers cannot be accepted");
+                debug!(%error, "failed to accept a peer connection");
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -58,7 +58,7 @@ pub(crate) async fn accept<C: Future<Output = ()> + 'static>(
                 }
                 Err(refusal) => {
                     metrics.refused(refusal);
-                    debug!(?refusal, "a connection to the port for peers was refused");
+                    debug!(?refusal, "refused a peer connection");
                 }
             }
         });

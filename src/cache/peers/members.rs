@@ -1,4 +1,4 @@
-//! Which caches there are: a list from the configuration, or the ready ones behind a Service.
+//! Membership of the peer group: a static list from the configuration, or the ready endpoints of a Service.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use crate::config::{Backend, Peers, ServicePort};
 use crate::discovery::{self, Endpoints};
 
-/// The source of the caches that share the entries.
+/// Source of the peer group's members.
 pub(crate) enum Members {
-    /// They are always the same.
+    /// A static list.
     Fixed(Arc<[SocketAddr]>),
-    /// They come and go.
+    /// The ready endpoints of a Service.
     Watched(Endpoints, ServicePort),
 }
 
 impl Members {
-    /// Begins to watch, if there is something to watch. Until the API server has been reached there are none, and while
-    /// it is away the last known ones stay.
+    /// Starts to watch the Service, if members are not static. There are no members until the API server has been
+    /// reached; while it is unreachable, the last known members stay.
     pub(crate) fn follow(peers: &Peers) -> Self {
         match &peers.members {
             Backend::Addresses(addresses) => Self::Fixed(addresses.iter().copied().map(canonical).collect()),
@@ -28,7 +28,7 @@ impl Members {
         }
     }
 
-    /// The caches as they are now, in no order.
+    /// The current members, unordered.
     pub(crate) fn now(&self) -> Arc<[SocketAddr]> {
         match self {
             Self::Fixed(addresses) => Arc::clone(addresses),
@@ -37,7 +37,7 @@ impl Members {
     }
 }
 
-/// The address by which the others know this cache.
+/// The address that identifies this cache among its peers.
 pub(crate) fn own_address(peers: &Peers, pod_ip: Option<IpAddr>) -> SocketAddr {
     canonical(SocketAddr::new(
         pod_ip.unwrap_or(peers.listen.ip()),
@@ -45,7 +45,7 @@ pub(crate) fn own_address(peers: &Peers, pod_ip: Option<IpAddr>) -> SocketAddr {
     ))
 }
 
-/// An address in the form in which it equals others that mean the same.
+/// Normalizes an address, so that IPv4-mapped IPv6 addresses compare equal to IPv4 addresses.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

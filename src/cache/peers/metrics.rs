@@ -1,4 +1,4 @@
-//! What a cache counts about its peers.
+//! Metrics of the peer group.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -20,24 +20,24 @@ pub struct PeerMetrics {
     certificates_failed: Counter,
 }
 
-/// Why somebody who connected as a peer was refused.
+/// Why a peer connection was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum PeerRefusal {
     /// This cache has no usable certificate yet.
     NotReady,
-    /// Too many others were shaking hands.
+    /// Too many handshakes were in progress.
     TooMany,
-    /// It took too long.
+    /// The handshake timed out.
     Timeout,
-    /// It went away.
+    /// The peer closed the connection.
     Closed,
-    /// It showed no certificate.
+    /// The peer sent no certificate.
     NoCertificate,
-    /// It showed one that the authority did not sign, or of another name, or an expired one.
+    /// The peer's certificate is not signed by the CA, has the wrong name, or has expired.
     WrongCertificate,
-    /// It sent an alert, as it does when it distrusts our certificate.
+    /// The peer sent a TLS alert, for example because it rejects this cache's certificate.
     Alert,
-    /// It spoke something other than TLS 1.3.
+    /// The peer does not speak TLS 1.3.
     Incompatible,
 }
 
@@ -47,7 +47,7 @@ struct ReasonLabel {
 }
 
 impl PeerMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("peer");
         let m = Self {
@@ -56,32 +56,32 @@ impl PeerMetrics {
         };
         registry.register(
             "members",
-            "Caches that share the entries, this one among them",
+            "Caches in the peer group, including this one",
             m.members.clone(),
         );
         registry.register(
             "member_changes",
-            "How often the caches that share the entries changed",
+            "Membership changes of the peer group",
             m.changes.clone(),
         );
         registry.register(
             "connections_accepted",
-            "Connections of peers that showed a good certificate",
+            "Peer connections accepted with a valid certificate",
             m.accepted.clone(),
         );
         registry.register(
             "connections_refused",
-            "Connections to the port for peers that were refused, by reason",
+            "Peer connections refused, by reason",
             m.refused.clone(),
         );
         registry.register(
             "certificate_reloads",
-            "How often the certificate for peers was put to use",
+            "Successful loads of the peer certificate",
             m.certificates_loaded.clone(),
         );
         registry.register(
             "certificate_reload_failures",
-            "How often the certificate for peers or its authority was missing or unusable",
+            "Failed loads of the peer certificate or its CA certificate",
             m.certificates_failed.clone(),
         );
         m

@@ -1,4 +1,4 @@
-//! Which cache owns a key: rendezvous hashing, so that a cache that comes or goes moves its own keys only.
+//! Key ownership by rendezvous hashing: when a cache is added or removed, only its own keys change their owner.
 //!
 //! All caches of a farm must agree, whatever their release, so the function is fixed:
 //!
@@ -7,23 +7,23 @@
 //! - score: both hashes, xored and put through the finalizer of SplitMix64;
 //! - owner: the member with the highest score, and among equals the one with the highest hash.
 //!
-//! Keys may be chosen by clients, members are not: whoever aims at one member with keys of his own finds them by trying,
-//! and gains no more than entries that he fills himself.
+//! Clients can choose keys, but not members. A client can find keys that map to one member by trying, but gains nothing
+//! except that its own entries are stored there.
 
 use std::net::{IpAddr, SocketAddr};
 
 use aws_lc_rs::digest;
 
-/// A cache as far as ownership goes.
+/// Hash of a member.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct MemberHash(u64);
 
-/// A key as far as ownership goes.
+/// Hash of a key.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct KeyHash(u64);
 
 impl MemberHash {
-    /// Of the cache that listens for peers on `address`.
+    /// Hashes the member that listens for peers on `address`.
     pub(crate) fn of(address: SocketAddr) -> Self {
         let ip = match address.ip() {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -38,13 +38,13 @@ impl MemberHash {
 }
 
 impl KeyHash {
-    /// Of a key.
+    /// Hashes a key.
     pub(crate) fn of(key: &[u8]) -> Self {
         Self(first_of_sha256(key))
     }
 }
 
-/// The owner of a key among some members; None when there are none.
+/// Returns the owner of a key among `members`; None if there are no members.
 pub(crate) fn owner<M>(
     key: KeyHash,
     members: impl IntoIterator<Item = M>,

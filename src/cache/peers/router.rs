@@ -1,4 +1,4 @@
-//! Which cache a key belongs to, and the way there.
+//! Routes keys to the cache that owns them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,33 +20,33 @@ use crate::runtime::files::POLL_INTERVAL;
 #[derive(Clone, Default)]
 pub(crate) struct Router(Arc<ArcSwap<Table>>);
 
-/// Who owns a key.
+/// Owner of a key.
 pub(crate) enum Route {
     /// This cache.
     Own,
-    /// Another one.
+    /// Another cache; requests go through this client.
     Peer(Client),
 }
 
-/// The caches, this one among them unless it is not ready yet.
+/// The ready members, including this cache once it is ready.
 #[derive(Default)]
 struct Table(Vec<Member>);
 
 struct Member {
     address: SocketAddr,
     hash: MemberHash,
-    /// None: it is this one.
+    /// None: this cache.
     client: Option<Client>,
 }
 
 impl Router {
-    /// For a cache without peers.
+    /// Creates a router for a cache without peers.
     pub(crate) fn alone() -> Self {
         Self::default()
     }
 
-    /// Follows the caches in a task of its own, which this must be called in the right runtime for. `own` is the address
-    /// by which they know this one.
+    /// Starts a task that follows membership changes; must be called within the runtime. `own` is the address that
+    /// identifies this cache.
     pub(crate) fn start(peers: &Peers, own: SocketAddr, tls: Arc<PeerTls>, metrics: PeerMetrics) -> Self {
         let router = Self::alone();
         let mut follower = Follower {
@@ -73,7 +73,7 @@ impl Router {
         router
     }
 
-    /// The owner of a key. Without any members, this cache owns everything.
+    /// Returns the owner of a key. Without members, this cache owns every key.
     pub(crate) fn route(&self, key: &[u8]) -> Route {
         let table = self.0.load();
         if table.0.is_empty() {
@@ -88,7 +88,7 @@ impl Router {
     }
 }
 
-/// What it takes to keep a router up to date.
+/// State of the task that updates a router.
 struct Follower {
     members: Members,
     own: SocketAddr,
@@ -114,7 +114,7 @@ impl Follower {
         if before.0.iter().map(|member| &member.address).eq(&sorted) {
             return;
         }
-        info!(members = ?sorted, own = %self.own, "the caches have changed");
+        info!(members = ?sorted, own = %self.own, "cache membership changed");
         self.metrics.members_are(sorted.len());
         let member = |address: SocketAddr| {
             let known = before.0.iter().find(|member| member.address == address);

@@ -1,7 +1,7 @@
-//! TLS between caches: one certificate for both directions, from files that are read again when they change.
+//! Mutual TLS between caches: one certificate for both directions, from files that are reloaded when they change.
 //!
-//! Either side must show a certificate that the authority signed and that bears the peers' name. Sessions are never
-//! resumed, because a resumed one would skip that check after the authority has changed.
+//! Both sides must present a certificate that is signed by the CA and valid for the peers' DNS name. Sessions are not
+//! resumed, because resumption would skip this check after the CA has changed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,10 @@ use crate::config::Peers;
 use crate::runtime::error_chain::with_causes;
 use crate::runtime::files::WatchedFile;
 
-/// How often the files are looked at.
+/// Interval at which the files are checked for changes.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is in use for new connections in both directions; nothing until the files have been good once.
+/// TLS configurations for new connections in both directions; none until the files have been loaded once.
 #[derive(Default)]
 pub(crate) struct PeerTls(ArcSwapOption<Configs>);
 
@@ -43,7 +43,7 @@ struct Configs {
 }
 
 impl PeerTls {
-    /// Reads the files, if they are there, and goes on following them in a task of its own.
+    /// Loads the files, if present, and starts a task that reloads them when they change.
     pub(crate) fn follow(peers: &Peers, metrics: PeerMetrics) -> Arc<Self> {
         let tls = Arc::new(Self::default());
         let mut files = Files::new(peers, metrics);
@@ -63,14 +63,14 @@ impl PeerTls {
         tls
     }
 
-    /// For connecting, with the name to expect.
+    /// Configuration for outgoing connections, and the server name to verify.
     pub(crate) fn client(&self) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
         let configs = self.0.load();
         let configs = configs.as_ref()?;
         Some((Arc::clone(&configs.client), configs.name.clone()))
     }
 
-    /// For accepting.
+    /// Configuration for incoming connections.
     pub(crate) fn server(&self) -> Option<Arc<ServerConfig>> {
         let configs = self.0.load();
         Some(Arc::clone(&configs.as_ref()?.server))
@@ -92,16 +92,16 @@ struct File {
     contents: Zeroizing<Vec<u8>>,
 }
 
-/// What is wrong with the files.
+/// Why the files could not be loaded.
 #[derive(Debug, thiserror::Error)]
 enum PeerTlsError {
-    #[error("{} cannot be read: {error}", file.display())]
+    #[error("failed to read {}: {error}", file.display())]
     File { file: PathBuf, error: io::Error },
-    #[error("{} is no PEM file of what it should hold: {error}", file.display())]
+    #[error("failed to parse {} as PEM: {error}", file.display())]
     Pem { file: PathBuf, error: pem::Error },
-    #[error("no certificate could bear the name {0:?}")]
+    #[error("{0:?} is not a valid DNS name")]
     ServerName(String, #[source] InvalidDnsNameError),
-    #[error("the authority is unusable")]
+    #[error("invalid CA certificate")]
     Authority(#[from] VerifierBuilderError),
     #[error("the certificate is not valid for the name {0:?}")]
     OwnName(String, #[source] TlsError),
@@ -120,7 +120,7 @@ impl Files {
         }
     }
 
-    /// Puts what the files hold to use when they have changed. What was good before stays in use otherwise.
+    /// Loads the files if they have changed. On failure the loaded configuration stays in use.
     fn poll(&mut self, tls: &PeerTls) {
         let outcome = match self.changed() {
             Ok(false) => return,
@@ -131,12 +131,12 @@ impl Files {
             Ok(configs) => {
                 tls.0.store(Some(Arc::new(configs)));
                 self.metrics.certificate_loaded();
-                info!(certificate = %self.certificate.path.display(), "certificate for peers loaded");
+                info!(certificate = %self.certificate.path.display(), "peer certificate loaded");
             }
             Err(error) => {
                 self.metrics.certificate_failed();
                 let error = with_causes(&error);
-                warn!(%error, "no new certificate for peers; the one before stays in use, if there was one");
+                warn!(%error, "failed to load the peer certificate; keeping the loaded one, if any");
             }
         }
     }
@@ -231,7 +231,7 @@ impl File {
     }
 }
 
-/// What WebPKI asks of a client's certificate, and the peers' name besides.
+/// Verifies client certificates by WebPKI, and additionally the peers' DNS name.
 #[derive(Debug)]
 struct PeerVerifier {
     signed: Arc<dyn ClientCertVerifier>,

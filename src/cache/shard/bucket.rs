@@ -21,7 +21,7 @@ struct Entry {
     newer: u32,
 }
 
-/// Entries within a bound on their memory.
+/// Entries with a memory limit.
 pub(super) struct Bucket {
     limit: usize,
     index: Index,
@@ -36,21 +36,21 @@ pub(super) struct Bucket {
     expired: u64,
 }
 
-/// What a bucket holds and has let go.
+/// Figures of a bucket.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Figures {
-    /// Entries, those included that expired unnoticed.
+    /// Number of entries, including expired ones that have not been removed yet.
     pub(crate) entries: usize,
-    /// Memory that they take, with everything around them.
+    /// Memory used by the entries including overhead, in bytes.
     pub(crate) bytes: usize,
-    /// Entries that went because there was no room.
+    /// Number of entries evicted because the memory limit was reached.
     pub(crate) evicted: u64,
-    /// Entries that went because their time was over.
+    /// Number of entries removed because they expired.
     pub(crate) expired: u64,
 }
 
 impl Bucket {
-    /// An empty one that may take so many bytes.
+    /// Creates an empty bucket with a memory limit of `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -65,27 +65,27 @@ impl Bucket {
         }
     }
 
-    /// The value and when it expires.
+    /// Returns the value and its expiry time.
     pub(super) fn get(&mut self, id: &Id, now: u64) -> Option<(&[u8], u64)> {
         let place = self.find_live(id, now)?;
         let entry = self.entries.get(place as usize)?;
         Some((&entry.value, entry.expires))
     }
 
-    /// Takes an entry out.
+    /// Removes an entry and returns its value.
     pub(super) fn take(&mut self, id: &Id, now: u64) -> Option<Zeroizing<Box<[u8]>>> {
         let place = self.find_live(id, now)?;
         self.remove(place).map(|entry| entry.value)
     }
 
-    /// Gives an entry another end.
+    /// Sets the expiry time of an entry.
     pub(super) fn set_expiry(&mut self, id: &Id, expires: u64, now: u64) -> bool {
         let place = self.find_live(id, now);
         let entry = place.and_then(|place| self.entries.get_mut(place as usize));
         entry.map(|entry| entry.expires = expires).is_some()
     }
 
-    /// Stores a value as the newest, and lets the oldest go until there is room. False when there is no room even so.
+    /// Stores a value as the newest entry and evicts the oldest until it fits. Returns false if it does not fit.
     pub(super) fn set(&mut self, id: Id, value: Zeroizing<Box<[u8]>>, expires: u64) -> bool {
         if let Some(place) = self.find(&id) {
             self.remove(place);
@@ -116,7 +116,7 @@ impl Bucket {
         true
     }
 
-    /// Looks at the next `most` entries and removes those that have expired.
+    /// Checks the next `most` entries and removes the expired ones.
     pub(super) fn sweep(&mut self, most: usize, now: u64) {
         for _ in 0..most.min(self.entries.len()) {
             if self.swept >= self.entries.len() {

@@ -1,7 +1,7 @@
-//! Keys and values as they lie in memory: keys as keyed hashes always, values sealed where that is wanted.
+//! In-memory form of keys and values: keys as keyed hashes, values encrypted if configured.
 //!
-//! Both secrets are made for this process and die with it. Whoever reads its memory without them, in a swapped page or a
-//! copy of the heap, finds no session and no id that a client could offer.
+//! Both secrets are generated at the start and never leave the process. Without them, a swapped page or a copy of the
+//! heap reveals no session and no id that a client could offer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,14 +9,14 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{cmac, rand};
 use zeroize::{Zeroize, Zeroizing};
 
-/// The hash of a key: as good as unique, and spread evenly.
+/// Keyed hash of a key: uniformly distributed, and unique for practical purposes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Id(pub(super) [u8; 16]);
 
 /// Bytes that a sealed value begins with: the number that made its nonce.
 const HEAD: usize = 8;
 
-/// The secrets of one process.
+/// The hash and encryption keys of one process.
 pub(super) struct Vault {
     ids: cmac::Key,
     values: Option<LessSafeKey>,
@@ -24,7 +24,8 @@ pub(super) struct Vault {
 }
 
 impl Vault {
-    /// Makes the secrets; values are sealed if `encrypt` says so. None when the system has no randomness.
+    /// Generates the secrets. Values are encrypted if `encrypt` is set. None if the operating system returns no random
+    /// bytes.
     pub(super) fn new(encrypt: bool) -> Option<Self> {
         let mut secrets = Zeroizing::new([0; 48]);
         rand::fill(secrets.as_mut()).ok()?;
@@ -37,13 +38,13 @@ impl Vault {
         })
     }
 
-    /// The hash of a key; None when the library fails.
+    /// Hashes a key; None if the crypto library fails.
     pub(super) fn id(&self, key: &[u8]) -> Option<Id> {
         let tag = cmac::sign(&self.ids, key).ok()?;
         tag.as_ref().try_into().ok().map(Id)
     }
 
-    /// A value as it is kept, bound to its key so that no two can change places.
+    /// Encrypts a value, bound to its key by the associated data.
     pub(super) fn seal(&self, id: &Id, value: &[u8]) -> Option<Zeroizing<Box<[u8]>>> {
         let Some(key) = &self.values else {
             return Some(Zeroizing::new(value.into()));
@@ -61,7 +62,7 @@ impl Vault {
         Some(Zeroizing::new(kept.into_boxed_slice()))
     }
 
-    /// The value that [`seal`](Self::seal) was given. None if the memory has changed.
+    /// Decrypts a value from [`seal`](Self::seal). None if authentication fails.
     pub(super) fn open(&self, id: &Id, kept: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let Some(key) = &self.values else {
             return Some(Zeroizing::new(kept.to_vec()));

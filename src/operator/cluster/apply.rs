@@ -101,10 +101,12 @@ pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<FarmRefusal
     let message = match ownership {
         Ownership::Ours => return None,
         Ownership::Leftover => {
-            format!("{object} is left from a deleted farm of the same name and about to go")
+            format!(
+                "{object} belongs to a deleted farm of the same name and has not been garbage-collected yet"
+            )
         }
         Ownership::Foreign => format!(
-            "{object} exists and is not this farm's, so it is left alone; rename the farm or remove the object"
+            "{object} already exists and is not owned by this farm; rename the farm or delete the object"
         ),
     };
     Some(FarmRefusal::new(Reason::NameConflict, message))
@@ -246,7 +248,7 @@ fn not_applied(object: &Object, error: kube::Error) -> ApplyError {
     match &error {
         // Bad request, too large, unprocessable.
         kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422) => {
-            let message = format!("the API server refuses {what}: {}", describe(&error));
+            let message = format!("the API server rejected {what}: {}", describe(&error));
             ApplyError::Refused(FarmRefusal::new(Reason::Invalid, message))
         }
         _ => ApplyError::Failed(ReconcileError::api("apply", what)(error)),

@@ -74,7 +74,7 @@ impl Events {
             };
             match self.recorder.publish(&event, farm).await {
                 Ok(()) => metrics.wrote("Event"),
-                Err(error) => debug!(error = describe(&error), "cannot publish an event"),
+                Err(error) => debug!(error = describe(&error), "failed to publish an event"),
             }
         }
     }

@@ -39,7 +39,7 @@ impl From<SecretState> for StoredRing {
         };
         let ring = match content.get(RING_KEY) {
             Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
-            None => Err(format!("it has no key {RING_KEY}")),
+            None => Err(format!("it has no data key {RING_KEY}")),
         };
         match ring {
             Ok(ring) => Self::Good(Box::new(ring), version),
@@ -97,7 +97,10 @@ mod tests {
             }
         };
         let (why, version) = damaged(&|secret| secret.data.clear());
-        assert_eq!((why.as_str(), version.as_str()), ("it has no key ring.json", "7"));
+        assert_eq!(
+            (why.as_str(), version.as_str()),
+            ("it has no data key ring.json", "7")
+        );
         let (why, _) = damaged(&|secret| secret.data[0].1.truncate(100));
         assert!(!why.is_empty());
     }

@@ -36,7 +36,7 @@ const OVERLAP: SignedDuration = SignedDuration::from_hours(24);
 
 /// No certificate could be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make a certificate: {0}")]
+#[error("failed to issue a certificate: {0}")]
 pub(crate) struct IssueError(#[from] rcgen::Error);
 
 /// What signs a farm's leaf.

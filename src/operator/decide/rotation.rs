@@ -110,11 +110,11 @@ pub(crate) fn decide(
     let (ring, keys) = match known.ring {
         Some(ring) => (
             ring.clone().reissued(generation, now),
-            "the same keys were written back",
+            "the same keys were restored",
         ),
         None => (
             fresh(generation, policy, request, now)?,
-            "new keys were made, since the operator had not seen the old ones",
+            "new keys were generated, because the operator did not have the old ones",
         ),
     };
     let change = Change::Repaired(format!("{why}; {keys}"));
@@ -125,13 +125,13 @@ pub(crate) fn decide(
 fn fault(ring: &Ring, known: KnownRing<'_>) -> Option<String> {
     if ring.generation < known.generation {
         return Some(format!(
-            "the ring was rolled back to generation {} although there was {} already",
+            "the ring was rolled back to generation {}; the newest known generation is {}",
             ring.generation, known.generation
         ));
     }
     let same = known.ring.filter(|last| last.generation == ring.generation);
     same.is_some_and(|last| last != ring)
-        .then(|| format!("the ring of generation {} was altered", ring.generation))
+        .then(|| format!("ring generation {} was modified", ring.generation))
 }
 
 fn carry_out(

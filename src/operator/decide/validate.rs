@@ -37,8 +37,8 @@ pub(crate) fn validate<'a>(
     if name.len() > LONGEST_NAME || name.contains('.') || !name.starts_with(|c: char| c.is_ascii_lowercase())
     {
         let message = format!(
-            "Services are named after the farm, so its name must be a DNS label of at most {LONGEST_NAME} \
-             characters that starts with a letter"
+            "the name must be a DNS label of at most {LONGEST_NAME} characters that starts with a letter: Services \
+             are named after it"
         );
         return Err(FarmRefusal::new(Reason::Invalid, message));
     }
@@ -51,7 +51,7 @@ pub(crate) fn validate<'a>(
             let shared = host.hostnames.iter().filter_map(|hostname| {
                 let ours = claims.get(hostname.to_ascii_lowercase().as_str())?;
                 Some(format!(
-                    "{hostname:?} of host {ours:?} is claimed by host {:?} of the older farm {:?} already",
+                    "{hostname:?} of host {ours:?} is already used by host {:?} of the older farm {:?}",
                     host.name,
                     other.name_any()
                 ))
@@ -81,7 +81,7 @@ fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, FarmRefusal> 
         for hostname in &host.hostnames {
             if let Some(first) = claims.insert(hostname.to_ascii_lowercase(), host.name.as_str()) {
                 let message = format!(
-                    "{hostname:?} is claimed by host {first:?} and by host {:?}",
+                    "{hostname:?} is used by host {first:?} and by host {:?}",
                     host.name
                 );
                 return Err(FarmRefusal::new(Reason::HostnameConflict, message));

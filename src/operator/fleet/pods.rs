@@ -131,7 +131,7 @@ fn obstacle(pod: &Pod) -> Option<String> {
         .and_then(|state| state.terminated.as_ref());
     Some(match (reason, ended) {
         // The kubelet changes between these two.
-        ("ErrImagePull" | "ImagePullBackOff", _) => format!("cannot pull the image {}", container.image),
+        ("ErrImagePull" | "ImagePullBackOff", _) => format!("failed to pull image {}", container.image),
         ("InvalidImageName" | "ErrImageNeverPull", _) => format!("{reason} {}", container.image),
         (_, Some(ended)) => match ended.reason.as_deref() {
             Some("Error") | None => format!("{reason}, exit code {}", ended.exit_code),
@@ -346,7 +346,7 @@ pub(crate) mod tests {
         let pulling = waits("ErrImagePull", json!({}));
         assert_eq!(
             pulling.as_deref(),
-            Some("cannot pull the image example.com/proxy:1")
+            Some("failed to pull image example.com/proxy:1")
         );
         assert_eq!(waits("ImagePullBackOff", json!({})), pulling);
         assert_eq!(

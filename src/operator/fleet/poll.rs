@@ -28,17 +28,17 @@ const MOST_BYTES: usize = 1 << 20;
 /// Why a proxy's report is not known.
 #[derive(Debug, thiserror::Error)]
 enum PollError {
-    #[error("no connection: {0}")]
+    #[error("failed to connect: {0}")]
     Connect(#[from] std::io::Error),
-    #[error("no answer: {0}")]
+    #[error("request failed: {0}")]
     Http(#[from] hyper::Error),
-    #[error("the answer's code is {0}")]
+    #[error("unexpected HTTP status {0}")]
     Code(StatusCode),
-    #[error("the answer breaks off or is too large: {0}")]
+    #[error("response truncated or too large: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("the answer is no report: {0}")]
+    #[error("failed to parse the report: {0}")]
     Report(#[from] serde_json::Error),
-    #[error("no answer within {} s", TIME_LIMIT.as_secs())]
+    #[error("timed out after {} s", TIME_LIMIT.as_secs())]
     Timeout,
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn poll<K>(proxies: Vec<(K, IpAddr)>) -> Vec<(K, Option<ProxyRe
             let answer = timeout(TIME_LIMIT, report(SocketAddr::new(address, ports::ADMIN.1))).await;
             let report = answer.unwrap_or(Err(PollError::Timeout));
             if let Err(error) = &report {
-                debug!(%address, %error, "a proxy does not report");
+                debug!(%address, %error, "failed to get a proxy's status");
             }
             (key, report.ok())
         })

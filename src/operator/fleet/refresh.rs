@@ -70,7 +70,7 @@ pub(crate) async fn refresh(
     for (name, uid, count, answer) in answers {
         match answer {
             Ok(_) => metrics.wrote("Pod"),
-            Err(error) => debug!(pod = name, error = describe(&error), "cannot annotate a pod"),
+            Err(error) => debug!(pod = name, error = describe(&error), "failed to annotate a pod"),
         }
         remember(memory, uid, count, now);
     }

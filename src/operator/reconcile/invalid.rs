@@ -70,7 +70,7 @@ fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmSta
             ConditionType::Accepted | ConditionType::Ready => (
                 ConditionStatus::False,
                 Reason::Invalid,
-                format!("the object cannot be read: {}", invalid.error),
+                format!("failed to parse the object: {}", invalid.error),
             ),
             _ => (ConditionStatus::Unknown, Reason::Pending, String::new()),
         };

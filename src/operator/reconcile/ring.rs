@@ -72,7 +72,7 @@ pub(crate) async fn reconcile_ring(
         info!(
             namespace = id.namespace(),
             farm = id.name(),
-            "another writer was faster at the ring, reading it again"
+            "write conflict on the ring Secret, reading it again"
         );
         return Ok(RingStep {
             overtaken: true,
@@ -80,7 +80,7 @@ pub(crate) async fn reconcile_ring(
         });
     }
     let generation = ring.generation;
-    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring");
+    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring Secret");
     context.metrics.wrote("Secret");
     context.metrics.ring(&id.key, generation);
     if matches!(change, Change::Rotated { .. }) {
@@ -129,11 +129,11 @@ fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> 
         Change::Created | Change::Expired => Vec::new(),
         Change::Repaired(why) => vec![NewEvent::warning(Reason::RingRepaired, "RepairRing", why.clone())],
         Change::Rotated { late } => {
-            let note = format!("key {primary} seals tickets now, generation {generation}");
+            let note = format!("key {primary} now seals tickets (ring generation {generation})");
             let mut told = vec![NewEvent::normal("KeysRotated", "RotateKeys", note)];
             if !late.is_empty() {
                 let note = format!(
-                    "rotated to generation {generation} without waiting for {}",
+                    "rotated to ring generation {generation} without acknowledgement from {}",
                     late.join(", ")
                 );
                 told.push(NewEvent::warning(
@@ -256,7 +256,7 @@ mod tests {
         let rotated = NewEvent::normal(
             "KeysRotated",
             "RotateKeys",
-            "key 0a1b seals tickets now, generation 7",
+            "key 0a1b now seals tickets (ring generation 7)",
         );
         assert_eq!(
             told(Change::Rotated { late: Vec::new() }),
@@ -265,7 +265,7 @@ mod tests {
         let overdue = NewEvent::warning(
             "AcknowledgementOverdue",
             "RotateKeys",
-            "rotated to generation 7 without waiting for a, b",
+            "rotated to ring generation 7 without acknowledgement from a, b",
         );
         let late = vec!["a".to_owned(), "b".to_owned()];
         assert_eq!(told(Change::Rotated { late }), [rotated, overdue]);

@@ -126,7 +126,7 @@ pub(crate) async fn reconcile_certificates(
             farm = id.name(),
             secret = name,
             ?step,
-            "wrote cache certificates"
+            "wrote a Secret with cache certificates"
         );
     }
     // A pass writes each Secret once; what is left is for the next.

@@ -144,7 +144,7 @@ async fn a_ticket_that_is_good_for_ever_resumes_twice() {
         .expect("probed");
     let (text, address) = (String::from_utf8(out).expect("UTF-8"), server.address);
     let said =
-        format!("resumed twice: session of {address} at {address}: resumed there and once more at {address}");
+        format!("resumed twice: session of {address} at {address}: resumed there and again at {address}");
     assert!(
         text.contains("TLS 1.3 single-use  0/1") && text.contains(&said),
         "{text}"

@@ -30,7 +30,7 @@ pub(crate) async fn drain(traffic: &Traffic) {
         Ok(()) => info!("drained"),
         Err(_) => warn!(
             connections = traffic.connections.len(),
-            "the drain period is over: connections are cut"
+            "drain period expired: closing remaining connections"
         ),
     }
     traffic.end.cancel();

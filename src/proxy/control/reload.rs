@@ -21,16 +21,16 @@ use crate::runtime::files::WatchedFile;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
     /// It cannot be read.
-    #[error("cannot read it: {0}")]
+    #[error("failed to read: {0}")]
     Unreadable(#[from] std::io::Error),
     /// It is no text.
-    #[error("it is not UTF-8")]
+    #[error("not valid UTF-8")]
     NotText,
     /// It says something unusable.
     #[error(transparent)]
     Unusable(#[from] ConfigError),
     /// The TLS library refuses it.
-    #[error("TLS cannot be set up: {0}")]
+    #[error("failed to set up TLS: {0}")]
     Tls(#[from] rustls::Error),
 }
 
@@ -90,12 +90,12 @@ impl Reloader {
                 current.config.clone(),
                 current.fingerprint.clone(),
             ) {
-                warn!(%error, "new certificates cannot be used");
+                warn!(%error, "failed to load new certificates; keeping the loaded ones");
             }
         }
         self.poll_ring(now);
         if self.shared.keys.forget_expired(now) {
-            info!("an expired ticket key was forgotten");
+            info!("removed an expired ticket key");
         }
         self.update_gauges(now);
     }
@@ -108,7 +108,7 @@ impl Reloader {
             .map_err(ConfigFileError::from)
             .and_then(|bytes| self.load_config(&bytes, now));
         if let Err(error) = loaded {
-            warn!(%error, "the configuration file is not usable; the last good one stays in use");
+            warn!(%error, "failed to load the configuration file; keeping the loaded configuration");
             self.shared.metrics.reload_failed(FileKind::Config);
             self.shared.set_config_problem(Some(error.to_string()));
         }
@@ -117,7 +117,7 @@ impl Reloader {
     fn load_config(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), ConfigFileError> {
         let (config, fingerprint) = parse_config(bytes)?;
         if config.listen != self.listen {
-            warn!("the addresses to listen on have changed, which takes effect at the next start");
+            warn!("listen addresses changed; restart the proxy to apply them");
             self.listen = config.listen.clone();
         }
         if self.shared.snapshot.load().fingerprint != fingerprint {
@@ -161,7 +161,7 @@ impl Reloader {
                 self.shared.set_ring_problem(None);
             }
             RingFileState::Refused(refusal) => {
-                warn!(%refusal, "the ring file is not usable; what is loaded stays in use");
+                warn!(%refusal, "failed to load the ring file; keeping the loaded ring");
                 self.shared.metrics.reload_failed(FileKind::Ring);
                 self.shared.set_ring_problem(Some(refusal.to_string()));
             }

@@ -42,13 +42,13 @@ pub(crate) enum RingRefusal {
     #[error("the ring file is missing")]
     Missing,
     /// The file cannot be read.
-    #[error("the ring file cannot be read: {0}")]
+    #[error("failed to read the ring file: {0}")]
     Unreadable(io::ErrorKind),
     /// It is no good ring.
     #[error(transparent)]
     Damaged(RingError),
     /// It is older than the one in use, as after a restored backup.
-    #[error("the ring file holds generation {found}, older than generation {loaded} which is in use")]
+    #[error("the ring file has generation {found}, older than the loaded generation {loaded}")]
     Older {
         /// Generation in the file.
         found: u64,
@@ -56,7 +56,7 @@ pub(crate) enum RingRefusal {
         loaded: u64,
     },
     /// It says that it is the one in use, and is not.
-    #[error("the ring file holds another ring than the one in use under the same generation {0}")]
+    #[error("the ring file differs from the loaded ring but has the same generation {0}")]
     Changed(u64),
 }
 

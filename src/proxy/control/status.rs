@@ -72,12 +72,12 @@ impl Shared {
         let snapshot = self.snapshot.load();
         let needs_endpoints = uses_services(&snapshot.config);
         let checks = [
-            (!self.draining.is_cancelled(), "the proxy is stopping"),
+            (!self.draining.is_cancelled(), "the proxy is shutting down"),
             (self.keys.read(|_| ()).is_some(), "no ring is loaded"),
             (snapshot.any_servable(), "no host has a usable certificate"),
             (
                 !needs_endpoints || self.endpoints.is_synced(),
-                "the endpoints of the backends are not known yet",
+                "the backend endpoints have not been listed yet",
             ),
         ];
         let failed = checks.into_iter().filter(|(holds, _)| !holds);

@@ -16,7 +16,7 @@ use super::timer::StallTimer;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     /// Nothing came for too long.
-    #[error("no part of the body came in time")]
+    #[error("timed out waiting for the body")]
     Stalled,
     /// The connection that it came on failed.
     #[error(transparent)]

@@ -231,7 +231,7 @@ impl Forwarder {
             let mut lease = match connect.await {
                 Ok(lease) => lease,
                 Err(error) => {
-                    debug!(endpoint = %endpoint.address, %error, "an endpoint cannot be connected to");
+                    debug!(endpoint = %endpoint.address, %error, "failed to connect to an endpoint");
                     self.metrics.upstream_error(UpstreamError::Connect);
                     self.upstreams.failed(&endpoint, Instant::now());
                     tried.push(endpoint.address);
@@ -252,7 +252,7 @@ impl Forwarder {
                     return Ok((response, lease));
                 }
                 Ok(_) => {
-                    debug!(endpoint = %endpoint.address, "the length of a response is unclear");
+                    debug!(endpoint = %endpoint.address, "ambiguous response length");
                     self.metrics.upstream_error(UpstreamError::Response);
                     return Err(bad_gateway());
                 }
@@ -270,7 +270,7 @@ impl Forwarder {
                 request = unsent;
                 continue;
             }
-            debug!(endpoint = %endpoint.address, error = %error.error(), "an endpoint gave no valid response");
+            debug!(endpoint = %endpoint.address, error = %error.error(), "invalid response from an endpoint");
             self.metrics.upstream_error(UpstreamError::Response);
             match spare {
                 Some(spare) if ended_without_response(error.error()) && self.retries.spend() => {
@@ -285,7 +285,7 @@ impl Forwarder {
             self.metrics.upstream_error(UpstreamError::NoEndpoints);
             return Err(HttpRefusal {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                reason: "no endpoint is ready to serve this",
+                reason: "no ready endpoint for this route",
             });
         }
         Err(bad_gateway())
@@ -377,7 +377,7 @@ fn refuse(refusal: HttpRefusal, exchange: Exchange) -> Response<ResponseBody> {
 const fn bad_gateway() -> HttpRefusal {
     HttpRefusal {
         status: StatusCode::BAD_GATEWAY,
-        reason: "the backend did not give a valid response",
+        reason: "invalid response from the backend",
     }
 }
 

@@ -38,13 +38,13 @@ pub(super) fn admit<'r>(
     if parts.method == Method::TRACE || parts.method == Method::CONNECT {
         return Err(HttpRefusal {
             status: StatusCode::METHOD_NOT_ALLOWED,
-            reason: "this method is not served here",
+            reason: "this method is not supported",
         });
     }
     if parts.headers.len() > MAX_FIELDS {
         return Err(HttpRefusal {
             status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            reason: "there are too many header fields",
+            reason: "too many header fields",
         });
     }
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -59,7 +59,7 @@ pub(super) fn admit<'r>(
         return Err(HttpRefusal::bad_request("the request target is malformed"));
     }
     if climbs(path) {
-        return Err(HttpRefusal::bad_request("the path has a segment .."));
+        return Err(HttpRefusal::bad_request("the path contains a .. segment"));
     }
 
     let default_port = if connection.tls().is_some() { 443 } else { 80 };
@@ -71,7 +71,7 @@ pub(super) fn admit<'r>(
         // (RFC 9110 section 15.5.20).
         Some(tls) => host.filter(|host| host.name == tls.host.name).ok_or(HttpRefusal {
             status: StatusCode::MISDIRECTED_REQUEST,
-            reason: "this connection is for another host name",
+            reason: "this connection is for a different host name",
         }),
         None => host.ok_or(not_served()),
     }?;
@@ -95,7 +95,7 @@ pub(super) fn admit<'r>(
     }
     let route = host.routes.find(path).ok_or(HttpRefusal {
         status: StatusCode::NOT_FOUND,
-        reason: "no route serves this path",
+        reason: "no route matches this path",
     })?;
     let port = authority.port.unwrap_or(default_port);
     Ok(Admission::Forward {
@@ -110,15 +110,15 @@ fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, HttpRef
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(HttpRefusal::bad_request("there are several Host fields"));
+        return Err(HttpRefusal::bad_request("multiple Host header fields"));
     }
     let of_target = parts.uri.authority().map(|authority| authority.as_str());
     match (of_target, host) {
-        (None, None) => Err(HttpRefusal::bad_request("the Host field is missing")),
+        (None, None) => Err(HttpRefusal::bad_request("missing Host header field")),
         (None, Some(host)) => Ok(host.clone()),
         // HTTP/1.1 clients send Host even with a target in absolute form (RFC 9112 section 3.2).
         (Some(_), None) if parts.version != Version::HTTP_2 => {
-            Err(HttpRefusal::bad_request("the Host field is missing"))
+            Err(HttpRefusal::bad_request("missing Host header field"))
         }
         (Some(target), host) => {
             if let Some(host) = host {
@@ -126,7 +126,9 @@ fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, HttpRef
                 let target = Authority::parse(target);
                 let same = target.is_some_and(|target| target.same_as(&host, default_port));
                 if parts.version == Version::HTTP_2 && !same {
-                    return Err(HttpRefusal::bad_request(":authority and the Host field differ"));
+                    return Err(HttpRefusal::bad_request(
+                        ":authority and the Host header field differ",
+                    ));
                 }
             }
             HeaderValue::from_str(target)
@@ -140,13 +142,13 @@ fn parse(value: &HeaderValue) -> Result<Authority<'_>, HttpRefusal> {
         .to_str()
         .ok()
         .and_then(Authority::parse)
-        .ok_or(HttpRefusal::bad_request("the Host field is malformed"))
+        .ok_or(HttpRefusal::bad_request("malformed Host header field"))
 }
 
 const fn not_served() -> HttpRefusal {
     HttpRefusal {
         status: StatusCode::NOT_FOUND,
-        reason: "this host name is not served here",
+        reason: "unknown host name",
     }
 }
 

@@ -63,17 +63,17 @@ impl HttpMetrics {
         };
         registry.register(
             "http_requests",
-            "Requests answered, by the client's protocol and the status code",
+            "Requests answered, by client protocol and status code",
             metrics.requests.clone(),
         );
         registry.register(
             "http_request_duration_seconds",
-            "From a request's head to the end of its response",
+            "Time from a request's head to the end of its response",
             metrics.duration.clone(),
         );
         registry.register(
             "upstream_errors",
-            "Failures between the proxy and backends, by kind",
+            "Failed exchanges with backends, by kind",
             metrics.upstream_errors.clone(),
         );
         registry.register(
@@ -83,7 +83,7 @@ impl HttpMetrics {
         );
         registry.register(
             "upstream_retries",
-            "Requests sent again because a backend closed its connection without a response",
+            "Requests retried because a backend closed its connection without a response",
             metrics.upstream_retries.clone(),
         );
         metrics

@@ -109,7 +109,7 @@ impl SessionCacheMetrics {
         };
         registry.register(
             "requests",
-            "Sessions that were looked up, taken or stored, by what became of it",
+            "Session cache operations (lookup, take, store), by outcome",
             metrics.requests.clone(),
         );
         for (operation, outcomes) in [

@@ -37,19 +37,19 @@ pub(crate) enum CertificateFault {
     #[error("{0} is missing")]
     Missing(String),
     /// A file cannot be read.
-    #[error("{0} cannot be read: {1}")]
+    #[error("failed to read {0}: {1}")]
     Unreadable(String, std::io::ErrorKind),
     /// The chain is not PEM, or not certificates.
-    #[error("the certificate file holds no valid certificate in PEM form")]
+    #[error("the certificate file contains no valid PEM certificate")]
     BadCertificate,
     /// The key is not PEM, or of an unusable kind.
-    #[error("the key file holds no usable private key in PEM form")]
+    #[error("the key file contains no usable PEM private key")]
     BadKey,
     /// The two do not belong together.
-    #[error("the certificate does not belong to the key")]
+    #[error("the certificate does not match the private key")]
     KeyMismatch,
     /// None of the host's names is in it.
-    #[error("the certificate is valid for none of the host's names")]
+    #[error("the certificate is not valid for any of the host's names")]
     NameMismatch,
     /// Its time is over.
     #[error("the certificate expired at {0}")]
@@ -217,7 +217,7 @@ impl HostCertificate {
                 message: format!(
                     "host {host:?}, certificate {:?}: {fault}{}",
                     self.name,
-                    if kept { "; the one before stays in use" } else { "" },
+                    if kept { "; keeping the previous one" } else { "" },
                 ),
             }),
         }

@@ -39,7 +39,7 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         Ok(Err(failure)) => {
             let Failed { failure, told } = *failure;
             metrics.handshake_failed(failure);
-            debug!(?failure, "a handshake failed");
+            debug!(?failure, "TLS handshake failed");
             if let Some(io) = told {
                 // The alert must arrive; whether it does is the client's affair.
                 let _ = Lingering::new(io).shutdown().await;
@@ -48,7 +48,7 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         }
         Err(_) => {
             metrics.handshake_failed(HandshakeFailure::Timeout);
-            debug!("a handshake took too long");
+            debug!("TLS handshake timed out");
             None
         }
     }
@@ -122,7 +122,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         }
         Err(HandshakeError::Io(error)) => Err(Failed::silently(io_failure(&error))),
         Err(HandshakeError::Tls(error)) => {
-            debug!(%error, "rustls refused a handshake");
+            debug!(%error, "rustls rejected a TLS handshake");
             // rustls has written the alert.
             Err(Box::new(Failed {
                 failure: tls_failure(&error),

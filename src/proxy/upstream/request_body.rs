@@ -90,7 +90,7 @@ impl Body for RequestBody {
             Poll::Ready(Some(Err(error))) => upload.progress.failure.set(Some(match error {
                 BodyError::Stalled => HttpRefusal {
                     status: StatusCode::REQUEST_TIMEOUT,
-                    reason: "the request's body did not come in time",
+                    reason: "timed out waiting for the request body",
                 },
                 BodyError::Broken(_) => {
                     HttpRefusal::bad_request("the request's body is malformed or incomplete")

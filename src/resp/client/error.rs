@@ -8,19 +8,19 @@ pub(crate) const OWNER_IS_SILENT: &str = "ERR the cache that owns this key does 
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CacheError {
     /// There is no connection, the breaker is open, or too many requests wait already: known at once.
-    #[error("the cache is not available")]
+    #[error("the cache is unavailable")]
     Unavailable,
     /// The answer did not come in time.
-    #[error("the cache did not answer in time")]
+    #[error("the request to the cache timed out")]
     Timeout,
     /// The connection ended. Whether the request was carried out is not known.
-    #[error("the connection to the cache ended")]
+    #[error("lost the connection to the cache")]
     Lost,
     /// What came back is no answer to what was asked.
-    #[error("the cache broke the protocol")]
+    #[error("invalid reply from the cache")]
     Garbled,
     /// The server answered with an error.
-    #[error("the cache refuses: {0}")]
+    #[error("the cache returned an error: {0}")]
     Refused(String),
 }
 

@@ -108,7 +108,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             let is_full = self.batch.len() >= FULL_BATCH;
             match self.poll_write(cx) {
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(LinkEnd::Broken(format!("it cannot be written to: {error}")));
+                    return Poll::Ready(LinkEnd::Broken(format!("write failed: {error}")));
                 }
                 // More may wait than went into the batch, and nothing would wake this task for it.
                 Poll::Ready(Ok(())) if is_full => continue,
@@ -182,9 +182,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let mut buffer = ReadBuf::new(&mut self.received);
         match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
-            Err(error) => return Poll::Ready(Err(LinkEnd::Broken(format!("it broke: {error}")))),
+            Err(error) => return Poll::Ready(Err(LinkEnd::Broken(format!("read failed: {error}")))),
             Ok(()) if buffer.filled().is_empty() => {
-                return Poll::Ready(Err(LinkEnd::Broken("the server closed it".into())));
+                return Poll::Ready(Err(LinkEnd::Broken("closed by the server".into())));
             }
             Ok(()) => {}
         }
@@ -196,7 +196,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 Ok(None) => return Poll::Ready(Ok(())),
                 Ok(Some(reply)) => match self.outstanding.replied() {
                     Some(waiting) => self.hand_out(reply, waiting, now)?,
-                    None => return Poll::Ready(Err(self.garbled("it sent what nobody asked for"))),
+                    None => return Poll::Ready(Err(self.garbled("no request was waiting for it"))),
                 },
                 Err(error) => return Poll::Ready(Err(self.garbled(&error.to_string()))),
             }
@@ -213,7 +213,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             Waiting::Probe => match Expects::Word("PONG").judge(reply) {
                 // That it can say PONG does not make up for failed requests.
                 Ok(_) => Ok(()),
-                Err(CacheError::Garbled) => Err(self.garbled("it answered PING with something else")),
+                Err(CacheError::Garbled) => Err(self.garbled("expected PONG")),
                 Err(error) => {
                     self.keeper.failed(now, || error.to_string());
                     Ok(())
@@ -223,7 +223,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 let outcome = Expects::Word("PONG").judge(reply);
                 self.keeper.end_trial(outcome.is_ok(), now);
                 match outcome {
-                    Err(CacheError::Garbled) => Err(self.garbled("it answered PING with something else")),
+                    Err(CacheError::Garbled) => Err(self.garbled("expected PONG")),
                     _ => Ok(()),
                 }
             }
@@ -240,7 +240,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             Ok(Reply::Error(text)) if tells_of_the_server(text) => {
                 let word = text.split(' ').next().unwrap_or_default();
                 self.keeper
-                    .failed(now, || format!("the cache refuses requests: {word}"));
+                    .failed(now, || format!("the cache rejects requests: {word}"));
                 Ok(())
             }
             Ok(_) => {
@@ -252,7 +252,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 self.keeper.succeeded(now);
                 Ok(())
             }
-            Err(CacheError::Garbled) => Err(LinkEnd::Broken(garbled("it answered something else"))),
+            Err(CacheError::Garbled) => Err(LinkEnd::Broken(garbled("unexpected content"))),
             Err(error) => {
                 self.keeper.failed(now, || error.to_string());
                 Ok(())
@@ -282,7 +282,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             self.run_out(waiting, now);
         }
         if self.stalls_at().is_some_and(|at| at <= now) {
-            return Poll::Ready(Err(LinkEnd::Broken("the server stopped answering".into())));
+            return Poll::Ready(Err(LinkEnd::Broken("the server stopped responding".into())));
         }
         if self.keeper.begin_trial(now) {
             self.send(PING, now, now + self.timeout, Waiting::Trial);
@@ -299,9 +299,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             Waiting::Trial => self.keeper.end_trial(false, now),
             Waiting::Nobody => {}
             Waiting::Caller(..) | Waiting::Probe => {
-                self.keeper.failed(now, || {
-                    format!("the cache takes longer than {timeout:?} to answer")
-                });
+                self.keeper
+                    .failed(now, || format!("the cache took longer than {timeout:?} to reply"));
             }
         }
         if let Waiting::Caller(_, answer) = waiting {
@@ -338,7 +337,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
 }
 
 fn garbled(what: &str) -> String {
-    format!("the protocol was broken: {what}")
+    format!("invalid reply: {what}")
 }
 
 /// An error that is passed on tells of the request (`ERR`, a wrong type) or of the state that the server is in.

@@ -63,42 +63,38 @@ impl ClientMetrics {
         let m = Self::default();
         registry.register(
             "requests_answered",
-            "Requests to caches that were answered in time",
+            "Cache requests answered in time",
             m.answered.clone(),
         );
         registry.register(
             "requests_failed",
-            "Requests to caches that were not answered, by reason",
+            "Cache requests that failed, by reason",
             m.failures.clone(),
         );
         registry.register(
             "request_seconds",
-            "Time from a request to its answer",
+            "Time from a cache request to its reply",
             m.seconds.clone(),
         );
         registry.register(
             "answers_late",
-            "Answers that came after the time limit",
+            "Cache replies that arrived after the time limit",
             m.late.clone(),
         );
-        registry.register(
-            "connects",
-            "Connections to caches that were made and answered",
-            m.connected.clone(),
-        );
+        registry.register("connects", "Cache connections established", m.connected.clone());
         registry.register(
             "disconnects",
-            "Connections to caches that ended, and attempts that came to nothing",
+            "Cache connections lost, and failed connection attempts",
             m.disconnected.clone(),
         );
         registry.register(
             "reachable",
-            "Clients whose cache is connected and answers",
+            "Clients whose cache is connected and responding",
             m.reachable.clone(),
         );
         registry.register(
             "breakers",
-            "Circuit breakers, by whether requests pass: closed, half_open, open",
+            "Circuit breakers, by state: closed, half_open, open",
             m.breakers.clone(),
         );
         m

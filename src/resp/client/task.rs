@@ -47,16 +47,16 @@ pub(super) async fn run(
                 let link = Link::new(stream, decoder, timeout, &mut keeper, &mut requests);
                 match link.run().await {
                     LinkEnd::Unused => return,
-                    LinkEnd::Broken(why) => format!("the connection to {transport} ended: {why}"),
+                    LinkEnd::Broken(why) => format!("connection to {transport} lost: {why}"),
                 }
             }
-            Ok(Err(error)) => format!("no connection to {transport}: {}", with_causes(&error)),
-            Err(_) => format!("no connection to {transport}: it took too long"),
+            Ok(Err(error)) => format!("failed to connect to {transport}: {}", with_causes(&error)),
+            Err(_) => format!("failed to connect to {transport}: timed out"),
         };
         let now = Instant::now();
         match keeper.is_down() {
-            true => debug!(problem, "a session cache still cannot be reached"),
-            false => info!(problem, "a session cache cannot be reached"),
+            true => debug!(problem, "session cache still unreachable"),
+            false => info!(problem, "session cache unreachable"),
         }
         keeper.link_down(problem, now);
         // A server that takes connections and then breaks them is not asked more often than one that is away.

@@ -44,25 +44,25 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub(super) enum ConnectError {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("the name has no address")]
+    #[error("the name does not resolve to an address")]
     NoAddress,
-    #[error("{} cannot be read: {error}", file.display())]
+    #[error("failed to read {}: {error}", file.display())]
     File { file: PathBuf, error: io::Error },
-    #[error("{} is no PEM file of what it should hold: {error}", file.display())]
+    #[error("failed to parse {} as PEM: {error}", file.display())]
     Pem { file: PathBuf, error: pem::Error },
-    #[error("{} holds no certificate", .0.display())]
+    #[error("{} contains no certificate", .0.display())]
     NoCertificate(PathBuf),
-    #[error("no certificate could bear the name {0}")]
+    #[error("{0} is not a valid DNS name")]
     ServerName(String, #[source] InvalidDnsNameError),
     #[error(transparent)]
     Tls(#[from] rustls::Error),
-    #[error("this cache has no usable certificate of its own yet")]
+    #[error("no usable peer certificate is loaded yet")]
     NoPeerCertificate,
     #[error(transparent)]
     Refused(CacheError),
-    #[error("the server closed the connection at once")]
+    #[error("the server closed the connection before it replied")]
     Closed,
-    #[error("this is no cache: {0}")]
+    #[error("the server does not speak the Redis protocol: {0}")]
     Protocol(#[from] ProtocolError),
 }
 

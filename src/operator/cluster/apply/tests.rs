@@ -87,8 +87,8 @@ fn only_what_the_farm_controls_and_no_longer_wants_is_deleted() {
 fn an_object_of_somebody_else_with_a_name_that_the_farm_wants_is_a_conflict_and_no_orphan() {
     let whose = [
         (Owner::FormerShop, "deleted farm"),
-        (Owner::OtherFarm, "not this farm's"),
-        (Owner::Nobody, "not this farm's"),
+        (Owner::OtherFarm, "not owned by this farm"),
+        (Owner::Nobody, "not owned by this farm"),
     ];
     for (owner, words) in whose {
         let inspection = inspected(vec![

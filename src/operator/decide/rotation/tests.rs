@@ -234,19 +234,19 @@ fn a_repair_says_what_was_wrong_and_what_became_of_the_keys() {
         (
             good(&old),
             known(&current),
-            "rolled back to generation 1 although there was 2",
+            "rolled back to generation 1; the newest known generation is 2",
             "the same keys",
         ),
         (
             good(&old),
             restarted,
-            "rolled back to generation 1 although there was 2",
+            "rolled back to generation 1; the newest known generation is 2",
             "new keys",
         ),
         (
             good(&altered),
             known(&current),
-            "generation 2 was altered",
+            "generation 2 was modified",
             "the same keys",
         ),
     ];

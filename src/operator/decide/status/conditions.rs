@@ -75,14 +75,14 @@ pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
 
 fn accepted(facts: &StatusInputs<'_>) -> Finding {
     match facts.refusal {
-        None => Finding::is_true(Reason::Valid, "the spec can be carried out"),
+        None => Finding::is_true(Reason::Valid, "the spec is valid"),
         Some(refusal) => Finding::is_false(refusal.reason, refusal.message.clone()),
     }
 }
 
 fn certificates_ready(facts: &StatusInputs<'_>) -> Finding {
     let Some(config) = &facts.live.config else {
-        return Finding::pending("there is no configuration yet");
+        return Finding::pending("the proxy configuration has not been written yet");
     };
     let mut reports = facts
         .proxies
@@ -91,7 +91,7 @@ fn certificates_ready(facts: &StatusInputs<'_>) -> Finding {
         .filter_map(|one| one.memory.report.as_ref())
         .peekable();
     if reports.peek().is_none() {
-        return Finding::pending("no proxy has reported on the current configuration yet");
+        return Finding::pending("no proxy has reported the current configuration yet");
     }
     let problems: BTreeSet<&Problem> = reports
         .flat_map(|report| {
@@ -117,7 +117,7 @@ fn backends_ready(facts: &StatusInputs<'_>) -> Finding {
     if facts.missing_backends.is_empty() {
         return Finding::is_true(
             Reason::BackendsResolved,
-            "every backend names a Service and a port that exist",
+            "every backend refers to an existing Service and port",
         );
     }
     let missing: Vec<String> = facts
@@ -128,19 +128,19 @@ fn backends_ready(facts: &StatusInputs<'_>) -> Finding {
     let named = some_of(missing.iter().map(String::as_str), ", ");
     Finding::is_false(
         Reason::BackendNotFound,
-        format!("no such Service or port: {named}"),
+        format!("Service or port not found: {named}"),
     )
 }
 
 fn available(facts: &StatusInputs<'_>) -> Finding {
     let wanted = facts.farm.spec.replicas;
     let ready = facts.ready_count();
-    let mut message = format!("{ready} of {wanted} proxies serve");
+    let mut message = format!("{ready} of {wanted} proxies are ready");
     if ready < wanted {
         message += &obstacles(facts);
     }
     if wanted == 0 {
-        Finding::is_false(Reason::ScaledToZero, "no proxies are asked for")
+        Finding::is_false(Reason::ScaledToZero, "spec.replicas is 0")
     } else if ready >= (wanted - 1).max(1) {
         Finding::is_true(Reason::ProxiesReady, message)
     } else {
@@ -175,7 +175,7 @@ fn obstacles(facts: &StatusInputs<'_>) -> String {
 
 fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
     let Some(ring) = facts.ring else {
-        return Finding::pending("there is no ring yet");
+        return Finding::pending("the ring has not been created yet");
     };
     let generation = ring.generation;
     let ready = facts.ready_count();
@@ -187,11 +187,11 @@ fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
         .filter(|one| !one.memory.has_acknowledged(generation))
         .collect();
     if behind.is_empty() {
-        let mut message = format!("every ready proxy has acknowledged the ring of generation {generation}");
+        let mut message = format!("every ready proxy has acknowledged ring generation {generation}");
         match facts.plan {
             Some(Plan::Wait { missing, .. }) => {
                 let missing = some_of(missing.iter().map(String::as_str), ", ");
-                message += &format!("; the next rotation waits for {missing}");
+                message += &format!("; the next rotation is waiting for {missing}");
             }
             Some(Plan::Full { until }) => {
                 message += &format!(
@@ -211,10 +211,7 @@ fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
     if !overdue.is_empty() {
         return Finding::is_false(
             Reason::AcknowledgementOverdue,
-            format!(
-                "not acknowledged for longer than maxUnackedWait: {}",
-                told(&overdue)
-            ),
+            format!("not acknowledged within maxUnackedWait: {}", told(&overdue)),
         );
     }
     if let Some(why) = facts.repaired {
@@ -223,7 +220,7 @@ fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
     Finding::is_false(
         Reason::Distributing,
         format!(
-            "the ring of generation {generation} is on its way to {}",
+            "ring generation {generation} is not acknowledged yet by {}",
             told(&behind)
         ),
     )
@@ -256,7 +253,7 @@ fn told(pods: &[&Observed]) -> String {
 
 fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
     if facts.farm.spec.resumption.session_cache.mode == SessionCacheMode::Disabled {
-        return Finding::is_true(Reason::CacheDisabled, "the farm has no session cache");
+        return Finding::is_true(Reason::CacheDisabled, "the session cache is disabled");
     }
     if facts.ready_count() == 0 {
         return Finding::pending("no proxy is ready yet");
@@ -277,16 +274,16 @@ fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
         let named = some_of(cut_off.iter().map(String::as_str), ", ");
         return Finding::is_false(
             Reason::CacheUnreachable,
-            format!("the session cache is not reached from {named}"),
+            format!("the session cache is unreachable from {named}"),
         );
     }
     if !silent.is_empty() {
         let named = some_of(silent.iter().map(String::as_str), ", ");
-        return Finding::pending(format!("nothing is known yet of the session cache at {named}"));
+        return Finding::pending(format!("waiting for the first session cache report from {named}"));
     }
     Finding::is_true(
         Reason::CacheReachable,
-        "every ready proxy reaches the session cache",
+        "every ready proxy can reach the session cache",
     )
 }
 
@@ -310,7 +307,7 @@ fn ready(facts: &StatusInputs<'_>, findings: &[(ConditionType, Finding)]) -> Fin
         .find(|(_, finding)| !finding.holds() && counts(finding))
     {
         Some((_, finding)) => Finding::is_false(Reason::Progressing, finding.message.clone()),
-        None => Finding::is_true(Reason::FarmReady, "the farm is as its spec says"),
+        None => Finding::is_true(Reason::FarmReady, "all checks passed"),
     }
 }
 
@@ -318,7 +315,7 @@ fn ready(facts: &StatusInputs<'_>, findings: &[(ConditionType, Finding)]) -> Fin
 fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
     let wanted = facts.farm.spec.replicas;
     let Some(deployment) = &facts.live.deployment else {
-        return Some("the Deployment is not there yet".into());
+        return Some("the Deployment has not been created yet".into());
     };
     let status = deployment.status.as_ref();
     let observed = status.and_then(|status| status.observed_generation);
@@ -327,20 +324,23 @@ fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
         .unwrap_or_default();
     let all = status.and_then(|status| status.replicas).unwrap_or_default();
     if observed < deployment.metadata.generation {
-        return Some("the Deployment is about to change".into());
+        return Some("waiting for the Deployment rollout to start".into());
     }
     if updated != wanted || all != updated {
         return Some(format!(
-            "{updated} of {wanted} proxies are of the current Deployment, {all} run{}",
+            "{updated} of {wanted} proxies are updated, {all} exist{}",
             obstacles(facts)
         ));
     }
     let ready = facts.ready_count();
     if ready != wanted {
-        return Some(format!("{ready} of {wanted} proxies serve{}", obstacles(facts)));
+        return Some(format!(
+            "{ready} of {wanted} proxies are ready{}",
+            obstacles(facts)
+        ));
     }
     let Some(config) = &facts.live.config else {
-        return Some("there is no configuration yet".into());
+        return Some("the proxy configuration has not been written yet".into());
     };
     let behind: Vec<String> = facts
         .ready()
@@ -361,7 +361,7 @@ fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
         return None;
     }
     let named = some_of(behind.iter().map(String::as_str), ", ");
-    Some(format!("the configuration is on its way to {named}"))
+    Some(format!("the current configuration is not loaded yet by {named}"))
 }
 
 /// The first few of `words`, and how many more there are.

@@ -180,24 +180,27 @@ fn what_keeps_proxies_from_serving_is_told() {
     });
     assert_eq!(
         (reason, message.as_str()),
-        (Reason::ProxiesUnavailable, "0 of 3 proxies serve; exceeded quota")
+        (
+            Reason::ProxiesUnavailable,
+            "0 of 3 proxies are ready; exceeded quota"
+        )
     );
 
     let one_stuck = |world: &mut World| {
         world.proxies[0].proxy.ready_since = None;
         world.proxies[0].proxy.obstacle = Some("CrashLoopBackOff, OOMKilled".into());
     };
-    let told = "2 of 3 proxies serve; a: CrashLoopBackOff, OOMKilled";
+    let told = "2 of 3 proxies are ready; a: CrashLoopBackOff, OOMKilled";
     for type_ in [Available, Ready] {
         assert_eq!(World::after(type_, one_stuck).2, told);
     }
 
     let (_, _, message) = World::after(Ready, |world| {
-        world.problem = Some("cannot apply Deployment shop-proxy: no".into());
+        world.problem = Some("failed to apply Deployment shop-proxy: no".into());
         world.proxies.clear();
     });
     assert!(
-        message.ends_with("; cannot apply Deployment shop-proxy: no"),
+        message.ends_with("; failed to apply Deployment shop-proxy: no"),
         "{message}"
     );
 }
@@ -210,7 +213,7 @@ fn a_ring_on_its_way_does_not_make_the_farm_unready() {
     };
     let (status, reason, message) = World::after(KeysSynced, behind);
     assert_eq!((status, reason), (False, Reason::Distributing));
-    assert!(message.ends_with("to b"), "{message}");
+    assert!(message.ends_with("by b"), "{message}");
     assert_eq!(World::after(Ready, behind).1, Reason::FarmReady);
 }
 
@@ -250,7 +253,7 @@ fn a_rotation_that_waits_says_for_whom() {
         });
     });
     assert_eq!(status, True);
-    assert!(message.contains("waits for d"), "{message}");
+    assert!(message.contains("is waiting for d"), "{message}");
 }
 
 #[test]
@@ -444,7 +447,7 @@ fn a_cache_that_is_not_reached_is_told_before_one_that_is_not_known() {
 fn a_farm_is_not_ready_while_a_proxy_has_not_told_its_configuration() {
     let (status, reason, message) = World::after(Ready, |world| world.proxies[2].memory.report = None);
     assert_eq!((status, reason), (False, Reason::Progressing));
-    assert!(message.ends_with("on its way to c"), "{message}");
+    assert!(message.ends_with("not loaded yet by c"), "{message}");
 }
 
 #[test]

@@ -53,9 +53,15 @@ fn a_secret_of_somebody_else_with_a_name_that_the_farm_needs_is_a_conflict() {
         Ok(())
     );
     let foreign = refusal(judged(StoredRing::Foreign(Ownership::Foreign), None));
-    assert!(foreign.starts_with("Secret shop-ring exists"), "{foreign}");
+    assert!(
+        foreign.starts_with("Secret shop-ring already exists"),
+        "{foreign}"
+    );
     let leftover = refusal(judged(StoredRing::Missing, Some("shop-cache-ca")));
-    assert!(leftover.starts_with("Secret shop-cache-ca is left"), "{leftover}");
+    assert!(
+        leftover.starts_with("Secret shop-cache-ca belongs to a deleted farm"),
+        "{leftover}"
+    );
 }
 
 /// A proxy that has acknowledged a generation, runs a configuration, and did or did not answer the last poll.

@@ -72,7 +72,7 @@ pub(crate) async fn serve_http1<IO>(
             state.heads.partial_since.set(None);
             state.heads.refuse_partial.set(Some(HttpRefusal {
                 status: StatusCode::REQUEST_TIMEOUT,
-                reason: "the request's head did not come in time",
+                reason: "timed out waiting for the request head",
             }));
         }
     })

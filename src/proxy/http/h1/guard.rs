@@ -72,7 +72,7 @@ impl<IO> ClientIo<IO> {
         ready!(self.stall.poll_stalled(cx));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            "the client takes no bytes",
+            "timed out writing to the client",
         )))
     }
 }

@@ -93,7 +93,7 @@ fn trace_and_connect_are_not_served() {
     for method in [Method::TRACE, Method::CONNECT] {
         assert_eq!(
             verdict(http2("/").method(method)),
-            Verdict::Refused(405, "this method is not served here")
+            Verdict::Refused(405, "this method is not supported")
         );
     }
     for method in ["GET", "POST", "OPTIONS", "PROPFIND"] {
@@ -107,7 +107,7 @@ fn fields_are_counted_in_every_version() {
     assert_eq!(verdict(with(MAX_FIELDS)), to_shop());
     assert_eq!(
         verdict(with(MAX_FIELDS + 1)),
-        Verdict::Refused(431, "there are too many header fields")
+        Verdict::Refused(431, "too many header fields")
     );
 }
 
@@ -138,7 +138,7 @@ fn a_target_is_a_path_that_does_not_climb() {
     );
     assert_eq!(
         verdict(http2("/a/..%2fb")),
-        Verdict::Refused(400, "the path has a segment ..")
+        Verdict::Refused(400, "the path contains a .. segment")
     );
     assert_eq!(verdict(http2("/a?b/../c")), to_shop(), "a query is no path");
     assert_eq!(verdict(http2("")), to_shop(), "an empty path is the root");
@@ -149,11 +149,11 @@ fn there_is_one_valid_host() {
     assert_eq!(verdict(http1("/")), to_shop());
     assert_eq!(
         verdict(Request::get("/")),
-        Verdict::Refused(400, "the Host field is missing")
+        Verdict::Refused(400, "missing Host header field")
     );
     assert_eq!(
         verdict(http1("/").header(HOST, "shop.example.com")),
-        Verdict::Refused(400, "there are several Host fields")
+        Verdict::Refused(400, "multiple Host header fields")
     );
     for host in [
         "",
@@ -164,7 +164,7 @@ fn there_is_one_valid_host() {
     ] {
         assert_eq!(
             verdict(Request::get("/").header(HOST, host)),
-            Verdict::Refused(400, "the Host field is malformed"),
+            Verdict::Refused(400, "malformed Host header field"),
             "{host:?}"
         );
     }
@@ -179,15 +179,15 @@ fn the_targets_authority_counts_and_http1_clients_send_the_host_even_so() {
     );
     assert_eq!(
         verdict(Request::get(absolute)),
-        Verdict::Refused(400, "the Host field is missing")
+        Verdict::Refused(400, "missing Host header field")
     );
     assert_eq!(
         verdict(Request::get(absolute).header(HOST, "a b")),
-        Verdict::Refused(400, "the Host field is malformed")
+        Verdict::Refused(400, "malformed Host header field")
     );
     assert_eq!(
         verdict(Request::get("https://user@shop.example.com/").header(HOST, "shop.example.com")),
-        Verdict::Refused(400, "the Host field is malformed")
+        Verdict::Refused(400, "malformed Host header field")
     );
 }
 
@@ -199,20 +199,20 @@ fn http2_clients_may_send_the_host_beside_or_in_place_of_the_authority() {
     for host in ["other.example.com", "shop.example.com:444"] {
         assert_eq!(
             verdict(http2("/").header(HOST, host)),
-            Verdict::Refused(400, ":authority and the Host field differ"),
+            Verdict::Refused(400, ":authority and the Host header field differ"),
             "{host}"
         );
     }
     assert_eq!(verdict(http1("/").version(Version::HTTP_2)), to_shop());
     assert_eq!(
         verdict(Request::get("/").version(Version::HTTP_2)),
-        Verdict::Refused(400, "the Host field is missing")
+        Verdict::Refused(400, "missing Host header field")
     );
 }
 
 #[test]
 fn a_connection_serves_the_names_of_its_host_only() {
-    let misdirected = Verdict::Refused(421, "this connection is for another host name");
+    let misdirected = Verdict::Refused(421, "this connection is for a different host name");
     for host in ["other.example.com", "unknown.example", "a.b.shop.example.com"] {
         let request = Request::get("/only").header(HOST, host);
         assert_eq!(verdict(request), misdirected, "{host}");
@@ -225,7 +225,7 @@ fn a_connection_serves_the_names_of_its_host_only() {
     let request = Request::get("/").header(HOST, "other.example.com");
     assert_eq!(
         verdict_on(Some("other.example.com"), HttpMode::Serve, request),
-        Verdict::Refused(404, "no route serves this path")
+        Verdict::Refused(404, "no route matches this path")
     );
 }
 
@@ -244,7 +244,7 @@ fn plain_http_is_served_redirected_or_refused_as_the_farm_says() {
         verdict_on(None, HttpMode::Serve, http1("/")),
         Verdict::To(1, "shop.example.com".into(), 80)
     );
-    let not_served = Verdict::Refused(404, "this host name is not served here");
+    let not_served = Verdict::Refused(404, "unknown host name");
     assert_eq!(verdict_on(None, HttpMode::Disabled, request()), not_served);
     let unknown = Request::get("/").header(HOST, "unknown.example");
     assert_eq!(verdict_on(None, HttpMode::Redirect, unknown), not_served);

@@ -223,7 +223,7 @@ fn backends_that_fail_give_a_bad_gateway_without_details() {
             let farm = Farm::new(&[backend]);
             let response = farm.exchange(POST_CLOSE).await;
             assert_eq!(status(&response), 502, "{name}: {response:?}");
-            let reason = "the backend did not give a valid response";
+            let reason = "invalid response from the backend";
             assert!(
                 response.ends_with(&format!("\r\n\r\n{reason}\n")),
                 "{name}: {response:?}"

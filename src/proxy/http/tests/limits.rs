@@ -18,7 +18,7 @@ fn a_head_must_come_in_time() {
         let response = client.rest().await;
         assert_eq!(status(&response), 408, "{response:?}");
         assert!(
-            response.ends_with("\r\n\r\nthe request's head did not come in time\n"),
+            response.ends_with("\r\n\r\ntimed out waiting for the request head\n"),
             "{response:?}"
         );
     });
@@ -72,7 +72,7 @@ fn a_request_body_must_keep_coming() {
             .await;
         assert_eq!(status(&response), 408, "{response:?}");
         assert!(
-            response.ends_with("\r\n\r\nthe request's body did not come in time\n"),
+            response.ends_with("\r\n\r\ntimed out waiting for the request body\n"),
             "{response:?}"
         );
         assert!(backend.seen().is_empty());

@@ -53,24 +53,24 @@ fn ambiguous_framing_is_a_bad_request_and_ends_the_connection() {
         for (fields, reason) in [
             (
                 "Content-Length: 4\r\nTransfer-Encoding: chunked",
-                "Content-Length and Transfer-Encoding exclude each other",
+                "both Content-Length and Transfer-Encoding are present",
             ),
             (
                 "Content-Length: 4\r\nContent-Length: 5",
-                "the Content-Length fields differ",
+                "conflicting Content-Length header fields",
             ),
             ("Content-Length: +4", "Content-Length is not a number"),
             ("Content-Length: 4, 4", "Content-Length is not a number"),
             (
                 "Transfer-Encoding: xchunked",
-                "only Transfer-Encoding: chunked is understood",
+                "only Transfer-Encoding: chunked is supported",
             ),
             (
                 "Transfer-Encoding: chunked, identity",
-                "only Transfer-Encoding: chunked is understood",
+                "only Transfer-Encoding: chunked is supported",
             ),
             ("Transfer-Encoding : chunked", "a header name is malformed"),
-            ("Transfer-Encoding: chunked\n", "a line feed stands alone"),
+            ("Transfer-Encoding: chunked\n", "bare LF in the request head"),
         ] {
             let request =
                 format!("POST / HTTP/1.1\r\nHost: shop.example.com\r\n{fields}\r\n\r\n0\r\n\r\n{NEXT}");
@@ -88,11 +88,11 @@ fn malformed_heads_are_bad_requests() {
         400,
         &[
             (
-                "a line feed stands alone",
+                "bare LF in the request head",
                 &["GET / HTTP/1.1\nHost: shop.example.com\n\n"],
             ),
             (
-                "the head holds a control character",
+                "control character in the request head",
                 &[
                     "GET / HTTP/1.1\r\nHost: shop.example.com\r\nX: a\0b\r\n\r\n",
                     "\x16\x03\x01\x02\x00\x01\x00\x01",
@@ -132,20 +132,20 @@ fn the_host_must_be_one_and_valid() {
         400,
         &[
             (
-                "the Host field is missing",
+                "missing Host header field",
                 &[
                     "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
                     "GET https://shop.example.com/ HTTP/1.1\r\nConnection: close\r\n\r\n",
                 ],
             ),
             (
-                "there are several Host fields",
+                "multiple Host header fields",
                 &[
                     "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\nHost: shop.example.com\r\n\r\n",
                 ],
             ),
             (
-                "the Host field is malformed",
+                "malformed Host header field",
                 &[
                     "GET / HTTP/1.1\r\nConnection: close\r\nHost:\r\n\r\n",
                     "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com/x\r\n\r\n",
@@ -163,7 +163,7 @@ fn a_connection_for_one_host_serves_no_other() {
     refused(
         421,
         &[(
-            "this connection is for another host name",
+            "this connection is for a different host name",
             &[
                 "GET / HTTP/1.1\r\nConnection: close\r\nHost: other.example.com\r\n\r\n",
                 "GET / HTTP/1.1\r\nConnection: close\r\nHost: unknown.example.com\r\n\r\n",
@@ -179,7 +179,7 @@ fn paths_that_climb_out_of_their_route_are_bad_requests() {
     refused(
         400,
         &[(
-            "the path has a segment ..",
+            "the path contains a .. segment",
             &[
                 "GET /a/../b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
                 "GET /a/%2e%2e/b HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n",
@@ -195,11 +195,11 @@ fn trace_and_connect_are_not_allowed() {
         405,
         &[
             (
-                "this method is not served here",
+                "this method is not supported",
                 &["TRACE / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n"],
             ),
             (
-                "CONNECT is not served here",
+                "CONNECT is not supported",
                 &["CONNECT shop.example.com:443 HTTP/1.1\r\nHost: shop.example.com:443\r\n\r\n"],
             ),
         ],
@@ -211,18 +211,14 @@ fn a_service_without_endpoints_is_unavailable() {
     refused(
         503,
         &[(
-            "no endpoint is ready to serve this",
+            "no ready endpoint for this route",
             &["GET /missing/x HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n"],
         )],
     );
     run(async {
         let farm = Farm::new(&[]);
         let get = "GET / HTTP/1.1\r\nConnection: close\r\nHost: shop.example.com\r\n\r\n";
-        assert_refused(
-            &farm.exchange(get).await,
-            503,
-            "no endpoint is ready to serve this",
-        );
+        assert_refused(&farm.exchange(get).await, 503, "no ready endpoint for this route");
         let errors = farm.metric("tlsfarm_proxy_upstream_errors_total{kind=\"no_endpoints\"}");
         assert_eq!(errors.as_deref(), Some("1"));
     });
@@ -243,7 +239,7 @@ fn too_large_heads_have_their_own_codes() {
         assert_refused(
             &farm.exchange("GET / HTTP/2.0\r\n\r\n").await,
             505,
-            "this server speaks HTTP/1.1 and HTTP/1.0",
+            "only HTTP/1.0 and HTTP/1.1 are supported",
         );
     });
 }

@@ -43,7 +43,7 @@ fn summed_up(but: &[(ConditionType, ConditionStatus, Reason)]) -> (ConditionStat
 
 #[test]
 fn a_farm_is_ready_only_while_all_else_is_true_or_just_a_ring_is_on_its_way() {
-    let good = (True, Reason::FarmReady, "the farm is as its spec says".to_owned());
+    let good = (True, Reason::FarmReady, "all checks passed".to_owned());
     assert_eq!(summed_up(&[]), good);
     for type_ in SUMMED_UP {
         for reason in [
@@ -289,7 +289,7 @@ fn a_proxy_is_overdue_after_max_unacked_wait_and_not_before() {
     let (_, reason, message) = late_by(wait - 1);
     assert_eq!(reason, Reason::Distributing);
     assert!(
-        message.ends_with("on its way to a (it is damaged), b"),
+        message.ends_with("not acknowledged yet by a (it is damaged), b"),
         "{message}"
     );
     let (_, reason, message) = late_by(wait);
@@ -333,31 +333,22 @@ fn a_rollout_is_over_when_as_many_proxies_as_wanted_run_and_all_are_of_the_curre
     assert_eq!(ready(2, 2, 3, 3).0, Reason::FarmReady);
     assert_eq!(ready(2, 3, 3, 3).0, Reason::FarmReady);
     for (unfinished, words) in [
-        (ready(3, 2, 3, 3), "the Deployment is about to change"),
-        (
-            ready(2, 2, 2, 3),
-            "2 of 3 proxies are of the current Deployment, 3 run",
-        ),
-        (
-            ready(2, 2, 3, 4),
-            "3 of 3 proxies are of the current Deployment, 4 run",
-        ),
-        (
-            ready(2, 2, 4, 4),
-            "4 of 3 proxies are of the current Deployment, 4 run",
-        ),
+        (ready(3, 2, 3, 3), "waiting for the Deployment rollout to start"),
+        (ready(2, 2, 2, 3), "2 of 3 proxies are updated, 3 exist"),
+        (ready(2, 2, 3, 4), "3 of 3 proxies are updated, 4 exist"),
+        (ready(2, 2, 4, 4), "4 of 3 proxies are updated, 4 exist"),
     ] {
         assert_eq!(unfinished, (Reason::Progressing, words.to_owned()));
     }
     let (_, reason, message) = World::after(Ready, |world| world.proxies.truncate(2));
     assert_eq!(
         (reason, message.as_str()),
-        (Reason::Progressing, "2 of 3 proxies serve")
+        (Reason::Progressing, "2 of 3 proxies are ready")
     );
     let (_, reason, message) = World::after(Ready, |world| world.proxies.push(proxy("d")));
     assert_eq!(
         (reason, message.as_str()),
-        (Reason::Progressing, "4 of 3 proxies serve")
+        (Reason::Progressing, "4 of 3 proxies are ready")
     );
 }
 
@@ -373,14 +364,14 @@ fn only_failures_of_the_deployment_are_obstacles() {
     };
     assert_eq!(
         message("ReplicaFailure", "True"),
-        "2 of 3 proxies serve; exceeded quota"
+        "2 of 3 proxies are ready; exceeded quota"
     );
-    assert_eq!(message("ReplicaFailure", "False"), "2 of 3 proxies serve");
-    assert_eq!(message("Progressing", "True"), "2 of 3 proxies serve");
+    assert_eq!(message("ReplicaFailure", "False"), "2 of 3 proxies are ready");
+    assert_eq!(message("Progressing", "True"), "2 of 3 proxies are ready");
     let (_, _, message) = World::after(Available, |world| {
         world.proxies[0].proxy.obstacle = Some("it is stuck".into());
     });
-    assert_eq!(message, "3 of 3 proxies serve", "nothing is amiss");
+    assert_eq!(message, "3 of 3 proxies are ready", "nothing is amiss");
 }
 
 #[test]
@@ -400,7 +391,7 @@ fn a_ring_that_waits_although_all_have_it_says_for_what() {
     let (_, _, message) = World::after(KeysSynced, |world| {
         world.plan = Some(Plan::Keep { until: at(90) })
     });
-    assert!(message.ends_with("of generation 1"), "{message}");
+    assert!(message.ends_with("ring generation 1"), "{message}");
 }
 
 #[test]

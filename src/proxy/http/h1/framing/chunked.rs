@@ -100,7 +100,7 @@ impl Chunked {
                 self.extensions += 1;
                 State::Extension { size }
             }
-            (State::Extension { .. }, _) => return Err("a chunk extension holds a control character"),
+            (State::Extension { .. }, _) => return Err("control character in a chunk extension"),
             (State::SizeLf { size: 0 }, b'\n') => State::TrailerStart,
             (State::SizeLf { size }, b'\n') => State::Data { left: size },
             (State::DataCr, b'\r') => State::DataLf,
@@ -108,7 +108,7 @@ impl Chunked {
             (State::TrailerStart, b'\r') => State::EndLf,
             (State::TrailerStart, _) if is_token(byte) => {
                 if self.fields == MAX_FIELDS {
-                    return Err("there are too many trailer fields");
+                    return Err("too many trailer fields");
                 }
                 self.fields += 1;
                 self.trailer_byte(State::TrailerName)?
@@ -118,7 +118,7 @@ impl Chunked {
             (State::TrailerStart | State::TrailerName, _) => return Err("a trailer field is malformed"),
             (State::TrailerValue, b'\r') => State::TrailerLf,
             (State::TrailerValue, b'\t' | b' '..) => self.trailer_byte(State::TrailerValue)?,
-            (State::TrailerValue, _) => return Err("a trailer field holds a control character"),
+            (State::TrailerValue, _) => return Err("control character in a trailer field"),
             (State::TrailerLf, b'\n') => State::TrailerStart,
             (State::EndLf, b'\n') => return Ok(None),
             // Data never comes here: advance() takes it.
@@ -130,7 +130,7 @@ impl Chunked {
                 | State::TrailerLf
                 | State::EndLf,
                 _,
-            ) => return Err("a chunk is not followed by a line end"),
+            ) => return Err("missing line end after a chunk"),
         };
         Ok(Some(state))
     }

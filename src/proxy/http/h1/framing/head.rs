@@ -86,11 +86,11 @@ impl HeadScan {
                         (false, _) => self.lines += 1,
                     }
                 }
-                (_, true) => return Err(HttpRefusal::bad_request("a carriage return stands alone")),
+                (_, true) => return Err(HttpRefusal::bad_request("bare CR in the request head")),
                 (b'\r', false) => self.after_cr = true,
                 (b'\t', false) => {}
-                (b'\n', false) => return Err(HttpRefusal::bad_request("a line feed stands alone")),
-                (_, false) => return Err(HttpRefusal::bad_request("the head holds a control character")),
+                (b'\n', false) => return Err(HttpRefusal::bad_request("bare LF in the request head")),
+                (_, false) => return Err(HttpRefusal::bad_request("control character in the request head")),
             }
         }
     }
@@ -110,14 +110,16 @@ pub(super) fn check(head: &[u8]) -> Result<Head, HttpRefusal> {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let value = parse_length(value)?;
                 if length.is_some_and(|length| length != value) {
-                    return Err(HttpRefusal::bad_request("the Content-Length fields differ"));
+                    return Err(HttpRefusal::bad_request(
+                        "conflicting Content-Length header fields",
+                    ));
                 }
                 length = Some(value);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 if chunked || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(HttpRefusal::bad_request(
-                        "only Transfer-Encoding: chunked is understood",
+                        "only Transfer-Encoding: chunked is supported",
                     ));
                 }
                 chunked = true;
@@ -134,11 +136,13 @@ pub(super) fn check(head: &[u8]) -> Result<Head, HttpRefusal> {
     let body = match (chunked, length) {
         (true, Some(_)) => {
             return Err(HttpRefusal::bad_request(
-                "Content-Length and Transfer-Encoding exclude each other",
+                "both Content-Length and Transfer-Encoding are present",
             ));
         }
         (true, None) if !http11 => {
-            return Err(HttpRefusal::bad_request("HTTP/1.0 knows no Transfer-Encoding"));
+            return Err(HttpRefusal::bad_request(
+                "Transfer-Encoding is not allowed in HTTP/1.0",
+            ));
         }
         (true, None) => BodyFraming::Chunked,
         (false, Some(length)) => BodyFraming::Length(length),
@@ -189,7 +193,7 @@ fn check_request_line(line: &[u8]) -> Result<bool, HttpRefusal> {
         {
             return Err(HttpRefusal {
                 status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-                reason: "this server speaks HTTP/1.1 and HTTP/1.0",
+                reason: "only HTTP/1.0 and HTTP/1.1 are supported",
             });
         }
         _ => return Err(HttpRefusal::bad_request("the HTTP version is malformed")),
@@ -197,7 +201,7 @@ fn check_request_line(line: &[u8]) -> Result<bool, HttpRefusal> {
     if method == b"CONNECT" {
         return Err(HttpRefusal {
             status: StatusCode::METHOD_NOT_ALLOWED,
-            reason: "CONNECT is not served here",
+            reason: "CONNECT is not supported",
         });
     }
     let origin_or_absolute = target.starts_with(b"/")

@@ -299,7 +299,7 @@ fn a_stream_has_one_verdict_however_it_is_split() {
     const FREQUENT: [&str; 3] = [
         "the request line is malformed",
         "a chunk size is malformed",
-        "the head holds a control character",
+        "control character in the request head",
     ];
     let [line, size, control] = FREQUENT;
     let floors = [

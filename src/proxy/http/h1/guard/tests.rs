@@ -283,7 +283,7 @@ fn a_refused_head_is_replaced_and_nothing_follows_it() {
         guarded.arrives(GET);
         guarded.ends(Ok(()));
         assert_eq!(guarded.read(), Read::Waits, "the answer ends the connection");
-        let refusal = HttpRefusal::bad_request("a line feed stands alone");
+        let refusal = HttpRefusal::bad_request("bare LF in the request head");
         assert_eq!(guarded.state.heads.next_request(), Ok(0));
         assert_eq!(guarded.state.heads.next_request(), Err(refusal));
     }
@@ -329,7 +329,7 @@ fn a_fault_in_a_body_is_an_error_after_its_good_bytes() {
         }
         let fault = Read::Fault(
             io::ErrorKind::InvalidData,
-            "a chunk is not followed by a line end".into(),
+            "missing line end after a chunk".into(),
         );
         assert_eq!(guarded.read(), fault);
         guarded.arrives(GET);
@@ -414,7 +414,7 @@ fn what_follows_a_declined_upgrade_is_checked() {
     assert_eq!(guarded.state.heads.next_request(), Ok(0));
     assert_eq!(
         guarded.state.heads.next_request(),
-        Err(HttpRefusal::bad_request("the head holds a control character"))
+        Err(HttpRefusal::bad_request("control character in the request head"))
     );
 }
 

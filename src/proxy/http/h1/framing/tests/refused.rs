@@ -30,22 +30,22 @@ pub(super) fn refused_requests() -> Vec<Refused> {
     requests.push(refused_head(
         "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
         400,
-        "HTTP/1.0 knows no Transfer-Encoding",
+        "Transfer-Encoding is not allowed in HTTP/1.0",
     ));
     for (status, reason, head) in [
         (
             505,
-            "this server speaks HTTP/1.1 and HTTP/1.0",
+            "only HTTP/1.0 and HTTP/1.1 are supported",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ),
         (
             505,
-            "this server speaks HTTP/1.1 and HTTP/1.0",
+            "only HTTP/1.0 and HTTP/1.1 are supported",
             "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
         ),
         (
             405,
-            "CONNECT is not served here",
+            "CONNECT is not supported",
             "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
         ),
         (414, LONG_LINE, &request_line_of(MAX_REQUEST_LINE + 1)),
@@ -83,7 +83,7 @@ pub(super) fn refused_requests() -> Vec<Refused> {
     requests.push(refused_chunk(
         &format!("0\r\n{}", "x:\r\n".repeat(MAX_FIELDS)),
         "x",
-        "there are too many trailer fields",
+        "too many trailer fields",
     ));
     requests
 }
@@ -130,7 +130,7 @@ const LARGE_HEAD: &str = "the request's header fields are too large";
 
 const MALFORMED_HEADS: &[(&str, &[&str])] = &[
     (
-        "a line feed stands alone",
+        "bare LF in the request head",
         &[
             "GET / HTTP/1.1\nHost: a\n\n",
             "GET / HTTP/1.1\r\nHost: a\n\r\n",
@@ -138,7 +138,7 @@ const MALFORMED_HEADS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "a carriage return stands alone",
+        "bare CR in the request head",
         &[
             "GET / HTTP/1.1\r\nHost: a\r\rX: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
@@ -147,7 +147,7 @@ const MALFORMED_HEADS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "the head holds a control character",
+        "control character in the request head",
         &[
             "GET / HTTP/1.1\r\nHost: a\0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\x0b\r\n\r\n",
@@ -221,14 +221,14 @@ const MALFORMED_HEADS: &[(&str, &[&str])] = &[
 
 const UNCLEAR_FRAMINGS: &[(&str, &[&str])] = &[
     (
-        "Content-Length and Transfer-Encoding exclude each other",
+        "both Content-Length and Transfer-Encoding are present",
         &[
             "Content-Length: 1\r\nTransfer-Encoding: chunked",
             "Transfer-Encoding: chunked\r\nContent-Length: 0",
         ],
     ),
     (
-        "the Content-Length fields differ",
+        "conflicting Content-Length header fields",
         &["Content-Length: 1\r\nContent-Length: 2"],
     ),
     (
@@ -246,7 +246,7 @@ const UNCLEAR_FRAMINGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "only Transfer-Encoding: chunked is understood",
+        "only Transfer-Encoding: chunked is supported",
         &[
             "Transfer-Encoding: gzip",
             "Transfer-Encoding: gzip, chunked",
@@ -280,11 +280,11 @@ const MALFORMED_CHUNKS: &[(&str, &[(&str, &str)])] = &[
         &[("0000000000000000", "1\r\n"), ("ffffffffffffffff", "f\r\n")],
     ),
     (
-        "a chunk extension holds a control character",
+        "control character in a chunk extension",
         &[("1;a", "\n"), ("1;a", "\0"), ("1;a\t", "\x1f")],
     ),
     (
-        "a chunk is not followed by a line end",
+        "missing line end after a chunk",
         &[
             ("1\r", "a\r\n"),
             ("1;a\r", "a\r\n"),
@@ -306,7 +306,7 @@ const MALFORMED_CHUNKS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "a trailer field holds a control character",
+        "control character in a trailer field",
         &[("0\r\nx: y", "\n"), ("0\r\nx:", "\0"), ("0\r\nx:\t", "\x1f")],
     ),
 ];
