@@ -1,4 +1,4 @@
-//! From a source of truth to what proxies and caches are told.
+//! Compiles a farm's spec into the configuration files of proxies and caches.
 
 pub mod farm;
 pub mod mounts;

@@ -1,7 +1,7 @@
-//! What the operator tells a proxy: the compiled configuration, one file.
+//! The configuration file of a proxy.
 //!
-//! In a cluster it is a ConfigMap key that the operator writes and the kubelet mounts; without one it is a file written
-//! by hand (YAML, of which JSON is a part). Proxies read it again whenever it changes and keep the last good one.
+//! In a cluster the operator writes it to a ConfigMap that the kubelet mounts; elsewhere it is written by hand, in YAML
+//! or JSON. Proxies reload it when it changes, and keep the loaded configuration if the new one is invalid.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -28,76 +28,76 @@ pub use self::file::{ConfigError, VERSION, fingerprint};
 pub struct ProxyConfig {
     /// Format of this file: 1.
     pub version: u32,
-    /// The farm as `namespace/name`. Tickets are bound to it.
+    /// Farm as `namespace/name`. Tickets are bound to it.
     pub farm: String,
-    /// Addresses to listen on. A change takes effect at the next start.
+    /// Listen addresses. A change requires a restart.
     pub listen: Listen,
-    /// File with the ring document.
+    /// Path of the ring document.
     pub ring: PathBuf,
-    /// How long tickets may be used.
+    /// Lifetimes of tickets.
     pub tickets: TicketConfig,
-    /// The session cache; without one there are neither session ids nor single-use tickets.
+    /// The session cache. Without one, the proxy issues neither session ids nor single-use tickets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_cache: Option<SessionCacheConfig>,
-    /// What to do with plain HTTP, where `listen.http` is set.
+    /// Handling of plain HTTP requests, if `listen.http` is set.
     #[serde(default)]
     pub http: HttpMode,
-    /// The hosts to serve.
+    /// Hosts to serve.
     pub hosts: Vec<HostConfig>,
-    /// Networks of proxies in front whose forwarding headers are believed.
+    /// Networks of the proxies in front whose forwarding headers are trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<IpNet>,
-    /// How long to go on serving after SIGTERM.
+    /// How long to keep serving after SIGTERM.
     pub drain_period: Duration,
-    /// Limits on every phase of a connection.
+    /// Time limits on every phase of a connection.
     #[serde(default)]
     pub timeouts: Timeouts,
 }
 
-/// Addresses to listen on.
+/// Listen addresses.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listen {
-    /// TLS.
+    /// Listen address for TLS.
     pub https: SocketAddr,
-    /// Plain HTTP; not listened on when absent.
+    /// Listen address for plain HTTP; disabled if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<SocketAddr>,
-    /// `/healthz`, `/readyz`, `/status`, `/metrics`.
+    /// Listen address for `/healthz`, `/readyz`, `/status` and `/metrics`.
     pub admin: SocketAddr,
 }
 
-/// How long tickets may be used.
+/// Lifetimes of tickets.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TicketConfig {
-    /// How long one ticket may be used.
+    /// Lifetime of one ticket.
     pub lifetime: Duration,
-    /// How long after its last full handshake a client may go on resuming.
+    /// Maximum time since the last full handshake for which a client can resume.
     pub max_age: Duration,
-    /// Upper bound on `lifetime` for TLS 1.2; no tickets below TLS 1.3 when absent.
+    /// Maximum lifetime of TLS 1.2 tickets; no TLS 1.2 tickets are issued if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls12_lifetime: Option<Duration>,
 }
 
-/// The session cache that the proxy uses.
+/// Settings of the session cache that the proxy uses.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SessionCacheConfig {
-    /// Where it is.
+    /// Address of the cache.
     pub server: CacheServer,
-    /// How long a TLS 1.2 session may be resumed by its session id. TLS 1.3 tickets go by `tickets.lifetime`.
+    /// Lifetime of TLS 1.2 session ids. The lifetime of TLS 1.3 tickets is `tickets.lifetime`.
     pub session_id_lifetime: Duration,
-    /// How long a handshake may wait for the cache, at most 50ms.
+    /// Time limit for a lookup during a handshake, at most 50ms.
     #[serde(default = "default_lookup_timeout")]
     pub lookup_timeout: Duration,
 }
 
-/// Where the session cache is. Both kinds speak Redis's protocol.
+/// Address of the session cache. Both kinds speak the Redis protocol.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum CacheServer {
-    /// A `tlsfarm cache` beside the proxy, on this Unix socket.
+    /// A `tlsfarm cache` sidecar, on this Unix socket.
     Unix(PathBuf),
     /// A Redis or Valkey server.
     Redis(RedisConfig),
@@ -109,10 +109,10 @@ pub enum CacheServer {
 pub struct RedisConfig {
     /// `host:port`.
     pub address: String,
-    /// TLS to it; plain TCP when absent.
+    /// TLS settings; plain TCP if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTlsConfig>,
-    /// File with the name of the ACL user; the default user is meant when the file is missing.
+    /// File with the name of the ACL user. If the file is missing, the default user is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<PathBuf>,
     /// File with the password.
@@ -120,16 +120,16 @@ pub struct RedisConfig {
     pub password: Option<PathBuf>,
 }
 
-/// TLS to a Redis or Valkey server. The files are read again when they change.
+/// TLS settings for a Redis or Valkey server. The files are reloaded when they change.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisTlsConfig {
-    /// File with the certificates that may have signed the server's.
+    /// File with the CA certificates to verify the server against.
     pub authority: PathBuf,
-    /// Name that the server's certificate must bear; the host of `address` when absent.
+    /// DNS name that the server's certificate must be valid for. Default: the host of `address`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
-    /// File with the certificate to present, where the server wants one. When the file is missing none is presented.
+    /// File with the client certificate, if the server requests one. If the file is missing, none is presented.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<PathBuf>,
     /// File with its private key.
@@ -137,18 +137,18 @@ pub struct RedisTlsConfig {
     pub key: Option<PathBuf>,
 }
 
-/// Host names with one TLS policy and its routes.
+/// Host names that share one TLS policy and one set of routes.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HostConfig {
     /// Name within the farm. Tickets are bound to it.
     pub name: String,
-    /// Lower-case DNS names; `*.` in front stands for exactly one label.
+    /// Lower-case DNS names; a leading `*.` matches exactly one label.
     pub hostnames: Vec<String>,
-    /// Lowest TLS version.
+    /// Minimum TLS version.
     #[serde(default)]
     pub min_version: MinVersion,
-    /// What TLS 1.3 tickets of the host are.
+    /// Kind of TLS 1.3 tickets that the host issues.
     #[serde(default)]
     pub ticket_kind: TicketKind,
     /// Certificates in order of preference.
@@ -157,11 +157,11 @@ pub struct HostConfig {
     pub routes: Vec<RouteConfig>,
 }
 
-/// A certificate chain and its key, as PEM files.
+/// A certificate chain and its private key, as PEM files.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CertificateConfig {
-    /// What messages call it: the Secret's name.
+    /// Name used in messages: that of the Secret.
     pub name: String,
     /// File with the chain, leaf first.
     pub certificate: PathBuf,
@@ -175,36 +175,36 @@ pub struct CertificateConfig {
 pub struct RouteConfig {
     /// Path prefix, compared segment by segment.
     pub path: String,
-    /// Where requests go.
+    /// Backend that requests are forwarded to.
     pub backend: Backend,
 }
 
-/// Limits on every phase of a connection (G1 of the requirements). None can be switched off.
+/// Time limits on every phase of a connection (G1 of the requirements). None can be disabled.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// From accepting a connection to the end of its TLS handshake.
+    /// From accept to the end of the TLS handshake.
     pub handshake: Duration,
-    /// From the first byte of a request's head to its last.
+    /// From the first to the last byte of a request head.
     pub request_head: Duration,
-    /// Between two parts of a request's body.
+    /// Between two reads of a request body.
     pub body_idle: Duration,
-    /// How long an HTTP/1 connection may lie idle between requests.
+    /// Idle time of an HTTP/1 connection between requests.
     pub keep_alive: Duration,
-    /// How long an HTTP/2 connection without streams may lie idle.
+    /// Idle time of an HTTP/2 connection without streams.
     pub http2_idle: Duration,
-    /// How long a client may refuse to take bytes.
+    /// How long a write to a client may be blocked.
     pub write_stall: Duration,
-    /// Connecting to a backend.
+    /// Time limit for connecting to a backend.
     pub connect: Duration,
-    /// From sending a request to a backend to the head of its response.
+    /// From sending a request to a backend to the response head.
     pub response_head: Duration,
-    /// Between two parts of a response's body.
+    /// Between two reads of a response body.
     pub response_idle: Duration,
 }
 
 impl ProxyConfig {
-    /// Reads a configuration file, refusing it whole when anything is wrong with it.
+    /// Parses and validates a configuration file. Fails if any value is invalid.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = from_yaml(text)?;
         config.check()?;

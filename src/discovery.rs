@@ -1,7 +1,7 @@
-//! Which addresses are ready behind which port of which Service, kept up to date from EndpointSlices.
+//! Service discovery: the ready addresses of Service ports, from a watch on EndpointSlices.
 //!
-//! Traffic never waits for the API server: lookups read an immutable table that is replaced as a whole, and the last
-//! known one stays while the API server is away.
+//! Traffic never waits for the API server: lookups read an immutable table that is replaced as a whole. While the API
+//! server is unreachable, the last known table stays.
 
 mod slices;
 
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::config::ServicePort;
 use slices::{SERVICE_LABEL, Slice, Table};
 
-/// Longest wait between two attempts to reach the API server.
+/// Maximum back-off between two attempts to reach the API server.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// The ready addresses of Services. Clones share one state.
@@ -37,28 +37,28 @@ struct Inner {
 }
 
 impl Endpoints {
-    /// For a proxy without a cluster: there are no Services, and nothing to wait for.
+    /// For a proxy outside a cluster: no Services, and synced at once.
     #[cfg(test)]
     pub(crate) fn fixed() -> Self {
         Self::new(true)
     }
 
-    /// Knows nothing until [`follow`] has read all EndpointSlices once.
+    /// Empty and not synced until [`follow`] has listed all EndpointSlices once.
     pub fn watched() -> Self {
         Self::new(false)
     }
 
-    /// Whether all EndpointSlices have been read once.
+    /// Whether all EndpointSlices have been listed once.
     pub fn is_synced(&self) -> bool {
         self.0.synced.load(Ordering::Acquire)
     }
 
-    /// Number of addresses that take requests for this port.
+    /// Number of ready addresses of this port.
     pub fn count(&self, service: &ServicePort) -> usize {
         self.addresses(service).map_or(0, |addresses| addresses.len())
     }
 
-    /// The addresses that take requests for this port; none when there is no such Service or port.
+    /// The ready addresses of this port; None if the Service or port does not exist.
     pub fn addresses(&self, service: &ServicePort) -> Option<Arc<[SocketAddr]>> {
         let port = service.port_name.as_deref()?;
         self.0.table.load().get(&service.name)?.get(port).cloned()
@@ -78,8 +78,8 @@ impl Endpoints {
     }
 }
 
-/// Keeps `endpoints` up to date with the EndpointSlices of a namespace, by default the one that this process is in. It
-/// never returns; needs the permission to list and watch them.
+/// Watches the EndpointSlices of a namespace, by default the one of this process, and updates `endpoints`. Never
+/// returns. Requires the permission to list and watch EndpointSlices.
 pub async fn follow(endpoints: Endpoints, namespace: Option<String>) {
     let mut back_off = Duration::from_secs(1);
     let client = loop {

@@ -1,6 +1,6 @@
 //! The command line: `tlsfarm operator | proxy | cache | probe | crd`.
 //!
-//! Exit codes: 0 for success, 1 when a probe missed a session, 2 for wrong flags, missing or unusable files.
+//! Exit codes: 0 for success, 1 if the probe found a session that was not resumed, 2 for invalid flags or files.
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

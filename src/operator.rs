@@ -1,8 +1,8 @@
-//! The operator: makes of every `TLSFarm` a Deployment of proxies and what belongs to it, and rotates the farm's ticket
-//! keys once all proxies can follow.
+//! The operator: reconciles every `TLSFarm` into a Deployment of proxies and related objects, and rotates the farm's
+//! ticket keys once all proxies have acknowledged the current ring.
 //!
-//! One pass over a farm goes validate → build → apply → observe → rotate → status. `decide` and `build` are pure. The operator is never in the way of traffic: while it is down, proxies go
-//! on with the files that they have.
+//! One reconciliation runs validate → build → apply → observe → rotate → status. `decide` and `build` are pure. Traffic
+//! does not depend on the operator: while it is down, proxies keep serving with the files that they have loaded.
 
 mod build;
 mod cluster;
@@ -39,55 +39,56 @@ use crate::runtime::admin::{AdminPages, text_page};
 use crate::runtime::kubernetes::{self, NoCluster};
 use crate::runtime::signal::Terminated;
 
-/// How long a connection to the API server may take to come about.
+/// Time limit for connecting to the API server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long passes that were begun may take to end after the signal to stop.
+/// Time limit for running reconciliations to finish after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// What the operator is told on its command line.
+/// Command-line options of the operator.
 #[derive(Clone, Debug)]
 pub struct OperatorOptions {
-    /// Namespaces whose farms it tends; all namespaces when empty.
+    /// Namespaces to watch; all namespaces if empty.
     pub namespaces: Vec<String>,
-    /// Image of the proxies whose farm names none: the operator's own.
+    /// Proxy image for farms that do not set one: the operator's own image.
     pub proxy_image: String,
     /// `imagePullPolicy` of the proxies: `Always`, `IfNotPresent` (the default) or `Never`.
     pub image_pull_policy: Option<String>,
-    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    /// Listen address for `/healthz`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
 }
 
-/// Why the operator cannot run.
+/// Why the operator failed to start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    /// There is no way to the API server.
+    /// No kubeconfig and no in-cluster configuration was found.
     #[error(transparent)]
     NoCluster(#[from] NoCluster),
-    /// The way to the API server is described wrongly.
+    /// The Kubernetes client configuration is invalid.
     #[error("invalid Kubernetes client configuration: {0}")]
     Client(#[source] Box<kube::Error>),
-    /// The admin address cannot be listened on.
+    /// Binding the admin address failed.
     #[error("failed to listen on {address}: {source}")]
     Admin {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// The system's reason.
+        /// The I/O error.
         source: io::Error,
     },
-    /// The signal to stop cannot be waited for.
+    /// Installing the signal handlers failed.
     #[error("failed to install signal handlers: {0}")]
     Signal(#[source] io::Error),
-    /// The operator ended by itself.
+    /// A controller stopped without a signal, which is a bug.
     #[error("a controller stopped unexpectedly; this is a bug in the operator, please report it")]
     Ended,
 }
 
-/// Runs the operator until SIGTERM or SIGINT, then lets the passes that were begun end.
+/// Runs the operator until SIGTERM or SIGINT, then waits for running reconciliations to finish.
 ///
 /// # Errors
 ///
-/// When it cannot start, or ends by itself. An API server that cannot be reached is no error: the operator waits for it.
+/// Fails if the operator cannot start, or if a controller stops by itself. An unreachable API server is not an error:
+/// the operator retries.
 pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let mut terminated = Terminated::new().map_err(OperatorError::Signal)?;
     let client = client().await?;

@@ -1,7 +1,8 @@
-//! `tlsfarm probe`: does a session that one proxy issued resume at every other one?
+//! `tlsfarm probe`: checks whether a session that one proxy issued is resumed by every proxy.
 //!
-//! It takes a session at each proxy, offers it at each proxy, and reports a matrix for every host and mechanism. What is
-//! for one use is offered once more, and must not be resumed then. Any TLS server can be probed, not only farms.
+//! It gets a session from each proxy, offers it to each proxy, and reports a matrix for every host and mechanism. A
+//! single-use session is offered a second time and must not be resumed then. Any TLS server can be probed, not only
+//! farms.
 
 mod error;
 mod exchange;
@@ -124,7 +125,7 @@ pub struct ProbeArgs {
     duration: Option<Duration>,
 }
 
-/// How the results look.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum OutputFormat {
     /// Tables, coloured on a terminal unless NO_COLOR is set
@@ -137,12 +138,12 @@ pub enum OutputFormat {
 const EXIT_CODES: &str = "Exit codes: 0 when every session was resumed and every request was served, 1 when \
                           not, 2 for a usage error or nothing to probe.";
 
-/// Probes as `args` say and prints the results to standard output. The exit code is 0 when every session was resumed
-/// and every request served, else 1.
+/// Runs the probe and prints the results to standard output. The exit code is 0 if every session was resumed and every
+/// request was served, else 1.
 ///
 /// # Errors
 ///
-/// When there is nothing to probe, or the means to do so are missing.
+/// Fails if there is nothing to probe, or if the targets, the CA file or the output cannot be used.
 pub fn run(args: ProbeArgs) -> Result<ExitCode, ProbeError> {
     let stdout = io::stdout();
     let style = match args.output {
@@ -276,7 +277,7 @@ fn path(text: &str) -> Result<PathAndQuery, String> {
     }
 }
 
-/// A duration, of which nothing at all needs no unit.
+/// Parses a duration; accepts `0` without a unit.
 fn duration(text: &str) -> Result<Duration, crate::api::DurationError> {
     if text == "0" {
         return Ok(Duration::from_secs(0));

@@ -6,8 +6,8 @@
 //!        control: configuration, certificates       ring keys ◄─ control: ring
 //! ```
 //!
-//! One thread for each core carries traffic; one more, the control thread, watches files, follows endpoints, answers on
-//! the admin port and hears signals. They share immutable snapshots that the control thread swaps.
+//! One thread per core handles traffic; the control thread watches files and endpoints, serves the admin port and
+//! handles signals. They share immutable snapshots that the control thread swaps.
 
 pub mod control;
 mod host;
@@ -56,41 +56,41 @@ const CONNECTION_COST: ConnectionCost = ConnectionCost {
     reserved: 0,
 };
 
-/// Why a proxy cannot run.
+/// Why a proxy failed to start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The first configuration must be good; there is nothing to fall back on.
+    /// The configuration file is invalid at the start.
     #[error("configuration file {}: {error}", file.display())]
     Config {
         /// Path of the file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         error: ConfigFileError,
     },
-    /// An address of `listen` cannot be had.
+    /// Binding an address of `listen` failed.
     #[error("failed to listen on {address}: {error}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why not.
+        /// The I/O error.
         error: io::Error,
     },
-    /// Threads or timers cannot be had.
+    /// Starting threads or the runtime failed.
     #[error("failed to start: {0}")]
     Start(io::Error),
-    /// A traffic thread ended although nobody told it to.
+    /// A traffic thread exited unexpectedly.
     #[error("a traffic thread exited unexpectedly")]
     TrafficThread,
 }
 
-/// Runs a proxy until it is told to stop by SIGTERM or SIGINT; then it drains. A second signal ends it at once.
+/// Runs a proxy until SIGTERM or SIGINT, then drains it. A second signal stops it immediately.
 ///
-/// The calling thread becomes the control thread. Logging must have been set up before.
+/// The calling thread becomes the control thread. Initialize logging before.
 ///
 /// # Errors
 ///
-/// When the configuration is unusable at the start, when an address cannot be listened on, or when the system denies
-/// threads or timers. Nothing that happens later ends a proxy but a signal or a fault of its own.
+/// Fails if the configuration is invalid at the start, if binding an address fails, or if threads cannot be started.
+/// After the start only a signal or a crashed traffic thread stops a proxy.
 pub fn run(config_file: &Path) -> Result<(), ProxyError> {
     let control = runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! What a proxy tells the operator: the body of `GET /status`. It holds ids and generations, never a key.
+//! Status report of a proxy to the operator: the body of `GET /status`. It contains ids and generations, never a key.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,19 +9,19 @@ use crate::api::Reason;
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyReport {
-    /// Whether it takes new clients.
+    /// Whether the proxy is ready for new clients.
     pub ready: bool,
-    /// Whether it was told to stop.
+    /// Whether it has received SIGTERM.
     pub draining: bool,
     /// The ring that it has loaded. Its generation is the acknowledgement.
     pub ring: RingReport,
     /// The configuration that it has loaded.
     pub config: ConfigReport,
-    /// One entry for each certificate of each host, and one more for each host with an uncovered name.
+    /// One entry per certificate of each host, and one more per host with an uncovered name.
     pub certificates: Vec<CertificateReport>,
-    /// One entry for each backend of a route.
+    /// One entry per backend.
     pub backends: Vec<BackendReport>,
-    /// The session cache; none when the proxy has none.
+    /// The session cache; None if none is configured.
     #[serde(default)]
     pub session_cache: Option<SessionCacheReport>,
 }
@@ -30,11 +30,11 @@ pub struct ProxyReport {
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RingReport {
-    /// Generation that it opens tickets of; none before the first good ring.
+    /// Generation of the loaded ring; None before the first valid ring.
     pub generation: Option<u64>,
-    /// Id of the key that it seals with; none when no key may seal.
+    /// Id of the key that encrypts tickets; None if no key may.
     pub primary: Option<String>,
-    /// Why the mounted ring is not the one in use.
+    /// Why the mounted ring is not loaded.
     pub problem: Option<String>,
 }
 
@@ -44,11 +44,11 @@ pub struct RingReport {
 pub struct ConfigReport {
     /// Fingerprint of the file in use ([`crate::config::fingerprint`]).
     pub fingerprint: String,
-    /// Why the mounted file is not the one in use.
+    /// Why the mounted file is not loaded.
     pub problem: Option<String>,
 }
 
-/// A certificate as a proxy sees it.
+/// State of a certificate on a proxy.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateReport {
@@ -56,38 +56,38 @@ pub struct CertificateReport {
     pub host: String,
     /// Name of its Secret.
     pub certificate: String,
-    /// When the certificate in use expires; none when there is none in use.
+    /// Expiry of the certificate in use; None if there is none.
     pub not_after: Option<Timestamp>,
-    /// What is wrong; none when it is loaded and valid.
+    /// Why it is not loaded or not valid; None if it is.
     pub problem: Option<Problem>,
 }
 
-/// Something that is wrong, in the words that conditions use.
+/// A problem, with the reason used in conditions.
 #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// For programs.
+    /// Machine-readable reason.
     pub reason: Reason,
-    /// For people; it names the host and the cause.
+    /// Human-readable message with the host and the cause.
     pub message: String,
 }
 
-/// A backend as a proxy sees it.
+/// State of a backend on a proxy.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendReport {
     /// `service:port`, or the addresses of a static backend.
     pub backend: String,
-    /// Number of endpoints that take requests.
+    /// Number of ready endpoints.
     pub endpoints: usize,
 }
 
-/// The session cache as a proxy sees it.
+/// State of the session cache on a proxy.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionCacheReport {
-    /// Whether it answers.
+    /// Whether the cache is connected and responding.
     pub reachable: bool,
-    /// Why it does not.
+    /// Why it is unreachable.
     pub problem: Option<String>,
 }

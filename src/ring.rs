@@ -1,12 +1,13 @@
 //! The ring: the ordered set of session-ticket keys that all proxies of a farm share, its rotation, and the tickets
-//! that its keys seal.
+//! that its keys encrypt.
 //!
-//! Pure: time is an argument, and only [`KeySecret::generate`] and the nonces of [`TicketKeys::seal`] draw randomness.
+//! Pure: time is an argument, and only [`KeySecret::generate`] and the nonces of [`TicketKeys::seal`] use random bytes.
 //!
-//! A ring always holds one `next` key (opens only), one `primary` (seals and opens) and as many `previous` keys (open
-//! only) as tickets may still need. One rotation is one write: primary becomes previous, next becomes primary, a fresh
-//! next joins, expired previous keys go. It is safe once every proxy has acknowledged the current generation, because
-//! each can then already open what the new primary will seal, however late it hears of the rotation.
+//! A ring always contains one `next` key (decrypts only), one `primary` (encrypts and decrypts) and as many `previous`
+//! keys (decrypt only) as valid tickets need. One rotation is one write: primary becomes previous, next becomes
+//! primary, a new next key is added, and expired previous keys are removed. It is safe once every proxy has
+//! acknowledged the current generation, because each can then already decrypt the tickets of the new primary, however
+//! late it loads the rotated ring.
 
 mod cache_key;
 mod document;
@@ -26,31 +27,31 @@ pub use policy::RotationPolicy;
 pub use scope::Scope;
 pub use ticket::{OpenError, OpenedTicket, SealError, SealedAs, SessionAge, TicketKeys, TicketPolicy};
 
-/// Most keys that a ring may hold.
+/// Maximum number of keys in a ring.
 pub const MAX_KEYS: usize = 32;
 
-/// Ticket keys by role, and the generation that proxies acknowledge.
+/// The ticket keys by role, and the generation that proxies acknowledge.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ring {
-    /// Grows by one with every change; proxies refuse a ring of a lower generation.
+    /// Increases by one with every change; proxies reject a ring of a lower generation.
     pub generation: u64,
     /// When this generation was written.
     pub changed_at: Timestamp,
-    /// When the primary began to seal.
+    /// When the current primary became primary.
     pub rotated_at: Timestamp,
-    /// Value of the rotation request that was last carried out (annotation `tlsfarm.dev/rotate`).
+    /// Value of the last executed rotation request (annotation `tlsfarm.dev/rotate`).
     pub handled_request: Option<String>,
-    /// Opens only; seals after the next rotation.
+    /// Decrypts only; encrypts after the next rotation.
     pub next: TicketKey,
-    /// Seals and opens.
+    /// Encrypts and decrypts.
     pub primary: TicketKey,
-    /// Open only, newest first.
+    /// Decrypt only, newest first.
     pub previous: Vec<TicketKey>,
 }
 
 impl Ring {
-    /// The first ring of a farm, or the one that replaces a lost ring: `generation` must be higher than any that a
-    /// proxy may have seen.
+    /// Creates the first ring of a farm, or the one that replaces a lost ring: `generation` must be higher than any
+    /// that a proxy may have loaded.
     pub fn new(
         generation: u64,
         next: KeySecret,
@@ -69,7 +70,7 @@ impl Ring {
         }
     }
 
-    /// The ring after one rotation. `fresh` becomes the new `next`.
+    /// Returns the ring after one rotation. `fresh` becomes the new `next`.
     pub fn rotated(
         self,
         fresh: KeySecret,
@@ -89,7 +90,7 @@ impl Ring {
         ring
     }
 
-    /// The ring without keys that no proxy may open with any more.
+    /// Removes the keys that may no longer decrypt tickets.
     pub fn without_expired(mut self, now: Timestamp) -> Self {
         self.generation += 1;
         self.changed_at = now;
@@ -97,7 +98,7 @@ impl Ring {
         self
     }
 
-    /// The same keys under a higher generation, to put back in place of a damaged, missing or rolled back ring.
+    /// Returns the same keys under a higher generation, to replace a damaged, missing or rolled-back ring.
     pub fn reissued(mut self, generation: u64, now: Timestamp) -> Self {
         self.generation = generation;
         self.changed_at = now;

@@ -1,4 +1,4 @@
-//! What every role needs: logs, the signal to stop, the admin server, changed files and the way to the API server.
+//! Shared by all roles: logging, signals, admin server, file watching and Kubernetes client configuration.
 
 pub mod admin;
 pub mod error_chain;

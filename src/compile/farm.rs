@@ -1,4 +1,4 @@
-//! From a [`TLSFarm`](crate::api::TLSFarm) to the configuration of its proxies and of the caches beside them.
+//! Compiles a [`TLSFarm`](crate::api::TLSFarm) into the configuration of its proxies and of their cache sidecars.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -15,13 +15,13 @@ use crate::config::{
     Timeouts, VERSION,
 };
 
-/// Entries that come without a lifetime are nobody's here: proxies always give one.
+/// Lifetime of entries stored without one. Proxies always set one.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// The name of the port in EndpointSlices for every backend of a spec; none where the Service or its port is missing.
+/// EndpointSlice port name of every backend of a spec; None if the Service or its port does not exist.
 pub type ResolvedPorts = BTreeMap<api::BackendRef, Option<String>>;
 
-/// The configuration of the proxies of `farm`, which is its namespace and name with a slash between them.
+/// Builds the configuration of the proxies of `farm`, given as `namespace/name`.
 pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) -> ProxyConfig {
     let tickets = &spec.resumption.tickets;
     let any = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -55,8 +55,8 @@ pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) ->
     }
 }
 
-/// The configuration of the caches beside the proxies; none without such caches. They find each other through the Service
-/// `service`, and their certificates bear `server_name`.
+/// Builds the configuration of the cache sidecars; None if the farm has none. The caches discover each other through
+/// the Service `service`, and their certificate is issued for `server_name`.
 pub fn cache_config(spec: &TLSFarmSpec, service: &str, server_name: &str) -> Option<CacheConfig> {
     let cache = sidecar(spec)?;
     let any = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
@@ -88,7 +88,7 @@ pub fn cache_config(spec: &TLSFarmSpec, service: &str, server_name: &str) -> Opt
     })
 }
 
-/// The cache of a farm that runs beside each proxy.
+/// The session cache settings of a farm in mode Sidecar; None in other modes.
 pub fn sidecar(spec: &TLSFarmSpec) -> Option<&api::SessionCacheSpec> {
     let cache = &spec.resumption.session_cache;
     (cache.mode == SessionCacheMode::Sidecar).then_some(cache)

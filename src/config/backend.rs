@@ -1,10 +1,10 @@
-//! Whom requests go to.
+//! Backends of routes.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where requests go.
+/// Backend that requests are forwarded to.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Backend {
@@ -20,10 +20,10 @@ pub enum Backend {
 pub struct ServicePort {
     /// Name of the Service.
     pub name: String,
-    /// The port as the user gave it, for messages.
+    /// Port number from the spec, for messages.
     pub port: u16,
-    /// What EndpointSlices call the port: the name of the Service's port, empty when it has none. Absent when the
-    /// Service or the port does not exist.
+    /// Name of the port in EndpointSlices: the name of the Service's port, empty if it has none. Absent if the Service
+    /// or the port does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_name: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a session cache is told: one file, read at the start.
+//! The configuration file of a session cache, read at the start.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,65 +15,65 @@ use crate::api::Duration;
 pub struct CacheConfig {
     /// Format of this file: 1.
     pub version: u32,
-    /// Addresses to listen on.
+    /// Listen addresses.
     pub listen: CacheListen,
-    /// Memory for entries, in MiB.
+    /// Memory limit of the entries, in MiB.
     #[serde(rename = "sizeMiB")]
     pub size_mib: u32,
-    /// Lifetime of an entry that is stored without one.
+    /// Lifetime of entries stored without one.
     #[serde(default = "default_lifetime")]
     pub default_lifetime: Duration,
-    /// Whether values are encrypted in memory, under a key that never leaves the process. Proxies of a farm seal what
-    /// they store, so their sidecars need not; other servers store sessions in the clear.
+    /// Whether values are encrypted in memory, with a key that never leaves the process. Proxies of a farm encrypt
+    /// sessions before they store them, so sidecars need not; other servers store sessions in plain text.
     #[serde(default = "yes")]
     pub encrypt_values: bool,
-    /// File with the password that clients must give (`AUTH`); none is asked for when absent. Peers give none.
+    /// File with the password that clients must send (`AUTH`); no authentication if absent. Peers send none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PathBuf>,
-    /// The other caches; this one keeps everything itself when absent.
+    /// The peer group; without one, this cache owns every key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
 }
 
-/// Addresses to listen on. At least one of `unix` and `tcp` is needed.
+/// Listen addresses. At least one of `unix` and `tcp` is required.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CacheListen {
-    /// Unix socket for clients. A socket that is left over from before is replaced.
+    /// Unix socket for clients. A stale socket is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unix: Option<PathBuf>,
-    /// TCP for clients, without TLS: a loopback address, or one that a network policy guards.
+    /// TCP address for clients, without TLS: use a loopback address, or one that a network policy protects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<SocketAddr>,
-    /// `/healthz`, `/readyz`, `/metrics`.
+    /// Listen address for `/healthz`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
 }
 
-/// The caches that share the entries among each other, over TLS with certificates on both sides.
+/// The peer group: caches that distribute the entries among each other, over mutual TLS.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peers {
-    /// Address to listen on for peers. In a static list this process finds itself by it; elsewhere by `--pod-ip` and the
-    /// port.
+    /// Listen address for peers. It identifies this cache in a static list of members; otherwise `--pod-ip` and the
+    /// port do.
     pub listen: SocketAddr,
-    /// All caches, this one among them.
+    /// All caches, including this one.
     pub members: Backend,
-    /// DNS name that every peer's certificate must bear.
+    /// DNS name that every peer's certificate must be valid for.
     pub server_name: String,
-    /// File with this cache's certificate chain, leaf first. It serves in both directions and is read again when it
-    /// changes, as are the two files below.
+    /// File with this cache's certificate chain, leaf certificate first. It is presented in both directions. This file
+    /// and the two below are reloaded when they change.
     pub certificate: PathBuf,
     /// File with its private key.
     pub key: PathBuf,
-    /// File with the certificates that may have signed a peer's.
+    /// File with the CA certificates to verify peers against.
     pub authority: PathBuf,
-    /// How long the owner of a key may take to answer.
+    /// Time limit for a request to the owner of a key.
     #[serde(default = "default_peer_timeout")]
     pub timeout: Duration,
 }
 
 impl CacheConfig {
-    /// Reads a configuration file, refusing it whole when anything is wrong with it.
+    /// Parses and validates a configuration file. Fails if any value is invalid.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = from_yaml(text)?;
         config.check()?;

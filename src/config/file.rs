@@ -1,31 +1,31 @@
-//! What all configuration files have in common.
+//! Parsing, versions and errors shared by all configuration files.
 
 use aws_lc_rs::digest;
 use serde::Deserialize;
 
-/// The format that this release writes and reads.
+/// Version of the format that this release writes and reads.
 pub const VERSION: u32 = 1;
 
-/// Why a configuration file is refused.
+/// Why a configuration file was rejected.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ConfigError {
-    /// It cannot be parsed.
+    /// It failed to parse.
     #[error("failed to parse the configuration: {0}")]
     Malformed(String),
-    /// It is written for another release.
+    /// Its version is not supported by this release.
     #[error("configuration version {0} is not supported; this release supports version {VERSION}")]
     Version(u32),
-    /// Two hosts share a name or a host name.
+    /// Two hosts have the same name or host name.
     #[error("{0:?} is used by two hosts")]
     Conflict(String),
-    /// A value is out of bounds.
+    /// A value is invalid.
     #[error("invalid {field} of {of:?}: {why}")]
     Value {
         /// The field.
         field: &'static str,
         /// The entry that it belongs to.
         of: String,
-        /// What would be right.
+        /// The constraint that the value violates.
         why: &'static str,
     },
 }
@@ -37,7 +37,7 @@ pub(super) fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, C
         .map_err(|error| ConfigError::Malformed(error.to_string()))
 }
 
-/// Short fingerprint of a configuration file, by which operator and proxy tell whether they mean the same one.
+/// Short fingerprint of a configuration file, by which the operator checks which one a proxy has loaded.
 pub fn fingerprint(file: &[u8]) -> String {
     let digest = digest::digest(&digest::SHA256, file);
     digest

@@ -1,6 +1,7 @@
-//! What a farm's objects should be, from its spec and the Services of its backends. Pure.
+//! Builds the desired objects of a farm from its spec and the Services of its backends. Pure.
 //!
-//! The pod template holds only what needs a restart. Certificates, routes and the ring change in mounted files.
+//! The pod template contains only settings that require a restart. Certificates, routes and the ring are mounted files
+//! that proxies reload.
 
 mod access;
 mod cache;
@@ -24,7 +25,7 @@ use crate::compile::farm::{self, ResolvedPorts};
 
 pub(super) use deployment::{CONTAINER, ProxyImage};
 
-/// Everything that a farm consists of, but its ring.
+/// The desired objects of a farm, except the Secrets.
 #[derive(Clone, Debug)]
 pub(super) struct Desired {
     service_account: ServiceAccount,
@@ -37,11 +38,11 @@ pub(super) struct Desired {
     cache_service: Option<Service>,
     deployment: Deployment,
     disruption_budget: PodDisruptionBudget,
-    /// What proxies report once they run the configuration.
+    /// Fingerprint that proxies report once they have loaded the configuration.
     pub(super) config_fingerprint: String,
 }
 
-/// One object as it should be applied.
+/// One object to apply.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Object {
     pub(super) kind: Kind,
@@ -49,7 +50,7 @@ pub(super) struct Object {
     pub(super) body: Value,
 }
 
-/// Builds everything that `farm` consists of, but its ring.
+/// Builds the desired objects of `farm`, except the Secrets.
 pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &ProxyImage) -> Desired {
     let name = format!("{}/{}", id.namespace(), id.name());
     let file = config_map::file(&farm::proxy_config(&name, &farm.spec, ports));
@@ -70,7 +71,7 @@ pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &
 }
 
 impl Desired {
-    /// The objects in the order in which they should be applied.
+    /// The objects in the order in which to apply them.
     pub(super) fn objects(&self) -> Vec<Object> {
         let mut objects = vec![
             object(Kind::ServiceAccount, &self.service_account),

@@ -1,4 +1,4 @@
-//! Reading and writing a farm's objects through the API server.
+//! Reads and writes a farm's objects through the API server.
 
 pub(crate) mod apply;
 pub(crate) mod events;

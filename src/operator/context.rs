@@ -1,4 +1,4 @@
-//! What every step of a pass needs.
+//! Shared state of all reconciliations of a controller.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::fleet::memory::Farms;
 use super::metrics::OperatorMetrics;
 use crate::api::TLSFarm;
 
-/// What every pass needs.
+/// Shared state of all reconciliations of a controller.
 pub(crate) struct Context {
     pub(crate) client: Client,
     /// The farms that the same controller watches.

@@ -1,7 +1,7 @@
-//! Which events lead to a pass over which farm.
+//! Controllers: map watch events to reconciliations of farms.
 //!
-//! Only farms are kept in memory. Of everything else the watches bring metadata, which is enough to know the farm that is
-//! meant; the pass then reads what it needs.
+//! Only TLSFarm objects are cached. All other watches are metadata-only, which is enough to find the farm; the
+//! reconciliation then reads what it needs.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -32,24 +32,24 @@ use crate::api::{FARM_LABEL, TLSFarm};
 use crate::runtime::error_chain::with_causes;
 use crate::runtime::kubernetes::describe;
 
-/// How many farms are worked on at a time.
+/// Maximum number of concurrent reconciliations.
 const CONCURRENCY: u16 = 16;
 
-/// How often the farms are listed until that works.
+/// Interval between attempts to list the farms at the start.
 const LISTING_INTERVAL: Duration = Duration::from_secs(1);
 
 const WATCH_PAUSE: Duration = Duration::from_millis(600);
 
 type Farm = DeserializeGuard<TLSFarm>;
 
-/// A controller that is set up but does not run yet.
+/// A controller that is configured but not running yet.
 pub(super) struct Watching {
     controller: Controller<Farm>,
     namespace: Option<String>,
 }
 
 impl Watching {
-    /// Watches one namespace, or all.
+    /// Configures a controller for one namespace, or for all.
     pub(super) fn new(
         client: &Client,
         namespace: Option<String>,
@@ -88,12 +88,12 @@ impl Watching {
         }
     }
 
-    /// The farms that it sees.
+    /// Cache of the watched farms.
     pub(super) fn store(&self) -> Store<Farm> {
         self.controller.store()
     }
 
-    /// Ends when the farms can be listed and are in the store.
+    /// Completes when the farms have been listed and are in the store.
     pub(super) fn listed(&self, client: &Client) -> impl Future<Output = ()> + Send + use<> {
         let api = metadata::<TLSFarm>(client, self.namespace.as_deref());
         let store = self.store();
@@ -114,7 +114,7 @@ impl Watching {
         }
     }
 
-    /// Runs until it is told to stop and every pass that was begun is over.
+    /// Runs until `stop` is cancelled and all running reconciliations have finished.
     pub(super) async fn run(self, context: Context) {
         let namespace = self.namespace.unwrap_or_else(|| "all".into());
         let context = Arc::new(context);

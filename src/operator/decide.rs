@@ -1,4 +1,4 @@
-//! What is to be done about a farm, computed from arguments alone.
+//! Decisions about a farm, as pure functions.
 
 pub(crate) mod peer_certificates;
 pub(crate) mod rotation;

@@ -1,4 +1,4 @@
-//! Why one pass over a farm failed. The variants' names are the values of the metric label `reason`.
+//! Errors of a reconciliation. The variants' names are the values of the metric label `reason`.
 
 use std::time::Duration;
 
@@ -6,33 +6,33 @@ use super::decide::peer_certificates::IssueError;
 use crate::ring::RandomnessError;
 use crate::runtime::kubernetes::describe;
 
-/// Why one pass over a farm failed. It is tried again, later each time.
+/// Why a reconciliation failed. It is retried with back-off.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReconcileError {
-    /// The API server did not do what was asked.
+    /// A request to the API server failed.
     #[error("failed to {verb} {object}: {}", describe(source))]
     Api {
         verb: &'static str,
         object: String,
         source: Box<kube::Error>,
     },
-    /// The same for a Secret, without the server's words, which might quote it.
+    /// A request for a Secret failed. The server's message is omitted, because it may quote the Secret.
     #[error("failed to {verb} Secret {name}: {why}")]
     Secret {
         verb: &'static str,
         name: String,
         why: String,
     },
-    /// The namespace is going and takes the farm along; nothing can be created in it any more.
+    /// The namespace is terminating: nothing can be created in it.
     #[error("failed to {verb} {object}: the namespace is being deleted")]
     NamespaceTerminating { verb: &'static str, object: String },
-    /// The operating system gave no random bytes for a key.
+    /// The operating system returned no random bytes for a key.
     #[error(transparent)]
     Randomness(#[from] RandomnessError),
-    /// No certificate could be made for the caches.
+    /// Issuing a certificate for the caches failed.
     #[error(transparent)]
     Certificate(#[from] IssueError),
-    /// The pass took too long.
+    /// The reconciliation timed out.
     #[error("reconciliation timed out after {} s: the API server or a proxy responds too slowly", .0.as_secs())]
     Timeout(Duration),
 }

@@ -1,4 +1,4 @@
-//! The proxies of a farm as the operator knows them.
+//! The proxies of a farm: discovery, polling, and what the operator remembers about them.
 
 pub(crate) mod memory;
 pub(crate) mod observe;

@@ -1,4 +1,4 @@
-//! What the operator counts. Labels come from farms and from fixed words, never from clients.
+//! The operator's metrics. Label values are names of farms and constants, never client input.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use prometheus_client::registry::Registry;
 use super::error::ReconcileError;
 use super::names::FarmKey;
 
-/// Upper bounds in seconds: a pass takes milliseconds, or as long as the slowest proxy.
+/// Bucket bounds in seconds: a reconciliation takes milliseconds, or as long as the slowest proxy.
 const PASS_SECONDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
-/// Upper bounds in seconds: the kubelet is told and takes a second, or finds out by itself within two minutes.
+/// Bucket bounds in seconds: a kubelet needs about a second after a refresh, or up to two minutes without one.
 const ACKNOWLEDGE_SECONDS: [f64; 9] = [0.5, 1.0, 1.5, 2.0, 5.0, 15.0, 60.0, 120.0, 600.0];
 
 /// The operator's metrics.
@@ -47,7 +47,7 @@ struct FarmLabels {
 }
 
 impl OperatorMetrics {
-    /// The metrics, and the registry that shows them.
+    /// Creates the metrics and their registry.
     pub(super) fn new() -> (Self, Arc<Registry>) {
         let metrics = Self {
             reconciles: Counter::default(),

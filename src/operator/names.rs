@@ -1,4 +1,4 @@
-//! What a farm's objects are called and labelled, and which farm is meant.
+//! Names, labels and ownership of a farm's objects.
 
 use std::collections::BTreeMap;
 
@@ -15,33 +15,33 @@ pub(super) const MANAGER: &str = "tlsfarm";
 const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 const COMPONENT: &str = "proxy";
 
-/// Where a farm lies. A farm that is deleted and created again keeps its key.
+/// Namespace and name of a farm. A farm that is deleted and created again has the same key.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) struct FarmKey {
     pub(super) namespace: String,
     pub(super) name: String,
 }
 
-/// One farm, as its metadata identifies it.
+/// Identity of a farm: namespace, name and UID.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct FarmId {
     pub(super) key: FarmKey,
     pub(super) uid: String,
 }
 
-/// Who controls an object, as its owner references tell.
+/// Owner of an object, according to its owner references.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Ownership {
     /// The farm.
     Ours,
-    /// A farm of the same name that no longer exists: the cluster will collect the object.
+    /// A deleted farm of the same name: the object will be garbage-collected.
     Leftover,
-    /// Somebody else, or nobody.
+    /// Another owner, or none.
     Foreign,
 }
 
 impl FarmId {
-    /// Reads the identity; none when the API server has not completed the object.
+    /// Reads the identity; None if the metadata is incomplete.
     pub(super) fn of(metadata: &ObjectMeta) -> Option<Self> {
         Some(Self {
             key: FarmKey {
@@ -75,12 +75,12 @@ impl FarmId {
         format!("{}-ring", self.key.name)
     }
 
-    /// Name of the Service by which the caches find each other.
+    /// Name of the Service for peer discovery of the caches.
     pub(super) fn cache_name(&self) -> String {
         format!("{}-cache", self.key.name)
     }
 
-    /// Name of the Secret with the authority of the caches' certificates.
+    /// Name of the Secret with the CA that signs the caches' certificate.
     pub(super) fn cache_authority_name(&self) -> String {
         format!("{}-cache-ca", self.key.name)
     }
@@ -90,7 +90,7 @@ impl FarmId {
         format!("{}-cache-tls", self.key.name)
     }
 
-    /// DNS name that the caches' certificate bears. It resolves nowhere: it tells one farm's caches from another's.
+    /// DNS name in the caches' certificate. It does not resolve: it distinguishes the caches of different farms.
     pub(super) fn cache_server_name(&self) -> String {
         format!("cache.{}.{}.tlsfarm", self.key.name, self.key.namespace)
     }
@@ -115,12 +115,12 @@ impl FarmId {
             .into()
     }
 
-    /// Selector of the proxies as the API's list requests and the scale subresource want it.
+    /// Label selector of the proxies, for list requests and the scale subresource.
     pub(super) fn pod_selector(&self) -> String {
         format!("{FARM_LABEL}={},{COMPONENT_LABEL}={COMPONENT}", self.name())
     }
 
-    /// Metadata of an object of the farm: the farm's deletion takes the object away.
+    /// Metadata of an object of the farm, with an owner reference: deleting the farm deletes the object.
     pub(super) fn metadata(&self, name: String) -> ObjectMeta {
         ObjectMeta {
             name: Some(name),
@@ -143,7 +143,7 @@ impl FarmId {
         }
     }
 
-    /// Tells whether an object of one of the farm's names is the farm's.
+    /// Returns who owns an object with one of the farm's names.
     pub(super) fn ownership(&self, metadata: &ObjectMeta) -> Ownership {
         match controller_farm(metadata) {
             Some(owner) if owner.uid == self.uid => Ownership::Ours,
@@ -153,7 +153,7 @@ impl FarmId {
     }
 }
 
-/// The farm that an object belongs to, by its label or else by its controller.
+/// The farm that an object belongs to, by its label, or else by its owner reference.
 pub(super) fn farm_of(metadata: &ObjectMeta) -> Option<FarmKey> {
     let labelled = metadata.labels.as_ref().and_then(|labels| labels.get(FARM_LABEL));
     let name = labelled.or_else(|| controller_farm(metadata).map(|owner| &owner.name))?;

@@ -1,4 +1,4 @@
-//! Reconciles farms: when a pass runs, for how long, and what follows one that failed. What a pass does is in `pass`.
+//! Runs reconciliations: time limit, errors and back-off. The steps are in `pass`.
 
 mod backends;
 mod invalid;
@@ -25,16 +25,16 @@ use super::metrics::OperatorMetrics;
 use super::names::{FarmId, FarmKey};
 use crate::api::TLSFarm;
 
-/// How long one pass may take: far more than any does unless the API server hangs.
+/// Time limit of a reconciliation; only reached if the API server hangs.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a farm that is being deleted is looked for.
+/// Requeue interval of a farm that is being deleted.
 const DELETION_INTERVAL: Duration = Duration::from_secs(5);
 
-/// After how many failures in a row the farm's events tell of it.
+/// Number of consecutive failures after which an Event is published.
 const FAILURES_TO_TELL: u32 = 3;
 
-/// Passes once over the farm.
+/// Reconciles a farm once. Fails if a step fails or the time limit is exceeded.
 pub(super) async fn reconcile(
     farm: Arc<DeserializeGuard<TLSFarm>>,
     context: Arc<Context>,
@@ -69,7 +69,7 @@ pub(super) async fn reconcile(
     result.map(Action::requeue)
 }
 
-/// Notes that a pass failed.
+/// Logs and counts a failed reconciliation.
 async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, error: &ReconcileError) {
     // What was noticed may not have been carried out.
     context.farms.touch(&id.key);
@@ -92,7 +92,7 @@ async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, 
     }
 }
 
-/// Decides when a failed pass is repeated.
+/// Requeues a failed reconciliation with back-off.
 pub(super) fn after_failure(
     farm: Arc<DeserializeGuard<TLSFarm>>,
     _error: &ReconcileError,
@@ -102,7 +102,7 @@ pub(super) fn after_failure(
     Action::requeue(retry_after(failures, rand::random()))
 }
 
-/// Drops what is remembered of a farm that is gone.
+/// Removes the state and metrics of a deleted farm.
 pub(super) fn forget(farm: &FarmKey, farms: &Farms, metrics: &OperatorMetrics) {
     farms.forget(farm);
     metrics.forget(farm);

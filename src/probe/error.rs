@@ -1,28 +1,28 @@
-//! Why nothing was probed.
+//! Why the probe could not run.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::target::TargetError;
 
-/// Why nothing was probed.
+/// Why the probe could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The cluster cannot be asked, or there is no such farm.
+    /// Reading the targets from the cluster failed, or the farm does not exist.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// There are no proxies.
+    /// There is nothing to probe.
     #[error("nothing to probe: {0}")]
     Nothing(String),
-    /// The file with trusted certificates is unusable.
+    /// The file with CA certificates is invalid.
     #[error("--ca-file {path}: {why}")]
     CaFile {
         /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         why: String,
     },
-    /// The process cannot work, or its output cannot be written.
+    /// Starting the runtime or writing the output failed.
     #[error("failed to run the probe: {0}")]
     Io(#[from] io::Error),
 }

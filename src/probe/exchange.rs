@@ -1,7 +1,7 @@
-//! One connection to one proxy: handshake, a small request, and the sessions that arrive meanwhile.
+//! One connection to one proxy: handshake, a small request, and the sessions that the proxy issues.
 //!
-//! The request is not for its answer's sake: TLS 1.3 tickets come after the handshake, in the same stream as the
-//! response, so whoever waits for the response has them.
+//! The request is needed for TLS 1.3 tickets: they are sent after the handshake, in the same stream as the response, so
+//! they have arrived once the response has.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -25,24 +25,24 @@ use super::replay::resumes_replay;
 use super::session::{Clients, Mechanism, Session, SessionSlot};
 use super::sighting::Sighting;
 
-/// Most bytes of a response's body that are read.
+/// Maximum number of bytes read of a response body.
 const LONGEST_BODY: usize = 1024 * 1024;
 
-/// How to make connections.
+/// Settings for connections.
 pub(super) struct Exchanger {
     /// TLS configurations, shared by all connections.
     pub(super) clients: Clients,
-    /// What to ask for.
+    /// Path of the request.
     pub(super) path: PathAndQuery,
     /// Time limit for one connection, from its first packet to the end of the response.
     pub(super) timeout: Duration,
 }
 
-/// What a connection that worked brought.
+/// Result of a successful connection.
 pub(super) struct Exchanged {
     /// Whether the proxy resumed the session that was offered.
     pub(super) resumed: bool,
-    /// What the proxy answered.
+    /// Response and timing.
     pub(super) answer: HandshakeAnswer,
     /// The sessions that this proxy issued.
     pub(super) sessions: Vec<Session>,
@@ -50,47 +50,47 @@ pub(super) struct Exchanged {
     pub(super) hello: Vec<u8>,
 }
 
-/// What a proxy answered.
+/// Response and timing of a connection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HandshakeAnswer {
     /// Status of the HTTP response.
     pub http_status: u16,
-    /// From the ClientHello to the end of the TLS handshake.
+    /// Duration from the ClientHello to the end of the TLS handshake.
     #[serde(rename = "handshakeSeconds", serialize_with = "seconds")]
     pub handshake: Duration,
 }
 
-/// Why a connection did not work.
+/// Why a connection failed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Failure {
-    /// No TCP connection.
+    /// Connecting by TCP failed.
     #[error("failed to connect: {0}")]
     Connect(String),
-    /// No TLS session.
+    /// The TLS handshake failed.
     #[error("TLS handshake failed: {0}")]
     Handshake(String),
-    /// No response, or only part of it.
+    /// The response is missing or incomplete.
     #[error("request failed: {0}")]
     Request(String),
 }
 
 impl HandshakeAnswer {
-    /// Whether the answer says that the server, or what is behind it, did not work (RFC 9110 section 15.6).
+    /// Whether the status is a server error (RFC 9110 section 15.6).
     pub fn is_server_error(&self) -> bool {
         self.http_status >= 500
     }
 }
 
 impl Failure {
-    /// Whether it happened before the proxy had taken a request.
+    /// Whether it failed before the request was sent.
     pub fn is_before_request(&self) -> bool {
         !matches!(self, Self::Request(_))
     }
 }
 
 impl Exchanger {
-    /// Connects to `address` as a client of `server_name`, offering `session` when there is one.
+    /// Connects to `address` with the SNI `server_name`, offers `session` if there is one, and sends a request.
     pub(super) async fn exchange(
         &self,
         address: SocketAddr,
@@ -127,7 +127,7 @@ impl Exchanger {
         })
     }
 
-    /// Sends a ClientHello that was sent before, byte for byte, and says whether the proxy resumes its session.
+    /// Sends a recorded ClientHello again, byte for byte, and returns whether the proxy resumes its session.
     pub(super) async fn replay(&self, address: SocketAddr, hello: &[u8]) -> Result<bool, Failure> {
         let deadline = Instant::now() + self.timeout;
         let tcp = within(deadline, Failure::Connect, TcpStream::connect(address)).await?;

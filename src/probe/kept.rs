@@ -1,5 +1,4 @@
-//! Sessions that are kept for later rounds, so that a rotation of keys, or the end of a proxy, comes between taking and
-//! offering them.
+//! Sessions kept for later rounds, so that a key rotation or a proxy restart happens between issuing and offering them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,15 +9,15 @@ use super::exchange::seconds;
 use super::session::{Mechanism, Session};
 use super::target::{TargetFarm, TargetProxy};
 
-/// Longest that a session is kept. A farm whose tickets live shorter gets nine tenths of their lifetime, because a
-/// client does not offer an expired ticket at all.
+/// Maximum time that a session is kept. For shorter ticket lifetimes the limit is nine tenths of the lifetime, because
+/// a client never offers an expired ticket.
 const LONGEST_KEPT: Duration = Duration::from_secs(600);
 
 /// Sessions kept for each issuer and resumer. One of them is drawn at random in each round, so their ages spread over
 /// some tens of rounds.
 const KEPT_PER_PAIR: usize = 16;
 
-/// Where a session may be resumed.
+/// Farm, host and mechanism that a session belongs to.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Site {
     pub(super) farm: Option<String>,
@@ -34,20 +33,20 @@ pub(super) struct Issue {
     pub(super) session: Session,
 }
 
-/// When a session was taken.
+/// When a session was issued.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Earlier {
-    /// How long before it was offered.
+    /// Age when it was offered.
     #[serde(rename = "ageSeconds", serialize_with = "seconds")]
     pub age: Duration,
-    /// In which round.
+    /// Round in which it was issued.
     pub round: u64,
-    /// Under which generation of the ring, where the farm's status said it.
+    /// Ring generation when it was issued, if the farm's status reported it.
     pub ring_generation: Option<u64>,
 }
 
-/// The sessions of all farms.
+/// The kept sessions of all farms.
 #[derive(Default)]
 pub(super) struct KeptSessions {
     round: u64,
@@ -73,7 +72,7 @@ impl Issue {
 }
 
 impl KeptSessions {
-    /// Begins round number `round`: from now on, the sessions that are kept already are those of earlier rounds.
+    /// Starts round `round`: sessions kept so far count as those of earlier rounds.
     pub(super) fn begin(&mut self, round: u64, now: Instant) {
         self.round = round;
         for kept in self.sessions.values_mut() {
@@ -82,7 +81,7 @@ impl KeptSessions {
         self.sessions.retain(|_, kept| !kept.is_empty());
     }
 
-    /// Takes one session of an earlier round from each issuer that sessions are kept of.
+    /// Removes and returns one session of an earlier round for each issuer.
     pub(super) fn draw(&mut self, site: &Site, now: Instant) -> Vec<(Issue, Earlier)> {
         let mut drawn = Vec::new();
         for ((of, _), kept) in &mut self.sessions {
@@ -101,7 +100,7 @@ impl KeptSessions {
         drawn
     }
 
-    /// Keeps sessions that were issued in this round, as far as there is room: the old ones are worth more.
+    /// Keeps sessions issued in this round, if there is room. Older sessions take precedence.
     pub(super) fn keep(&mut self, site: &Site, farm: &TargetFarm, issues: Vec<Issue>, now: Instant) {
         let keep_for = farm
             .ticket_lifetime

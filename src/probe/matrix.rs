@@ -1,4 +1,4 @@
-//! Every proxy as issuer, every proxy as resumer: one round of trials.
+//! One round of trials: every proxy as issuer, and every proxy as resumer.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -14,34 +14,34 @@ use super::kept::{Earlier, Issue, KeptSessions, Site};
 use super::session::{Mechanism, Session};
 use super::target::{self, TargetFarm, TargetProxy, Targets};
 
-/// How long after it was taken a session is offered that the servers keep. A proxy stores it beside the handshake that
-/// made it, so that no client waits for the cache; a client that came back sooner than any real one could miss it.
+/// Delay before a session in the session cache is offered. A proxy stores it without delaying the handshake, so a
+/// client that returns immediately could miss it.
 const SETTLING: Duration = Duration::from_millis(50);
 
-/// Most connections at a time, so that a probe is no load test.
+/// Maximum number of concurrent connections, so that the probe does not become a load test.
 const CONCURRENCY: usize = 8;
 
 /// All trials of one host and one mechanism in one round.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Matrix {
-    /// The farm as `namespace/name`; none for a list of addresses.
+    /// Farm as `namespace/name`; None for a list of addresses.
     pub farm: Option<String>,
-    /// Name that the client asked for.
+    /// Server name (SNI).
     pub server_name: String,
-    /// How sessions were resumed.
+    /// Resumption mechanism.
     pub mechanism: Mechanism,
-    /// Generation of the farm's ring when the round began, where the farm's status says it.
+    /// Ring generation at the start of the round, if the farm's status reports it.
     pub ring_generation: Option<u64>,
     /// The proxies, pods or addresses.
     pub proxies: Vec<String>,
-    /// Sessions taken in this round: row by row, one for each issuer and resumer.
+    /// Sessions issued in this round, one for each issuer and resumer, row by row.
     pub fresh: Vec<Trial>,
-    /// Sessions taken in earlier rounds, also from proxies that are gone; only with `--watch`.
+    /// Sessions issued in earlier rounds, including those of proxies that no longer exist; only with `--watch`.
     pub older: Vec<Trial>,
 }
 
-/// One session, taken at one proxy and offered at another.
+/// One session, issued by one proxy and offered to another.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trial {
@@ -49,43 +49,43 @@ pub struct Trial {
     pub issuer: String,
     /// Proxy that it was offered to.
     pub resumer: String,
-    /// Proxy that it was offered to once more, when it was for one use and had been resumed.
+    /// Proxy that a single-use session was offered to a second time, after it had been resumed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offered_again_to: Option<String>,
-    /// What happened.
+    /// Outcome of the trial.
     #[serde(flatten)]
     pub outcome: TrialOutcome,
-    /// When the session was taken; none when in this round.
+    /// When the session was issued; None if in this round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Earlier>,
-    /// What the issuer answered, where it did so in this round.
+    /// Response of the issuer, if it was contacted in this round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub issuer_answer: Option<HandshakeAnswer>,
-    /// What the resumer answered.
+    /// Response of the resumer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resumer_answer: Option<HandshakeAnswer>,
 }
 
-/// What became of a session.
+/// Outcome of a trial.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "outcome", content = "why")]
 pub enum TrialOutcome {
-    /// It was resumed, and not once more when it was for one use.
+    /// The session was resumed, and a single-use session was not resumed a second time.
     Resumed,
-    /// It was for one use and was resumed twice.
+    /// A single-use session was resumed twice.
     ResumedTwice,
-    /// The resumer made a full handshake.
+    /// The resumer made a full handshake: a miss.
     Missed,
-    /// The issuer gave no ticket, or no session id.
+    /// The issuer issued no ticket or session id.
     NoSession,
-    /// A connection did not work.
+    /// A connection failed.
     #[serde(serialize_with = "as_text")]
     Failed(FailedAt),
-    /// A proxy went away meanwhile; this says nothing about the farm.
+    /// A proxy stopped during the trial; this is not counted as a failure.
     Gone,
 }
 
-/// A connection that did not work.
+/// A failed connection.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{proxy}: {failure}")]
 pub struct FailedAt {
@@ -93,27 +93,27 @@ pub struct FailedAt {
     pub proxy: String,
     /// The pod's UID, or the address.
     pub id: String,
-    /// What went wrong.
+    /// The error.
     pub failure: Failure,
 }
 
-/// How many trials ended how.
+/// Numbers of trials by outcome.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Sessions that should have been resumed: all trials but those whose proxy went away.
+    /// Sessions that should have been resumed: all trials except those whose proxy stopped.
     pub offered: u64,
     /// Sessions that were resumed.
     pub resumed: u64,
     /// Full handshakes where a session was offered.
     pub missed: u64,
-    /// Sessions for one use that were resumed twice.
+    /// Single-use sessions that were resumed twice.
     pub resumed_twice: u64,
-    /// Issuers that gave no ticket, or no session id.
+    /// Trials whose issuer issued no ticket or session id.
     pub no_session: u64,
-    /// Connections that did not work.
+    /// Trials with a failed connection.
     pub failed: u64,
-    /// Trials whose proxy went away meanwhile.
+    /// Trials whose proxy stopped during the trial.
     pub gone: u64,
     /// Responses with a status of 500 or more.
     pub server_errors: u64,
@@ -143,7 +143,7 @@ impl Counts {
         counts
     }
 
-    /// Whether every session was resumed and every request served.
+    /// Whether every session was resumed and every request was served.
     pub fn is_clean(&self) -> bool {
         self.resumed == self.offered && self.server_errors == 0
     }
@@ -170,19 +170,19 @@ impl Matrix {
 }
 
 impl Trial {
-    /// The answers of both proxies, as far as they answered in this round.
+    /// The responses of issuer and resumer in this round.
     pub fn answers(&self) -> impl Iterator<Item = &HandshakeAnswer> {
         self.issuer_answer.iter().chain(&self.resumer_answer)
     }
 
-    /// Whether all is as it should be, or nothing can be said.
+    /// Whether the trial succeeded or was not counted.
     pub fn is_clean(&self) -> bool {
         matches!(self.outcome, TrialOutcome::Resumed | TrialOutcome::Gone)
             && !self.answers().any(HandshakeAnswer::is_server_error)
     }
 }
 
-/// Runs one round over `farms`. With `kept`, sessions of earlier rounds are offered too, and spare ones kept for later.
+/// Runs one round over `farms`. With `kept`, sessions of earlier rounds are offered too, and spare sessions are kept.
 pub(super) async fn round(
     exchanger: &Exchanger,
     farms: &[TargetFarm],
@@ -210,12 +210,12 @@ pub(super) async fn round(
     matrices
 }
 
-/// Whether a failure may be the proxy's going away rather than a fault of it.
+/// Whether a failure may be caused by the proxy shutting down.
 pub(super) fn may_be_gone(trial: &Trial) -> bool {
     matches!(&trial.outcome, TrialOutcome::Failed(at) if at.failure.is_before_request())
 }
 
-/// Turns failures at proxies that do not serve any more into [`TrialOutcome::Gone`].
+/// Changes failures at proxies that are no longer ready to [`TrialOutcome::Gone`].
 pub(super) fn excuse_gone(matrices: &mut [Matrix], still_serving: &BTreeSet<String>) {
     for matrix in matrices {
         for trial in matrix.fresh.iter_mut().chain(&mut matrix.older) {
@@ -376,7 +376,7 @@ fn failed_at(proxy: &TargetProxy, failure: Failure) -> TrialOutcome {
 fn as_text<S: Serializer>(at: &FailedAt, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(at)
 }
-/// Asks the cluster again before a failed connection is held against a proxy.
+/// Lists the proxies again before failed connections are counted as failures.
 pub(super) async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
     let doubtful = matrices.iter().flat_map(Matrix::trials).any(may_be_gone);
     // When the cluster cannot be asked, the failure stands.

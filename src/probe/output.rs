@@ -1,9 +1,9 @@
-//! Where results go, and the JSON form of them.
+//! Output of results, as text or JSON.
 //!
-//! Without `--watch`, JSON is one document: `matrices`, a list of [`Matrix`]; `summary`, the [`Counts`] of all trials; and
-//! `unready`, the farms that should have proxies and have none that serves. With `--watch`, it is one object a line, told
-//! apart by `type`: `round` (counts), `trial` (everything that is not as it should be), `note` (a `message`) and at the end
-//! `summary` (a [`Tally`]).
+//! Without `--watch`, JSON is one document: `matrices`, a list of [`Matrix`]; `summary`, the [`Counts`] of all trials;
+//! and `unready`, the farms with replicas but no ready proxy. With `--watch`, it is one object per line, distinguished
+//! by `type`: `round` (counts), `trial` (each trial that failed), `note` (a `message`) and at the end `summary` (a
+//! [`Tally`]).
 
 use std::io::{self, Write};
 
@@ -14,13 +14,13 @@ use super::matrix::{Counts, Matrix, Trial};
 use super::round::{Round, Tally};
 use super::text::{self, Paint};
 
-/// Prints results as they come.
+/// Prints results as they arrive.
 pub(super) struct Output<W> {
     out: W,
     style: Style,
 }
 
-/// How results look.
+/// Format of the results.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Style {
     Plain,
@@ -87,7 +87,7 @@ impl<W: Write> Output<W> {
         self.out.flush()
     }
 
-    /// There is nothing to probe, and that is all right.
+    /// Prints that there is nothing to probe (`--allow-empty`).
     pub(super) fn nothing(&mut self, why: &str) -> io::Result<()> {
         match self.paint() {
             Some(_) => writeln!(self.out, "nothing to probe: {why}"),
@@ -95,7 +95,7 @@ impl<W: Write> Output<W> {
         }
     }
 
-    /// One round: everything that is not as it should be, then the counts.
+    /// Prints one round: the failed trials, then the counts.
     pub(super) fn round(&mut self, round: &Round, matrices: &[Matrix], time: Timestamp) -> io::Result<()> {
         for matrix in matrices {
             for trial in matrix.trials().filter(|trial| !trial.is_clean()) {
@@ -119,7 +119,7 @@ impl<W: Write> Output<W> {
         self.out.flush()
     }
 
-    /// Something that is no result.
+    /// Prints a message that is not a result.
     pub(super) fn note(&mut self, message: &str, time: Timestamp) -> io::Result<()> {
         match self.paint() {
             Some(paint) => writeln!(self.out, "{}", text::note(message, time, paint))?,
@@ -128,7 +128,7 @@ impl<W: Write> Output<W> {
         self.out.flush()
     }
 
-    /// The end of a watch.
+    /// Prints the summary of a watch.
     pub(super) fn summary(&mut self, tally: &Tally) -> io::Result<()> {
         match self.paint() {
             Some(paint) => write!(self.out, "{}", text::summary(tally, paint))?,

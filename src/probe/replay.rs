@@ -1,9 +1,9 @@
-//! A ClientHello that is sent a second time.
+//! Replay of a recorded ClientHello.
 //!
-//! rustls gives a TLS 1.3 session away once and for all, so the probe cannot offer one twice as a client. It can do what
-//! an eavesdropper can: send the very bytes again. Whether the server resumes stands in the clear in its ServerHello.
-//! The handshake cannot be finished, since the key of the ClientHello's key share is gone; to the server it looks like a
-//! client that hung up.
+//! rustls uses a TLS 1.3 session only once, so the probe cannot offer one twice as a client. It does what an
+//! eavesdropper can do: send the same bytes again. The ServerHello shows in plain text whether the server resumes. The
+//! handshake cannot be completed, because the private key of the key share is gone; to the server it looks like a
+//! client that disconnected.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::sighting::clear_handshake;
 
-/// Most bytes that are read in search of the ServerHello.
+/// Maximum number of bytes read while waiting for the ServerHello.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
 const SERVER_HELLO: u8 = 2;
@@ -24,18 +24,18 @@ const RETRY_RANDOM: [u8; RANDOM_LENGTH] = [
     0xA2, 0x11, 0x16, 0x7A, 0xBB, 0x8C, 0x5E, 0x07, 0x9E, 0x09, 0xE2, 0xC8, 0xA8, 0x33, 0x9C,
 ];
 
-/// What a server makes of a ClientHello.
+/// Reply of a server to a ClientHello.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Reply {
-    /// It goes on with the session that was offered.
+    /// It resumes the offered session.
     Resumes,
-    /// It begins a full handshake.
+    /// It starts a full handshake.
     Starts,
-    /// It wants another ClientHello first.
+    /// It sent a HelloRetryRequest.
     Retries,
 }
 
-/// Sends `hello` on a new connection and says whether the server resumes the session in it.
+/// Sends `hello` on a new connection and returns whether the server resumes its session.
 pub(super) async fn resumes_replay<S>(mut stream: S, hello: &[u8]) -> io::Result<bool>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -1,4 +1,4 @@
-//! Rounds of `--watch` in numbers.
+//! Statistics of `--watch`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,50 +8,50 @@ use serde::Serialize;
 use super::exchange::seconds;
 use super::matrix::{Counts, Matrix, Trial, TrialOutcome};
 
-/// One round in numbers.
+/// Statistics of one round.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Round {
-    /// Counted from 1.
+    /// Number of the round, from 1.
     #[serde(rename = "round")]
     pub(super) number: u64,
     /// Number of proxies.
     pub(super) proxies: usize,
-    /// Generation of each farm's ring when the round began.
+    /// Ring generation of each farm at the start of the round.
     pub(super) ring_generations: BTreeMap<String, u64>,
-    /// Sessions taken in this round.
+    /// Counts of sessions issued in this round.
     pub(super) fresh: Counts,
-    /// Sessions taken in earlier rounds.
+    /// Counts of sessions issued in earlier rounds.
     pub(super) older: Counts,
     /// Age of the oldest session that was offered.
     #[serde(rename = "oldestSeconds", serialize_with = "seconds")]
     pub(super) oldest: Duration,
-    /// How long the round took.
+    /// Duration of the round.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub(super) took: Duration,
 }
 
-/// All rounds in numbers.
+/// Statistics of all rounds.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tally {
     /// Number of rounds.
     pub rounds: u64,
-    /// From the beginning of the first round to the end of the last.
+    /// Duration from the start of the first round to the end of the last.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub took: Duration,
-    /// Sessions offered in the round in which they were taken.
+    /// Counts of sessions offered in the round in which they were issued.
     pub fresh: Counts,
-    /// Sessions offered in later rounds.
+    /// Counts of sessions offered in later rounds.
     pub older: Counts,
-    /// Those of `older` that were taken under another ring than the one they were resumed under.
+    /// Those of `older` that were issued under a different ring generation than they were offered under.
     pub crossed_rotation: Counts,
-    /// Rounds in which a farm that should have proxies had none that served.
+    /// Rounds in which a farm with replicas had no ready proxy.
     pub unready_rounds: u64,
-    /// Mean time of full handshakes.
+    /// Mean duration of full handshakes.
     #[serde(rename = "fullHandshakeSeconds", serialize_with = "mean_seconds")]
     pub full_handshakes: Mean,
-    /// Mean time of resumed handshakes.
+    /// Mean duration of resumed handshakes.
     #[serde(rename = "resumedHandshakeSeconds", serialize_with = "mean_seconds")]
     pub resumed_handshakes: Mean,
 }
@@ -64,12 +64,12 @@ pub struct Mean {
 }
 
 impl Tally {
-    /// Whether every session was resumed, every request served, and no farm without proxies.
+    /// Whether every session was resumed, every request was served, and every farm had a ready proxy.
     pub fn is_clean(&self) -> bool {
         self.fresh.is_clean() && self.older.is_clean() && self.unready_rounds == 0
     }
 
-    /// Adds a round. `unready`: a farm that should have proxies had none that served.
+    /// Adds a round. `unready`: a farm with replicas had no ready proxy.
     pub(super) fn add(&mut self, round: &Round, matrices: &[Matrix], unready: bool) {
         self.rounds = round.number;
         self.fresh += round.fresh;
@@ -97,7 +97,7 @@ impl Tally {
 }
 
 impl Mean {
-    /// The mean; none of nothing.
+    /// The mean; None without values.
     pub fn value(&self) -> Option<Duration> {
         self.sum.checked_div(self.count)
     }

@@ -1,8 +1,7 @@
-//! TLS sessions that are carried from one connection to another, and the client configurations that take and offer
-//! them.
+//! TLS sessions passed from one connection to another, and the client configurations that receive and offer them.
 //!
-//! A TLS library resumes by itself, by server name. The probe must instead say at every connection which session is
-//! offered, and be given every one that arrives, so each connection has a [`SessionSlot`] of its own.
+//! A TLS client normally chooses the session by server name. The probe instead sets for every connection which session
+//! is offered, and collects every session that arrives, so each connection has its own [`SessionSlot`].
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,17 +19,17 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, SignatureScheme};
 use serde::Serialize;
 
-/// Most sessions that are taken from one connection: the server decides how many tickets it sends.
+/// Maximum number of sessions kept from one connection: the server decides how many tickets it sends.
 const MOST_SESSIONS: usize = 8;
 
-/// A way to resume a session.
+/// A resumption mechanism.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 pub enum Mechanism {
     /// TLS 1.2 with a session ticket (RFC 5077).
     #[serde(rename = "tls12-ticket")]
     #[value(name = "tls12-ticket")]
     Tls12Ticket,
-    /// TLS 1.2 with a session id (RFC 5246 section 7.4.1.2), which names a session that the server keeps.
+    /// TLS 1.2 with a session id (RFC 5246 section 7.4.1.2), which refers to a session stored by the server.
     #[serde(rename = "tls12-session-id")]
     #[value(name = "tls12-session-id")]
     Tls12SessionId,
@@ -38,13 +37,13 @@ pub enum Mechanism {
     #[serde(rename = "tls13-ticket")]
     #[value(name = "tls13-ticket")]
     Tls13Ticket,
-    /// TLS 1.3 with a ticket that must be good for one use only.
+    /// TLS 1.3 with a ticket that must be accepted only once.
     #[serde(rename = "tls13-single-use")]
     #[value(name = "tls13-single-use")]
     Tls13SingleUse,
 }
 
-/// A session that a server may resume. It holds secrets, hence no `Debug`.
+/// A session that a server may resume. It contains secrets, so it does not implement `Debug`.
 pub(super) enum Session {
     Tls12(Box<Tls12ClientSessionValue>),
     Tls13(Box<Tls13ClientSessionValue>),
@@ -52,14 +51,14 @@ pub(super) enum Session {
 
 /// Client configurations, one for each mechanism.
 ///
-/// rustls offers a session only under the very verifier that it was made with, so every connection of one probe takes
-/// its configuration from here.
+/// rustls offers a session only with the same verifier instance, so all connections of a probe use these
+/// configurations.
 pub(super) struct Clients {
     tls12: ClientConfig,
     tls13: ClientConfig,
 }
 
-/// What one connection offers, and what it is given.
+/// The session that one connection offers, and the sessions that it receives.
 #[derive(Default)]
 pub(super) struct SessionSlot(Mutex<Slot>);
 
@@ -69,12 +68,12 @@ struct Slot {
     received: Vec<Session>,
 }
 
-/// Takes any certificate: the probe sends nothing secret, and asks only whether sessions resume.
+/// Accepts any certificate: the probe sends no secrets and only checks resumption.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
 impl Clients {
-    /// Clients that verify servers against `roots`, or not at all when there are none.
+    /// Creates configurations that verify servers against `roots`, or accept any certificate without them.
     pub(super) fn new(roots: Option<RootCertStore>) -> Result<Self, VerifierBuilderError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match roots {
@@ -111,15 +110,15 @@ impl Clients {
 }
 
 impl Mechanism {
-    /// Those that need nothing of a server but a ticket key.
+    /// Mechanisms that require no session cache.
     pub(super) const STATELESS: [Self; 2] = [Self::Tls12Ticket, Self::Tls13Ticket];
 
-    /// Whether the session is kept by servers, and the client has but its name.
+    /// Whether the session is stored in the session cache.
     pub(super) fn is_stateful(self) -> bool {
         !Self::STATELESS.contains(&self)
     }
 
-    /// What a server gives to a client to resume by.
+    /// What the server issues: a ticket or a session id.
     pub(super) fn token(self) -> &'static str {
         match self {
             Self::Tls12SessionId => "session id",
@@ -129,8 +128,8 @@ impl Mechanism {
 }
 
 impl Session {
-    /// The same session once more, where a client may use it more than once. TLS 1.3 tickets are for one use (RFC 9846
-    /// appendix C.4).
+    /// Copies the session, if a client may use it more than once. TLS 1.3 tickets are used once (RFC 9846 appendix
+    /// C.4).
     pub(super) fn again(&self) -> Option<Self> {
         match self {
             Self::Tls12(session) => Some(Self::Tls12(session.clone())),
@@ -140,7 +139,7 @@ impl Session {
 }
 
 impl SessionSlot {
-    /// A slot for a connection that offers `session`.
+    /// Creates a slot for a connection that offers `session`.
     pub(super) fn offering(session: Option<Session>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Slot {
             offer: session,
@@ -148,7 +147,7 @@ impl SessionSlot {
         })))
     }
 
-    /// The sessions that have arrived, in order.
+    /// Removes and returns the received sessions, in order.
     pub(super) fn take_received(&self) -> Vec<Session> {
         std::mem::take(&mut self.lock().received)
     }

@@ -1,9 +1,8 @@
-//! Seeing with one's own eyes what crosses the wire in the clear.
+//! Records plain-text handshake messages of a connection.
 //!
-//! rustls hands over a TLS 1.2 session without saying whether a ticket or a session id resumes it; an id resumes at the
-//! server that issued it and at no other, and would pass for a ticket there. The message NewSessionTicket crosses the
-//! wire in the clear in TLS 1.2, so a copy of the server's first bytes tells. The client's own first bytes are its
-//! ClientHello: kept, it can be sent once more.
+//! rustls does not report whether a TLS 1.2 session is resumed by ticket or by session id. In TLS 1.2 the message
+//! NewSessionTicket is not encrypted, so a copy of the server's first bytes shows it. The client's first bytes are its
+//! ClientHello, which is recorded for replay.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +10,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes that are copied. A server's flight with a long certificate chain is a tenth of it.
+/// Maximum number of bytes copied. A server flight with a long certificate chain takes a tenth of it.
 const MOST_COPIED: usize = 128 * 1024;
 
 const RECORD_HEADER: usize = 5;
@@ -35,7 +34,7 @@ impl<S> Sighting<S> {
         }
     }
 
-    /// What the client sent before it heard anything of the server: the records of its ClientHello.
+    /// The bytes that the client sent before the server's first: the records of its ClientHello.
     pub(super) fn hello(&self) -> &[u8] {
         &self.hello
     }

@@ -1,5 +1,4 @@
-//! What to probe: proxies and the host names that clients would ask them for, from the Kubernetes API or from the
-//! command line.
+//! Targets of the probe: proxies and server names, from the Kubernetes API or the command line.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -17,50 +16,50 @@ use crate::api::{
 };
 use crate::runtime::kubernetes::{self, NoCluster};
 
-/// How long the API server may take for one answer, with the client's own retries when it is busy or just starting.
+/// Time limit for one API request, including retries.
 const API_TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// What stands in for `*` of a wildcard name.
+/// Label that replaces `*` of a wildcard name.
 const WILDCARD_LABEL: &str = "probe";
 
-/// A farm, or a list of addresses, as it is at one moment.
+/// A farm, or a list of addresses, at one point in time.
 #[derive(Clone, Debug)]
 pub(super) struct TargetFarm {
-    /// `namespace/name`; none for a list of addresses.
+    /// `namespace/name`; None for a list of addresses.
     pub(super) name: Option<String>,
-    /// Generation of the ring, as the farm's status says.
+    /// Ring generation in the farm's status.
     pub(super) ring: Option<u64>,
-    /// How long a client may use a ticket of either version, as the farm's spec says.
+    /// Ticket lifetime in the farm's spec, the shorter of both TLS versions.
     pub(super) ticket_lifetime: Option<Duration>,
-    /// Whether it should have proxies at all.
+    /// Whether its replicas are more than 0.
     pub(super) wants_proxies: bool,
-    /// The proxies that serve, by name.
+    /// The ready proxies, by name.
     pub(super) proxies: Vec<TargetProxy>,
-    /// What to ask them for.
+    /// Hosts to probe.
     pub(super) hosts: Vec<TargetHost>,
 }
 
 /// One proxy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct TargetProxy {
-    /// What messages call it: the pod's name, or the address.
+    /// Name in messages: the pod's name, or the address.
     pub(super) name: String,
-    /// What tells it from its successors: the pod's UID, or the address.
+    /// Unique id: the pod's UID, or the address.
     pub(super) id: String,
-    /// Where it terminates TLS.
+    /// Address of its TLS port.
     pub(super) address: SocketAddr,
 }
 
 /// One host of a farm.
 #[derive(Clone, Debug)]
 pub(super) struct TargetHost {
-    /// Name that the client asks for.
+    /// Server name (SNI).
     pub(super) server_name: ServerName<'static>,
-    /// Ways to resume that the host offers.
+    /// Mechanisms that the host supports.
     pub(super) mechanisms: Vec<Mechanism>,
 }
 
-/// Where farms are found.
+/// Source of the targets.
 pub(super) enum Targets {
     /// Addresses from the command line.
     Fixed(TargetFarm),
@@ -71,45 +70,45 @@ pub(super) enum Targets {
 /// Farms of a cluster.
 pub(super) struct ClusterTargets {
     pub(super) client: Client,
-    /// Namespaces to look into; none for all of them.
+    /// Namespaces to list; None: all namespaces.
     pub(super) namespaces: Option<Vec<String>>,
-    /// Farms to probe; empty for every one.
+    /// Names of the farms to probe; empty: all farms.
     pub(super) names: Vec<String>,
-    /// Names to ask for instead of those in the farms' specs.
+    /// Server names to use instead of those in the farms' specs.
     pub(super) server_names: Vec<ServerName<'static>>,
-    /// Ways to resume that are of interest.
+    /// Mechanisms to probe.
     pub(super) mechanisms: Vec<Mechanism>,
 }
 
-/// Why it cannot be told what to probe.
+/// Why the targets could not be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The kubeconfig is missing or has no such context, and the probe does not run in a pod either.
     #[error("{0}, or give --address and --server-name")]
     NoCluster(#[from] NoCluster),
-    /// The way to the API server is described wrongly.
+    /// The Kubernetes client configuration is invalid.
     #[error("invalid Kubernetes client configuration: {0}")]
     Client(String),
-    /// The API server refused or could not be reached.
+    /// A list request to the API server failed.
     #[error("failed to list {what}: {why}")]
     List {
-        /// What was asked for.
+        /// The listed objects.
         what: String,
-        /// What went wrong.
+        /// The error.
         why: String,
     },
-    /// There is no such farm.
+    /// The farm does not exist.
     #[error("farm {name:?} not found in {place}")]
     NoSuchFarm {
         /// Name on the command line.
         name: String,
-        /// Where it was looked for.
+        /// The searched namespaces.
         place: String,
     },
 }
 
 impl Targets {
-    /// Looks at the farms as they are now.
+    /// Reads the current farms and their ready proxies.
     pub(super) async fn look(&self) -> Result<Vec<TargetFarm>, TargetError> {
         match self {
             Self::Fixed(farm) => Ok(vec![farm.clone()]),
@@ -117,7 +116,7 @@ impl Targets {
         }
     }
 
-    /// Where farms are looked for, for messages.
+    /// The searched namespaces, for messages.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Fixed(_) => "the given addresses".into(),
@@ -245,13 +244,13 @@ fn named<'a>(hosts: &'a [crate::api::HostSpec], name: &str) -> Option<&'a crate:
     with(name).or_else(wildcard)
 }
 
-/// A client for the cluster of a kubeconfig's context; without a context, the current one or the pod's own cluster.
+/// Creates a client for a kubeconfig context; without one, for the current context or the in-cluster configuration.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, TargetError> {
     let config = kubernetes::find(context).await?;
     Client::try_from(config).map_err(|error| TargetError::Client(kubernetes::describe(&error)))
 }
 
-/// The ids of the proxies that serve in `farms`.
+/// The ids of the ready proxies of `farms`.
 pub(super) fn ids(farms: &[TargetFarm]) -> BTreeSet<String> {
     let proxies = farms.iter().flat_map(|farm| &farm.proxies);
     proxies.map(|proxy| proxy.id.clone()).collect()
@@ -313,7 +312,7 @@ where
     }
 }
 
-/// Farms that should have proxies and have none that serves.
+/// Names of the farms that have replicas but no ready proxy.
 pub(super) fn unready(farms: &[TargetFarm]) -> Vec<String> {
     let unready = farms
         .iter()
@@ -321,7 +320,7 @@ pub(super) fn unready(farms: &[TargetFarm]) -> Vec<String> {
     unready.filter_map(|farm| farm.name.clone()).collect()
 }
 
-/// Why there were no trials.
+/// Explains why there were no trials.
 pub(super) fn why_nothing(targets: &Targets, farms: &[TargetFarm]) -> String {
     if let Some(farm) = unready(farms).first() {
         format!("no proxy of farm {farm} is ready")

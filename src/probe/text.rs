@@ -1,4 +1,4 @@
-//! Results for people.
+//! Results as text.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use super::matrix::{Counts, Matrix, Trial, TrialOutcome};
 use super::round::{Round, Tally};
 use super::session::Mechanism;
 
-/// Most trials of one matrix that are explained below it.
+/// Maximum number of failed trials listed below a matrix.
 const MOST_EXPLAINED: usize = 10;
 
 /// Whether text carries the escape sequences of a terminal.
@@ -44,7 +44,7 @@ impl Paint {
     }
 }
 
-/// All matrices, what went wrong in them, and farms that could not be probed.
+/// All matrices with their failed trials, and the farms without a ready proxy.
 pub(super) fn matrices(matrices: &[Matrix], unready: &[String], paint: Paint) -> String {
     let mut text = String::new();
     let mut farm = None;
@@ -63,7 +63,7 @@ pub(super) fn matrices(matrices: &[Matrix], unready: &[String], paint: Paint) ->
     text
 }
 
-/// One trial that is not as it should be.
+/// One failed trial.
 pub(super) fn trial(matrix: &Matrix, trial: &Trial, time: Timestamp, paint: Paint) -> String {
     let taken = match &trial.earlier {
         None => String::new(),
@@ -122,12 +122,12 @@ pub(super) fn round(round: &Round, time: Timestamp, paint: Paint) -> String {
     )
 }
 
-/// Something that is no result.
+/// A message that is not a result.
 pub(super) fn note(message: &str, time: Timestamp, paint: Paint) -> String {
     format!("{} {}", clock(time), paint.paint(Tone::Doubtful, message))
 }
 
-/// The end of a watch.
+/// The summary of a watch.
 pub(super) fn summary(tally: &Tally, paint: Paint) -> String {
     let mut all = tally.fresh;
     all += tally.older;

@@ -1,4 +1,4 @@
-//! `--watch`: round after round, with sessions of earlier rounds offered too.
+//! `--watch`: repeated rounds that also offer sessions of earlier rounds.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use super::round::{Round, Tally};
 use super::target::{TargetFarm, Targets, unready, why_nothing};
 use crate::runtime::signal::Terminated;
 
-/// When rounds begin and end.
+/// Schedule of the rounds.
 pub(super) struct Plan {
-    /// From the beginning of one round to the beginning of the next.
+    /// Time from the start of one round to the start of the next.
     pub(super) interval: Duration,
-    /// Rounds after which to end.
+    /// Number of rounds after which to stop.
     pub(super) count: Option<u64>,
-    /// Time after which to end.
+    /// Time after which to stop.
     pub(super) duration: Option<Duration>,
 }
 
-/// Probes again and again until the plan, or a signal, says to end.
+/// Runs rounds until the plan ends or a signal arrives. Returns whether all were clean.
 pub(super) async fn watch<W: Write>(
     exchanger: &Exchanger,
     targets: &Targets,

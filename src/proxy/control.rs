@@ -1,4 +1,4 @@
-//! The control thread: reads the proxy's files, swaps in what they say, reports what is in use, and drains.
+//! The control thread: reloads the proxy's files, reports the status, and drains.
 
 pub(crate) mod certificate_files;
 pub(crate) mod drain;

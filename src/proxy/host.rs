@@ -1,8 +1,7 @@
-//! One host of a farm: everything about it, for TLS and for HTTP, immutable.
+//! One host of a farm: its immutable settings for TLS and HTTP.
 //!
-//! A connection keeps the host that its handshake chose, and with it the policy that it was accepted under. Requests ask
-//! the snapshot of their moment; where that has another host in its place, [`Host::accepts`] tells whether the
-//! connection may go on.
+//! A connection keeps the host that its handshake selected, and its TLS policy. Requests use the current snapshot; if
+//! its host has changed, [`Host::accepts`] checks whether the connection may still be used.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,18 +21,18 @@ use crate::api::{Duration, MinVersion, TicketKind};
 use crate::config::{self, ProxyConfig};
 use crate::ring::{CacheKind, Scope, TicketPolicy};
 
-/// Protocols that the HTTP side speaks, the preferred one first.
+/// ALPN protocols in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// One host.
 pub struct Host {
     /// Name within the farm.
     pub(crate) name: String,
-    /// The names that it serves.
+    /// Host names.
     pub(crate) hostnames: Vec<String>,
     /// Its certificates.
     pub(crate) certificates: Arc<HostCertificates>,
-    /// Where its requests go.
+    /// Routes to backends.
     pub(crate) routes: Routes,
     min_version: MinVersion,
     scope: Scope,
@@ -45,14 +44,14 @@ pub struct Host {
     base: ServerConfig,
 }
 
-/// The TLS side of one connection.
+/// TLS state of one connection.
 pub(crate) struct ConnectionTls {
     pub(crate) config: ServerConfig,
     pub(crate) tickets: Arc<ConnectionTickets>,
 }
 
 impl Host {
-    /// Builds a host of the configuration, with the certificates that there are for it.
+    /// Builds a host from its configuration and certificates.
     pub(crate) fn new(
         config: &ProxyConfig,
         host: &config::HostConfig,
@@ -106,12 +105,12 @@ impl Host {
         })
     }
 
-    /// Whether a connection with this version of TLS may bring requests.
+    /// Whether connections with this TLS version may send requests.
     pub(crate) fn accepts(&self, version: ProtocolVersion) -> bool {
         self.min_version == MinVersion::TLS12 || version == ProtocolVersion::TLSv1_3
     }
 
-    /// What to ask the session cache before the handshake, if it can matter at all.
+    /// The session cache lookup to make before the handshake; None if no lookup is needed.
     pub(crate) fn lookup(&self, hello: &ClientHello) -> Option<Lookup> {
         let scope = self.scope;
         if hello.offers_tls13 {
@@ -155,7 +154,8 @@ impl Host {
         }
     }
 
-    /// The TLS configuration of one connection, and its tickets. `cached` is what the session cache does for it.
+    /// Creates the TLS configuration and the tickets of one connection. `cached` is the result of the session cache
+    /// lookup.
     pub(crate) fn connect(
         &self,
         hostname: usize,

@@ -1,8 +1,9 @@
-//! HTTP: from the bytes of a client's connection to a backend and back.
+//! HTTP: reads requests from client connections and forwards them to backends.
 //!
-//! [`serve`] drives one connection. Bytes pass a strict guard (`guard`, `framing`) before hyper parses them; `request`
-//! finds out whom a request is for; `forwarder` sends it on through a connection of `upstream`; `headers` says which
-//! fields cross the proxy. Everything on one connection runs on one thread, so state is shared without locks.
+//! [`serve`] handles one connection. A strict guard (`guard`, `framing`) checks the bytes before hyper parses them;
+//! `request` determines host and route; `forwarder` sends the request over a connection of `upstream`; `headers`
+//! decides which header fields are forwarded. Everything on one connection runs on one thread, so state is shared
+//! without locks.
 
 pub(crate) mod body;
 mod connection;
@@ -28,19 +29,19 @@ pub use super::metrics::http::HttpMetrics;
 pub use connection::serve;
 pub use forwarder::Forwarder;
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The client's address.
     pub peer: SocketAddr,
-    /// What the TLS handshake agreed on; none for plain HTTP.
+    /// Result of the TLS handshake; None for plain HTTP.
     pub tls: Option<ClientTls>,
 }
 
-/// What a TLS handshake agreed on.
+/// Result of a TLS handshake.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    /// The host that the client's server name belongs to, as it was at the time.
+    /// The host selected by the client's server name, as of the handshake.
     pub host: Arc<Host>,
     /// The version of TLS.
     pub version: ProtocolVersion,
@@ -49,7 +50,7 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// What a handshake agreed on that is complete.
+    /// Returns the result of a completed handshake.
     pub(crate) fn of(connection: &ServerConnection, host: Arc<Host>) -> Self {
         Self {
             host,

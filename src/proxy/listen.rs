@@ -1,4 +1,4 @@
-//! Sockets of clients: how a connection comes in and how it is closed.
+//! Client sockets: accepting and closing connections.
 
 pub(crate) mod linger;
 pub(crate) mod sockets;

@@ -1,5 +1,5 @@
-//! What a proxy counts. Labels are words of this file or names from the configuration, never anything that a client
-//! sent, so that the number of series is bounded.
+//! Metrics of a proxy. Label values are constants or names from the configuration, never client input, so that the
+//! number of series is bounded.
 
 pub(crate) mod http;
 
@@ -44,7 +44,7 @@ pub(crate) enum Port {
     Http,
 }
 
-/// A kind of file that is read again when it changes.
+/// A kind of file that is reloaded when it changes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum FileKind {
     /// The compiled configuration.
@@ -55,61 +55,61 @@ pub(crate) enum FileKind {
     Certificate,
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum HandshakeFailure {
-    /// The client named no host.
+    /// The ClientHello has no server name.
     NoServerName,
-    /// No host has the name.
+    /// No host has this server name.
     UnknownServerName,
     /// The host has no usable certificate that the client can verify.
     NoCertificate,
-    /// What came in is no ClientHello.
+    /// The input is not a valid ClientHello.
     UnreadableClientHello,
-    /// It took longer than the limit.
+    /// The handshake timed out.
     Timeout,
-    /// The client went away.
+    /// The client closed the connection.
     ClientClosed,
-    /// The client sent a fatal alert, as it does when it distrusts the certificate.
+    /// The client sent a fatal alert, for example because it rejects the certificate.
     ClientAlert,
-    /// The two have no version, suite or protocol in common.
+    /// No TLS version, cipher suite or ALPN protocol in common.
     Incompatible,
-    /// The client broke the protocol.
+    /// The client violated the protocol.
     ClientMisbehaved,
-    /// Something went wrong on our side.
+    /// An internal error.
     Internal,
 }
 
-/// What became of a ticket that a client offered.
+/// Outcome of an offered ticket or session id.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TicketOutcome {
-    /// The session was resumed; the key's role tells its age.
+    /// The session was resumed; the role of the key shows the ticket's age.
     Resumed(KeyRole),
-    /// The ticket could not be opened.
+    /// The ticket failed to decrypt.
     Refused(OpenError),
-    /// The ticket was opened, but TLS forbade to resume with it: another server name, another cipher suite.
+    /// The ticket was decrypted, but rustls did not resume: a different server name or cipher suite.
     Declined,
-    /// The connection may not resume by ticket: TLS 1.2 where it is off or without extended master secret, or too many
-    /// tickets at once.
+    /// Tickets are not allowed on the connection: TLS 1.2 tickets are disabled or the client has no extended master
+    /// secret, or it offered too many tickets.
     NotAllowed,
-    /// There is no ring yet.
+    /// No ring is loaded.
     NoRing,
-    /// It names a session that the cache does not have, or that could not be asked for.
+    /// The session is not in the cache, or the lookup failed.
     NotFound,
 }
 
-/// What became of the wish to issue a ticket.
+/// Outcome of issuing a ticket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TicketIssue {
-    /// It was sealed.
+    /// The ticket was issued.
     Sealed,
-    /// It could not be sealed.
+    /// Encrypting the ticket failed.
     Refused(SealError),
-    /// There is no ring yet.
+    /// No ring is loaded.
     NoRing,
-    /// It can be used once only, and the cache takes no session now.
+    /// A single-use ticket was not issued, because the cache is unavailable.
     NoCache,
-    /// It can be used once only, and the client has had too many sessions stored.
+    /// A single-use ticket was not issued, because the client exceeded its session budget.
     OverBudget,
 }
 
@@ -146,7 +146,7 @@ struct CertificateLabels {
 }
 
 impl ProxyMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         registry.register(
@@ -230,14 +230,14 @@ impl ProxyMetrics {
         m
     }
 
-    /// A handshake succeeded.
+    /// Counts a successful handshake.
     pub(crate) fn handshake(&self, version: Option<ProtocolVersion>, kind: Option<HandshakeKind>) {
         self.handshakes
             .get_or_create(&handshake_labels(version, kind))
             .inc();
     }
 
-    /// A handshake failed.
+    /// Counts a failed handshake.
     pub(crate) fn handshake_failed(&self, reason: HandshakeFailure) {
         let label = ReasonLabel {
             reason: reason.label(),
@@ -245,7 +245,7 @@ impl ProxyMetrics {
         self.handshake_failures.get_or_create(&label).inc();
     }
 
-    /// The fate of an offered ticket is known.
+    /// Counts an offered ticket by its outcome.
     pub(crate) fn ticket_offered(&self, outcome: TicketOutcome) {
         let label = OutcomeLabel {
             outcome: outcome.label(),
@@ -253,7 +253,7 @@ impl ProxyMetrics {
         self.tickets_offered.get_or_create(&label).inc();
     }
 
-    /// The fate of an offered session id is known.
+    /// Counts an offered session id by its outcome.
     pub(crate) fn session_id_offered(&self, outcome: TicketOutcome) {
         let label = OutcomeLabel {
             outcome: outcome.label(),
@@ -261,7 +261,7 @@ impl ProxyMetrics {
         self.session_ids_offered.get_or_create(&label).inc();
     }
 
-    /// A ticket was issued or was not.
+    /// Counts an attempt to issue a ticket.
     pub(crate) fn ticket_issued(&self, issue: TicketIssue) {
         let label = OutcomeLabel {
             outcome: issue.label(),
@@ -269,7 +269,7 @@ impl ProxyMetrics {
         self.tickets_issued.get_or_create(&label).inc();
     }
 
-    /// A connection was accepted; it counts as open until the result is dropped.
+    /// Counts an accepted connection. It counts as open until the returned guard is dropped.
     pub(crate) fn connection_opened(&self, port: Port) -> OpenClientConnection {
         let label = PortLabel { port: port.label() };
         self.accepted.get_or_create(&label).inc();
@@ -278,46 +278,46 @@ impl ProxyMetrics {
         OpenClientConnection(open)
     }
 
-    /// A connection was closed at once because of the cap.
+    /// Counts a connection closed on accept because of the connection limit.
     pub(crate) fn connection_refused(&self, port: Port) {
         self.refused
             .get_or_create(&PortLabel { port: port.label() })
             .inc();
     }
 
-    /// Accepting failed.
+    /// Counts an error of `accept`.
     pub(crate) fn accept_failed(&self) {
         self.accept_errors.inc();
     }
 
-    /// A changed file was taken into use.
+    /// Counts a successful reload.
     pub(crate) fn reloaded(&self, file: FileKind) {
         self.reloads
             .get_or_create(&FileLabel { file: file.label() })
             .inc();
     }
 
-    /// A changed file was refused.
+    /// Counts a failed reload.
     pub(crate) fn reload_failed(&self, file: FileKind) {
         self.reload_failures
             .get_or_create(&FileLabel { file: file.label() })
             .inc();
     }
 
-    /// A ring was taken into use.
+    /// Sets the gauges of the loaded ring.
     pub(crate) fn set_ring(&self, generation: u64, changed_at: jiff::Timestamp) {
         self.ring_generation
             .set(i64::try_from(generation).unwrap_or(i64::MAX));
         self.ring_changed.set(changed_at.as_second());
     }
 
-    /// Whether tickets can be issued.
+    /// Sets whether tickets can be issued.
     pub(crate) fn set_can_seal(&self, can_seal: bool) {
         self.ring_can_seal.set(i64::from(can_seal));
         self.tickets_disabled.set(i64::from(!can_seal));
     }
 
-    /// Whether the proxy takes new clients.
+    /// Sets whether the proxy is ready for new clients.
     pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
     }
@@ -339,7 +339,7 @@ impl ProxyMetrics {
         }
     }
 
-    /// Makes the series that dashboards and alerts look at exist before anything has happened.
+    /// Creates the series that dashboards and alerts use with the value 0.
     fn start_at_zero(&self) {
         for version in [ProtocolVersion::TLSv1_2, ProtocolVersion::TLSv1_3] {
             for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
@@ -361,7 +361,7 @@ impl ProxyMetrics {
     }
 }
 
-/// An open connection of a client.
+/// Guard of an open client connection: decrements the gauge on drop.
 pub(crate) struct OpenClientConnection(Gauge);
 
 impl Drop for OpenClientConnection {
@@ -454,7 +454,7 @@ impl TicketIssue {
 
 #[cfg(test)]
 impl ProxyMetrics {
-    /// How often offered tickets had this outcome.
+    /// Number of offered tickets with this outcome.
     pub(crate) fn offered(&self, outcome: TicketOutcome) -> u64 {
         let label = OutcomeLabel {
             outcome: outcome.label(),

@@ -1,4 +1,4 @@
-//! Session resumption: tickets, sessions in the session cache, and how many sessions a client may have stored there.
+//! Session resumption: tickets, the session cache, and per-client budgets of stored sessions.
 
 pub(crate) mod session_cache;
 pub(crate) mod store_budget;

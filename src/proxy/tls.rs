@@ -1,4 +1,4 @@
-//! TLS with clients: the ClientHello, the certificates of a host, the handshake and the stream that comes of it.
+//! TLS with clients: ClientHello, certificates, handshake and stream.
 
 // Public for the fuzz targets.
 pub mod certificates;

@@ -1,4 +1,4 @@
-//! The threads that carry the traffic: one for each core, each with listeners of its own. A connection stays on its thread.
+//! Traffic threads: one per core, each with its own listeners. A connection stays on its thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,10 +24,10 @@ use super::metrics::Port;
 use super::resume::session_cache::{SessionCache, SessionCacheMetrics};
 use super::tls::handshake;
 
-/// How long accepting pauses after an error such as too many open files.
+/// Pause after an error of `accept`, such as too many open files.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// What all traffic threads share besides [`Shared`].
+/// State shared by all traffic threads.
 #[derive(Clone)]
 pub(crate) struct Traffic {
     /// State of the process.
@@ -36,19 +36,19 @@ pub(crate) struct Traffic {
     pub(crate) http_metrics: HttpMetrics,
     /// Metrics of the session cache.
     pub(crate) cache_metrics: SessionCacheMetrics,
-    /// Room for connections.
+    /// Connection limit.
     pub(crate) room: Arc<Semaphore>,
-    /// Loops that accept.
+    /// Running accept loops.
     pub(crate) acceptors: TaskTracker,
     /// Open connections.
     pub(crate) connections: TaskTracker,
-    /// Done once no further connections are wanted.
+    /// Cancelled to stop accepting connections.
     pub(crate) stop_accepting: CancellationToken,
-    /// Done once the threads are to end.
+    /// Cancelled to stop the threads.
     pub(crate) end: CancellationToken,
 }
 
-/// Starts one traffic thread. `alive` is dropped when it ends, for whatever reason.
+/// Starts one traffic thread. `alive` is dropped when the thread exits, including by panic.
 pub(crate) fn start(
     number: usize,
     runtime: Runtime,

@@ -1,35 +1,36 @@
-//! A circuit breaker: after enough failures nothing is asked for a while, so that nobody waits for what does not work.
+//! A circuit breaker: after repeated failures, requests fail immediately for a while instead of waiting for a time
+//! limit.
 //!
-//! Open, it lets one trial through each second; the trial alone decides whether requests pass again. Time is an
-//! argument everywhere.
+//! While it is open, one trial request per second is allowed; only its outcome closes the breaker. Time is always
+//! passed as an argument.
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open it.
+/// Number of consecutive failures that open the breaker.
 const FAILURES_IN_A_ROW: u32 = 5;
 
-/// Outcomes within one window from which on their share of failures counts.
+/// Minimum number of outcomes in a window for the failure rate to count.
 const FEWEST_OUTCOMES: u32 = 10;
 
 /// Length of a window in which outcomes are counted.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// From opening to the first trial, and from one trial to the next.
+/// Time from opening to the first trial, and between trials.
 const TRIAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether requests pass.
+/// State of a circuit breaker.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum BreakerState {
-    /// They do.
+    /// Requests are allowed.
     Closed,
-    /// They do not, but a trial is under way.
+    /// Requests fail; a trial is in progress.
     HalfOpen,
-    /// They do not.
+    /// Requests fail.
     Open,
 }
 
 impl BreakerState {
-    /// Word for metrics.
+    /// Value of the metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -39,8 +40,8 @@ impl BreakerState {
     }
 }
 
-/// The breaker of one server. It opens after five failures in a row, or when half of ten or more outcomes within a
-/// second are failures.
+/// The breaker of one server. It opens after five consecutive failures, or if at least half of ten or more outcomes
+/// within a second are failures.
 #[derive(Debug)]
 pub struct Breaker {
     state: BreakerState,
@@ -57,7 +58,7 @@ struct Window {
 }
 
 impl Breaker {
-    /// A closed one.
+    /// Creates a closed breaker.
     pub fn new(now: Instant) -> Self {
         Self {
             state: BreakerState::Closed,
@@ -67,12 +68,12 @@ impl Breaker {
         }
     }
 
-    /// Whether requests pass.
+    /// State of a circuit breaker.
     pub fn state(&self) -> BreakerState {
         self.state
     }
 
-    /// A request succeeded. Once open, what was asked before decides nothing.
+    /// Records a successful request. Ignored while the breaker is open.
     pub fn succeeded(&mut self, now: Instant) {
         if self.state == BreakerState::Closed {
             self.in_a_row = 0;
@@ -80,7 +81,7 @@ impl Breaker {
         }
     }
 
-    /// A request failed.
+    /// Records a failed request. Ignored while the breaker is open.
     pub fn failed(&mut self, now: Instant) {
         if self.state != BreakerState::Closed {
             return;
@@ -92,12 +93,12 @@ impl Breaker {
         }
     }
 
-    /// When a trial may begin; None when none is called for.
+    /// Time at which a trial may start; None if no trial is needed.
     pub fn trial_at(&self) -> Option<Instant> {
         (self.state == BreakerState::Open).then_some(self.next_trial)
     }
 
-    /// Begins a trial if it is time for one. Its outcome must then be told.
+    /// Starts a trial if one is due; returns whether it did. The caller must then call `end_trial`.
     pub fn begin_trial(&mut self, now: Instant) -> bool {
         let due = self.trial_at().is_some_and(|at| at <= now);
         if due {
@@ -106,7 +107,7 @@ impl Breaker {
         due
     }
 
-    /// Ends the trial that is under way.
+    /// Ends the running trial.
     pub fn end_trial(&mut self, succeeded: bool, now: Instant) {
         if self.state != BreakerState::HalfOpen {
             return;

@@ -1,9 +1,9 @@
-//! Bytes on their way, which may hold secrets.
+//! Buffers for data that may contain secrets.
 
 use zeroize::Zeroize;
 
-/// A queue of bytes that leaves nothing behind in memory: not when it grows, not when bytes leave it, not at its end.
-/// While it is empty it takes no memory.
+/// A byte queue that zeroes its memory when it grows, when bytes are consumed, and on drop. An empty queue allocates no
+/// memory.
 #[derive(Default)]
 pub(crate) struct WipedBuffer(Vec<u8>);
 
@@ -20,7 +20,7 @@ impl WipedBuffer {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Removes so many bytes from the front.
+    /// Removes `count` bytes from the front.
     pub(crate) fn consume(&mut self, count: usize) {
         let rest = self.0.len().saturating_sub(count);
         if rest == 0 {
@@ -43,7 +43,7 @@ impl WipedBuffer {
         self.0.is_empty()
     }
 
-    /// Memory that it takes.
+    /// Allocated memory, in bytes.
     pub(crate) fn capacity(&self) -> usize {
         self.0.capacity()
     }

@@ -1,8 +1,8 @@
-//! The client of a cache: a `tlsfarm cache`, or a Redis or Valkey server.
+//! Client of a cache: a `tlsfarm cache`, or a Redis or Valkey server.
 //!
-//! All clones of a [`Client`] share one connection. Requests that wait at the same time leave in one write, and replies
-//! come back in order. Nothing is ever tried again and nobody waits for longer than the time limit: while there is no
-//! connection, or the breaker is open, a request fails at once.
+//! All clones of a [`Client`] share one connection. Queued requests are pipelined in one write, and replies arrive in
+//! order. Requests are never retried, and never wait longer than the time limit: while there is no connection, or the
+//! breaker is open, a request fails immediately.
 
 mod error;
 mod health;
@@ -31,10 +31,10 @@ use super::breaker::BreakerState;
 use super::{Reply, encoded_request};
 use crate::config::CacheServer;
 
-/// Most requests that wait to be written. Beyond that they fail at once.
+/// Maximum number of queued requests. Beyond that, requests fail immediately.
 const MOST_WAITING: usize = 1024;
 
-/// The client of one cache. It lives on until its last clone is dropped.
+/// The client of one cache. It disconnects when its last clone is dropped.
 #[derive(Clone)]
 pub struct Client(Arc<ClientInner>);
 
@@ -46,8 +46,8 @@ struct ClientInner {
 }
 
 impl Client {
-    /// Starts a client; a task of its own, in the runtime that this is called in, connects and stays connected.
-    /// `timeout` bounds every request from the moment it is made.
+    /// Starts a client. It spawns a task in the current runtime that connects and reconnects. `timeout` is the time
+    /// limit of every request.
     pub fn start(server: &CacheServer, timeout: Duration, metrics: ClientMetrics) -> Self {
         let transport = match server {
             CacheServer::Unix(socket) => Transport::Unix(socket.clone()),
@@ -56,7 +56,7 @@ impl Client {
         Self::start_with(transport, timeout, metrics)
     }
 
-    /// The same for another cache of the farm.
+    /// Starts a client for a peer.
     pub(crate) fn start_peer(
         address: SocketAddr,
         configs: PeerConfigs,
@@ -66,17 +66,18 @@ impl Client {
         Self::start_with(Transport::Peer(address, configs), timeout, metrics)
     }
 
-    /// The value of a key.
+    /// Returns the value of a key; None if it does not exist. Fails if the cache is unavailable or the request times
+    /// out.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, CacheError> {
         self.request(&[b"GET", key], Expects::Value).await.map(value)
     }
 
-    /// The value of a key, which is gone afterwards: of all that take it at the same time, one gets it.
+    /// Removes a key and returns its value (`GETDEL`). Of concurrent callers only one gets it.
     pub async fn take(&self, key: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, CacheError> {
         self.request(&[b"GETDEL", key], Expects::Value).await.map(value)
     }
 
-    /// Stores a value for as long as `lifetime`.
+    /// Stores a value with a lifetime.
     pub async fn put(&self, key: &[u8], value: &[u8], lifetime: Duration) -> Result<(), CacheError> {
         let millis = lifetime.as_millis().max(1).to_string();
         self.request(
@@ -87,33 +88,34 @@ impl Client {
         .map(drop)
     }
 
-    /// Asks for nothing but an answer.
+    /// Sends `PING`.
     pub async fn ping(&self) -> Result<(), CacheError> {
         self.request(&[b"PING"], Expects::Word("PONG")).await.map(drop)
     }
 
-    /// Passes on a request as it is, and the reply, which may be an error.
+    /// Forwards a request unchanged and returns the reply, which may be an error reply.
     pub async fn call(&self, request: &[&[u8]]) -> Result<Reply, CacheError> {
         self.request(request, Expects::Anything).await
     }
 
-    /// Whether requests are made at all.
+    /// State of the circuit breaker.
     pub fn breaker(&self) -> BreakerState {
         self.0.health.breaker()
     }
 
-    /// Whether a request made now would be sent, rather than fail at once. The first requests wait for the connection.
+    /// Whether a request would be sent now instead of failing immediately. Before the first connection attempt has
+    /// finished, requests wait.
     pub fn admits(&self) -> bool {
         self.0.health.admits()
     }
 
-    /// Whether requests would be made now: there is a connection and the breaker is closed. A connection without
-    /// requests is looked after once a second, so this is true of a server that nobody asks anything, too.
+    /// Whether there is a connection and the breaker is closed. An idle connection is probed once a second, so this is
+    /// up to date without requests.
     pub fn reachable(&self) -> bool {
         self.0.health.reachable()
     }
 
-    /// What is wrong when [`Self::reachable`] says no, for people. It never contains a secret.
+    /// Why [`Self::reachable`] is false, as a message. It never contains a secret.
     pub fn problem(&self) -> Option<String> {
         self.0.health.problem()
     }

@@ -1,11 +1,11 @@
-//! Reading lines and strings out of what has arrived so far.
+//! Parser for lines and strings in incomplete input.
 
 use super::ProtocolError;
 
-/// Longest line that holds a length or a number.
+/// Maximum length of a line with a length or a number.
 const LONGEST_NUMBER: usize = 24;
 
-/// A place in the input. None stands for "not all of it is here yet" throughout.
+/// A position in the input. All methods return None if the input is incomplete.
 pub(super) struct Cursor<'a> {
     input: &'a [u8],
     at: usize,
@@ -16,7 +16,7 @@ impl<'a> Cursor<'a> {
         Self { input, at: 0 }
     }
 
-    /// How many bytes have been read.
+    /// Number of bytes consumed.
     pub(super) fn position(&self) -> usize {
         self.at
     }
@@ -27,7 +27,7 @@ impl<'a> Cursor<'a> {
         Some(byte)
     }
 
-    /// A line without its end. Where `bare` allows it, `\n` alone ends a line too.
+    /// Reads a line, without its end. If `bare` is set, `\n` alone ends a line too.
     pub(super) fn line(&mut self, longest: usize, bare: bool) -> Result<Option<&'a [u8]>, ProtocolError> {
         let rest = self.input.get(self.at..).unwrap_or_default();
         let window = rest.get(..longest + 2).unwrap_or(rest);
@@ -46,7 +46,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A whole number on a line of its own; `wrong` is what anything else is.
+    /// Reads a line with an integer; fails with `wrong` otherwise.
     pub(super) fn number(&mut self, wrong: ProtocolError) -> Result<Option<i64>, ProtocolError> {
         let Some(line) = self.line(LONGEST_NUMBER, false).map_err(|_| wrong)? else {
             return Ok(None);
@@ -55,7 +55,7 @@ impl<'a> Cursor<'a> {
         number.map(Some).ok_or(wrong)
     }
 
-    /// So many bytes and the end of a line behind them.
+    /// Reads `length` bytes and a line end.
     pub(super) fn string(&mut self, length: usize) -> Result<Option<&'a [u8]>, ProtocolError> {
         let rest = self.input.get(self.at..).unwrap_or_default();
         let Some((string, rest)) = rest.split_at_checked(length) else {

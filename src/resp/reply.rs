@@ -1,4 +1,4 @@
-//! Replies, in both protocols.
+//! Replies in RESP2 and RESP3.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,35 +10,35 @@ use super::buffer::WipedBuffer;
 use super::cursor::Cursor;
 use super::{LONGEST_ARGUMENT, ProtocolError};
 
-/// Longest line of a reply, such as an error's text.
+/// Maximum length of a line in a reply.
 const LONGEST_LINE: usize = 1024;
 
-/// Which version of the protocol a client speaks.
+/// Protocol version of a client.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Protocol {
-    /// What every client speaks at first.
+    /// RESP2, the initial version.
     #[default]
     Resp2,
-    /// After `HELLO 3`.
+    /// RESP3, after `HELLO 3`.
     Resp3,
 }
 
 /// One reply.
 #[derive(Clone, Eq, PartialEq)]
 pub enum Reply {
-    /// A word, such as `OK`.
+    /// A simple string, such as `OK`.
     Simple(Cow<'static, str>),
-    /// An error; the first word is its kind.
+    /// An error; the first word is its type.
     Error(Cow<'static, str>),
-    /// A whole number.
+    /// An integer.
     Integer(i64),
-    /// Any bytes: values, among others.
+    /// A bulk string.
     Bulk(Zeroizing<Vec<u8>>),
-    /// Nothing, where there might have been something.
+    /// Null.
     Null,
-    /// Several replies in one.
+    /// An array of replies.
     Array(Vec<Reply>),
-    /// Names and what they stand for.
+    /// A map; an array of pairs in RESP2.
     Map(Vec<(Reply, Reply)>),
 }
 
@@ -46,7 +46,7 @@ impl Reply {
     /// `OK`.
     pub const OK: Self = Self::Simple(Cow::Borrowed("OK"));
 
-    /// Text of any length.
+    /// Creates a bulk string.
     pub fn text(text: impl AsRef<[u8]>) -> Self {
         Self::Bulk(Zeroizing::new(text.as_ref().to_vec()))
     }
@@ -84,7 +84,7 @@ impl Reply {
     }
 }
 
-/// Shows kinds and lengths. Values are secrets.
+/// Formats type and length only, because values are secret.
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -99,24 +99,24 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Finds replies in what a server sent.
+/// Incremental decoder of replies.
 #[derive(Default)]
 pub struct ReplyDecoder {
     received: WipedBuffer,
 }
 
 impl ReplyDecoder {
-    /// Takes what was received. Take all replies out before the next call, and the memory that is held is bounded.
+    /// Adds received bytes. Decode all replies before the next call, so that the memory stays bounded.
     pub fn push(&mut self, bytes: &[u8]) {
         self.received.push(bytes);
     }
 
-    /// The next reply; None when not all of it has been received yet. Only those kinds are known that a request for one
-    /// key can have: no arrays, no maps.
+    /// Decodes the next reply; None if it is incomplete. Supports only replies to commands on one key: no arrays and no
+    /// maps.
     ///
     /// # Errors
     ///
-    /// The protocol is broken, and the connection with it.
+    /// Fails on a protocol error, after which the connection must be closed.
     pub fn decode(&mut self) -> Result<Option<Reply>, ProtocolError> {
         let mut cursor = Cursor::new(self.received.as_slice());
         let Some(reply) = decode(&mut cursor)? else {

@@ -1,4 +1,4 @@
-//! Requests: arrays of strings, and lines of words.
+//! Requests: arrays of strings, and inline requests.
 
 use std::io::Write;
 use std::ops::Range;
@@ -9,13 +9,13 @@ use super::cursor::Cursor;
 use super::reply::{write_bulk_head, write_line_end};
 use super::{LONGEST_ARGUMENT, LONGEST_INLINE, LONGEST_REQUEST, MOST_ARGUMENTS, ProtocolError};
 
-/// Finds requests in what a client sent. It keeps nothing between calls but room for the next request's arguments.
+/// Decoder of requests. Between calls it keeps no data except an allocated argument list.
 #[derive(Debug, Default)]
 pub struct RequestDecoder {
     arguments: Vec<Range<usize>>,
 }
 
-/// One request: the command's name and its arguments, still where they were received.
+/// One request: command name and arguments, borrowed from the input.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     input: &'a [u8],
@@ -23,12 +23,12 @@ pub struct Request<'a> {
 }
 
 impl RequestDecoder {
-    /// The first request in `input` and how many bytes it takes; None when not all of it is there yet. An empty request
-    /// is one that needs no answer.
+    /// Decodes the first request in `input` and returns it with its length in bytes; None if it is incomplete. An empty
+    /// request gets no reply.
     ///
     /// # Errors
     ///
-    /// The protocol is broken, and the connection with it.
+    /// Fails on a protocol error, after which the connection must be closed.
     pub fn decode<'a>(&'a mut self, input: &'a [u8]) -> Result<Option<(Request<'a>, usize)>, ProtocolError> {
         self.arguments.clear();
         let length = match input.first() {
@@ -102,23 +102,23 @@ impl RequestDecoder {
 }
 
 impl<'a> Request<'a> {
-    /// How many arguments there are, the command's name among them.
+    /// Number of arguments, including the command name.
     pub fn len(&self) -> usize {
         self.arguments.len()
     }
 
-    /// Whether this is a request for nothing.
+    /// Whether the request is empty.
     pub fn is_empty(&self) -> bool {
         self.arguments.is_empty()
     }
 
-    /// One argument; the first is the command's name.
+    /// Returns an argument; the first is the command name.
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
         self.input.get(self.arguments.get(index)?.clone())
     }
 }
 
-/// Writes a request as an array of strings.
+/// Encodes a request as an array of strings.
 pub fn encode_request(arguments: &[&[u8]], out: &mut Vec<u8>) {
     // Writing to a vector cannot fail.
     let _ = write!(out, "*{}", arguments.len());
@@ -130,7 +130,7 @@ pub fn encode_request(arguments: &[&[u8]], out: &mut Vec<u8>) {
     }
 }
 
-/// A request as an array of strings, in a buffer that needs not grow, so that nothing is left behind where it was before.
+/// Encodes a request as an array of strings, in a buffer of the exact size, so that no copy is left in memory.
 pub(crate) fn encoded_request(arguments: &[&[u8]]) -> Zeroizing<Vec<u8>> {
     const LONGEST_HEAD: usize = 24;
     let length: usize = arguments

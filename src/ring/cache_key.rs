@@ -1,27 +1,27 @@
-//! Under which key the session cache keeps a session.
+//! Keys of session cache entries.
 
 use aws_lc_rs::digest::{Context, SHA256};
 
 use super::Scope;
 
-/// Key of an entry of the session cache.
+/// Key of a session cache entry.
 ///
-/// It is a digest of kind, scope and the id that the client holds: whoever reads the cache learns no id that a proxy
-/// would take, and the same id in another scope is another entry (E2 of the requirements).
+/// It is a digest of kind, scope and the client's id: reading the cache reveals no id that a proxy would accept, and
+/// the same id in another scope is a different entry (E2 of the requirements).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct CacheKey([u8; 32]);
 
-/// What a session in the cache is found by.
+/// Kind of id that a session is looked up by.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum CacheKind {
-    /// A TLS 1.2 session id, which may be offered again.
+    /// A TLS 1.2 session id, which can be used repeatedly.
     SessionId,
-    /// A TLS 1.3 ticket that may be used once.
+    /// A single-use TLS 1.3 ticket.
     SingleUse,
 }
 
 impl CacheKey {
-    /// The key for the session of that id.
+    /// Computes the key of the session with this id.
     pub fn new(kind: CacheKind, scope: &Scope, id: &[u8]) -> Self {
         let mut context = Context::new(&SHA256);
         context.update(match kind {
@@ -35,7 +35,7 @@ impl CacheKey {
         Self(digest)
     }
 
-    /// The key as the cache gets it.
+    /// The key as sent to the cache.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! The ring as one versioned JSON document, as it lies in the ring Secret and in the proxies' mounts.
+//! Versioned JSON format of the ring, as stored in the ring Secret and mounted into the proxies.
 
 use std::collections::BTreeSet;
 
@@ -10,34 +10,34 @@ use zeroize::Zeroizing;
 
 use super::{KeyId, KeySecret, KeyWeakness, MAX_KEYS, Ring, TicketKey};
 
-/// The version that this release writes. It reads this one only; a later format is read for one release before it is
-/// written, so that neighbouring releases share a ring.
+/// The version that this release reads and writes. A new version is readable one release before it is written, so that
+/// adjacent releases can share a ring.
 const VERSION: u32 = 1;
 
-/// No honest ring is larger: 32 keys take about 8 KiB.
+/// Maximum size of a document in bytes: 32 keys take about 8 KiB.
 const MAX_DOCUMENT: usize = 64 * 1024;
 
-/// Seconds since 1970 that a ring may speak of: sums with lifetimes stay far from the ends of the calendar.
+/// Valid range of times, in seconds since 1970: sums with lifetimes do not overflow.
 const PLAUSIBLE: std::ops::Range<i64> = 0..16_725_225_600;
 
-/// Why a ring document is refused. No variant carries any of the document's text, which holds secrets.
+/// Why a ring document was rejected. No variant contains data of the document, which is secret.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RingError {
-    /// It is larger than any ring.
+    /// It exceeds the maximum size.
     #[error("the ring document is too large: {0} bytes")]
     TooLarge(usize),
-    /// It is not a JSON document of the right form.
+    /// It is not JSON or does not match the schema.
     #[error("failed to parse the ring document at line {line}, column {column}")]
     Malformed {
-        /// Line of the first fault, from 1.
+        /// Line of the first error, from 1.
         line: usize,
-        /// Column of the first fault, from 1.
+        /// Column of the first error, from 1.
         column: usize,
     },
-    /// It is written in a format that this release does not know.
+    /// Its version is not supported.
     #[error("ring document version {0} is not supported; this release supports version {VERSION}")]
     Version(u32),
-    /// It holds more keys than a ring may.
+    /// It has too many keys.
     #[error("the ring has {0} keys; the maximum is {MAX_KEYS}")]
     TooManyKeys(usize),
     /// A key's id is not 32 hexadecimal digits, or its secret is not base64.
@@ -48,10 +48,10 @@ pub enum RingError {
     /// Two keys share an id or a secret.
     #[error("two keys of the ring share an id or a secret")]
     DuplicateKey,
-    /// A time lies so far from ours that nothing could be computed with it.
+    /// A time is out of range.
     #[error("the ring document contains a time before 1970 or after 2500")]
     ImplausibleTime,
-    /// A key is too weak to be used.
+    /// A key is weak.
     #[error("key {0} of the ring is weak: {1}")]
     WeakKey(KeyId, KeyWeakness),
 }
@@ -86,7 +86,7 @@ struct VersionOnly {
 }
 
 impl Ring {
-    /// Reads a ring document, refusing it whole when anything is wrong with it.
+    /// Parses a ring document. Fails if anything in it is invalid.
     pub fn from_document(document: &[u8]) -> Result<Self, RingError> {
         if document.len() > MAX_DOCUMENT {
             return Err(RingError::TooLarge(document.len()));
@@ -129,7 +129,7 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Writes the ring as a document. It holds every secret: it belongs in the ring Secret and nowhere else.
+    /// Serializes the ring. The document contains all secrets: write it only to the ring Secret.
     pub fn to_document(&self) -> Zeroizing<Vec<u8>> {
         let document = Document {
             version: VERSION,

@@ -1,4 +1,4 @@
-//! One ticket key: its secret, its id and how long it may be used.
+//! Ticket keys: secret, id and validity.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use zeroize::ZeroizeOnDrop;
 
 use super::policy::RotationPolicy;
 
-/// 256 secret bits from the operating system. They are zeroed on drop, never printed, and never used as they are:
-/// every purpose derives a key of its own from them.
+/// 256 random bits from the operating system. They are zeroed on drop, never printed, and never used directly: each
+/// purpose derives its own key from them.
 ///
 /// There is no `Debug` that could leak them:
 ///
@@ -28,36 +28,36 @@ use super::policy::RotationPolicy;
 #[derive(Clone, ZeroizeOnDrop)]
 pub struct KeySecret([u8; KeySecret::LEN]);
 
-/// Public name of a key, carried by tickets in the clear: random, so it tells nothing about time or place.
+/// Public id of a key, which tickets contain in plain text. It is random, so it reveals nothing about time or place.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyId(pub [u8; 16]);
 
-/// A key of the ring with the times that bound its use. Proxies enforce both by their own clocks.
+/// A key of the ring with its validity. Proxies enforce both limits by their own clocks.
 #[derive(Clone)]
 pub struct TicketKey {
-    /// Public name.
+    /// Public id.
     pub id: KeyId,
     pub(super) secret: KeySecret,
-    /// When it was made.
+    /// When it was generated.
     pub created_at: Timestamp,
-    /// It must not seal tickets from this moment on.
+    /// From this time on it must not encrypt tickets.
     pub seal_until: Timestamp,
-    /// It must not open tickets from this moment on; proxies forget it.
+    /// From this time on it must not decrypt tickets; proxies remove it.
     pub open_until: Timestamp,
 }
 
-/// Why key material is refused although it has the right form (an all-zero key is GnuTLS's CVE-2020-13777).
+/// Why key material is rejected as weak (GnuTLS used an all-zero key: CVE-2020-13777).
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum KeyWeakness {
-    /// Not 256 bits.
+    /// It does not have 256 bits; its length in bytes.
     #[error("the secret is {0} bytes long instead of 32")]
     Length(usize),
-    /// All bytes alike, or a short pattern over and over.
+    /// All bytes are the same, or a short pattern repeats.
     #[error("the secret is a repeating pattern")]
     Repeating,
 }
 
-/// The operating system gave no random bytes.
+/// The operating system returned no random bytes.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to get random bytes from the operating system")]
 pub struct RandomnessError(#[source] rand::rngs::SysError);
@@ -65,7 +65,7 @@ pub struct RandomnessError(#[source] rand::rngs::SysError);
 impl KeySecret {
     pub(super) const LEN: usize = 32;
 
-    /// Draws a secret from the operating system.
+    /// Generates a secret from random bytes of the operating system.
     pub fn generate() -> Result<Self, RandomnessError> {
         let mut secret = Self([0; Self::LEN]);
         SysRng.try_fill_bytes(&mut secret.0).map_err(RandomnessError)?;

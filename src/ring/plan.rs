@@ -1,22 +1,22 @@
-//! What the ring needs now, as a pure function of what is known. The operator's loop carries it out.
+//! Decides what the ring needs, as a pure function. The operator executes the plan.
 
 use jiff::Timestamp;
 
 use super::{MAX_KEYS, Ring, RotationPolicy};
 
-/// The newest ring generation that a proxy is known to have loaded.
+/// The newest ring generation that a proxy has acknowledged.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Acknowledgement {
     /// Name of the proxy's pod.
     pub proxy: String,
-    /// The generation; none when the proxy has not answered yet.
+    /// The generation; None if the proxy has not reported yet.
     pub generation: Option<u64>,
 }
 
-/// A rotation that somebody asked for.
+/// A requested rotation.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RotationRequest {
-    /// Value of the farm's `tlsfarm.dev/rotate` annotation. A rotation is carried out once for each new value.
+    /// Value of the farm's `tlsfarm.dev/rotate` annotation. Each new value causes one rotation.
     pub value: String,
     /// When the operator first saw it.
     pub seen_at: Timestamp,
@@ -25,19 +25,19 @@ pub struct RotationRequest {
 /// What the ring needs now.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Plan {
-    /// Nothing before `until`.
+    /// Nothing to do before `until`.
     Keep {
         /// When to plan again.
         until: Timestamp,
     },
     /// A rotation is due, but these proxies have not acknowledged the current generation yet.
     Wait {
-        /// Pods that are awaited.
+        /// Names of the pods that have not acknowledged.
         missing: Vec<String>,
-        /// When the rotation goes on without them.
+        /// When the rotation continues without them.
         until: Timestamp,
     },
-    /// A rotation is due, but the ring is full of keys that tickets may still need.
+    /// A rotation is due, but the ring is full of keys that valid tickets may need.
     Full {
         /// When the oldest key expires.
         until: Timestamp,
@@ -46,17 +46,17 @@ pub enum Plan {
     Expire,
     /// Rotate.
     Rotate {
-        /// The request that this rotation fulfils.
+        /// The request that this rotation executes.
         request: Option<RotationRequest>,
-        /// Proxies that have not acknowledged the current generation and are no longer waited for. Tickets that the
-        /// other proxies seal from now on mean full handshakes there.
+        /// Proxies that have not acknowledged the current generation and are no longer waited for. New tickets of the
+        /// other proxies cause full handshakes there.
         late: Vec<String>,
     },
 }
 
-/// Decides what the ring needs now.
+/// Decides what the ring needs.
 ///
-/// `proxies` are the proxies that may serve clients: those that are ready, and those about to be.
+/// `proxies` are the proxies that may serve clients: those that are ready, and those that may become ready.
 pub fn plan(
     ring: &Ring,
     policy: &RotationPolicy,

@@ -1,15 +1,15 @@
-//! How keys age.
+//! Rotation policy of the ring.
 
 use jiff::SignedDuration;
 
-/// How keys age.
+/// Rotation policy of the ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RotationPolicy {
-    /// How often a new key begins to seal.
+    /// Interval between rotations.
     pub rotation_interval: SignedDuration,
-    /// How long a ticket may be used.
+    /// Lifetime of a ticket.
     pub lifetime: SignedDuration,
-    /// How long a proxy that does not acknowledge may hold up a rotation.
+    /// How long a rotation waits for a proxy that does not acknowledge.
     pub max_unacked_wait: SignedDuration,
 }
 

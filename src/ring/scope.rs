@@ -1,4 +1,4 @@
-//! What a ticket is bound to.
+//! Scope that a session is bound to.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::api::MinVersion;
 
-/// Digest of everything that must be the same for a session to resume: the farm, the host, and the TLS policy under
-/// which the session was made (STEK Sharing, USENIX Security 2025; CVE-2025-23419).
+/// Digest of everything that must match for a session to be resumed: the farm, the host, and the TLS policy under which
+/// the session was issued (STEK Sharing, USENIX Security 2025; CVE-2025-23419).
 ///
-/// A renewed certificate or one more host name keeps the scope; another host, farm or policy has another.
+/// Renewing a certificate or adding a host name does not change the scope; a different host, farm or policy does.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct Scope([u8; 32]);
 
 impl Scope {
-    /// The scope of one host of the farm `namespace`/`name`.
+    /// Computes the scope of one host of the farm `namespace`/`name`.
     pub fn new(farm: &str, host: &str, min_version: MinVersion) -> Self {
         let mut context = Context::new(&SHA256);
         let version = match min_version {
@@ -31,8 +31,8 @@ impl Scope {
         Self(digest)
     }
 
-    /// The scope of the same host when its TLS 1.3 tickets may be used once only: what was issued before it became so
-    /// must not be used again and again.
+    /// The scope of the same host with single-use TLS 1.3 tickets, so that tickets issued before the switch cannot be
+    /// resumed.
     #[must_use]
     pub fn single_use(self) -> Self {
         let mut context = Context::new(&SHA256);

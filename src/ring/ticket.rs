@@ -1,4 +1,5 @@
-//! Tickets and entries of the session cache: sealing a session under the primary key and opening it again on any proxy.
+//! Tickets and session cache entries: encrypts a session with the primary key ("seal"), and decrypts it on any proxy
+//! ("open").
 //!
 //! ```text
 //! ticket = version (1) | key id (16) | nonce (12) | AES-256-GCM-SIV( state ) | tag (16)
@@ -6,8 +7,9 @@
 //! ```
 //!
 //! Times are seconds since 1970, big-endian. The associated data is version, key id, format and [`Scope`], so a ticket
-//! from another scope or format fails exactly as a forged one does. GCM-SIV, because random nonces of all proxies
-//! together may repeat without harm to other tickets (RFC 8452). Keys are found by id and never by trial.
+//! from another scope or format fails to authenticate, as a forged one does. GCM-SIV is used because repeated random
+//! nonces among all proxies do not compromise other tickets (RFC 8452). Keys are selected by id, never by trial
+//! decryption.
 
 use std::collections::HashMap;
 
@@ -19,13 +21,14 @@ use zeroize::Zeroizing;
 use super::{CacheKey, KeyId, Ring, Scope, TicketKey};
 use crate::api::KeyRole;
 
-/// Sizes of tickets. Only these occur, so that a ticket's size hides the length of what it carries.
+/// Sizes of tickets in bytes. Sessions are padded to these, so that the size of a ticket does not reveal the length of
+/// the session.
 const BUCKETS: [usize; 4] = [256, 512, 1024, 2048];
 
 const VERSION: u8 = 1;
 
-/// Names the encoding of the session inside the ticket. rustls gives its session values no version of their own, so
-/// every release of rustls that changes them needs another name here; tickets of the old name are then full handshakes.
+/// Format of the session in the ticket. rustls session values have no version, so this must change with every rustls
+/// release that changes them; tickets of the old format then cause full handshakes.
 const FORMAT: &[u8] = b"rustls 0.23";
 
 /// Purpose under which ticket keys are derived from a ring secret (RFC 5869 info).
@@ -38,13 +41,13 @@ const HEADER: usize = 1 + 16 + NONCE_LEN;
 const TAG_LEN: usize = 16;
 const STATE_HEADER: usize = 8 * 3 + 2;
 
-/// How far the clock of the proxy that issued a ticket may be ahead of ours.
+/// Allowed clock skew in seconds: how far the clock of the issuing proxy may be ahead.
 const CLOCK_SKEW: i64 = 600;
 
-/// Longest lifetime that TLS allows (RFC 9846 section 4.7.1), in seconds.
+/// Maximum ticket lifetime in TLS (RFC 9846 section 4.7.1), in seconds.
 const LONGEST_LIFETIME: i64 = 604_800;
 
-/// The keys of one ring, ready to seal and open.
+/// The derived keys of one ring.
 pub struct TicketKeys {
     generation: u64,
     primary: KeyId,
@@ -59,56 +62,56 @@ struct ReadyKey {
     open_until: Timestamp,
 }
 
-/// What a session is sealed as. Neither kind opens as the other: each has keys of its own.
+/// What a session is encrypted as. Each kind has its own keys, so one cannot be decrypted as the other.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SealedAs<'a> {
-    /// A ticket, which the client keeps.
+    /// A ticket, stored by the client.
     Ticket,
-    /// The entry of the session cache under this key, and under no other.
+    /// The session cache entry with this key.
     Entry(&'a CacheKey),
 }
 
-/// How long tickets may be used.
+/// Lifetimes of tickets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TicketPolicy {
-    /// How long one ticket may be used.
+    /// Lifetime of one ticket.
     pub lifetime: SignedDuration,
-    /// How long after its last full handshake a client may go on resuming.
+    /// Maximum time since the last full handshake for which a client can resume.
     pub max_age: SignedDuration,
 }
 
-/// What bounds the tickets of one connection besides the policy.
+/// Limits on the tickets of one connection in addition to the policy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SessionAge {
     /// When the client last made a full handshake.
     pub authenticated_at: Timestamp,
-    /// When the host's certificate expires: no session outlives it.
+    /// Expiry of the host's certificate: no session may outlive it.
     pub certificate_until: Timestamp,
 }
 
-/// A ticket that was opened.
+/// A decrypted ticket.
 pub struct OpenedTicket {
-    /// The TLS library's session value. It holds secrets.
+    /// The session value of rustls. It contains secrets.
     pub session: Zeroizing<Vec<u8>>,
     /// When the client last made a full handshake.
     pub authenticated_at: Timestamp,
-    /// Role of the key that opened it, as this proxy sees it.
+    /// Role of the key that decrypted it, in this proxy's ring.
     pub opened_by: KeyRole,
 }
 
-/// Why a proxy issues no ticket.
+/// Why a ticket was not issued.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 pub enum SealError {
-    /// The primary key may no longer seal: the proxy has heard of no rotation for too long.
+    /// The primary key may no longer encrypt: the proxy has not loaded a rotated ring in time.
     #[error("the sealing period of the primary key has ended")]
     KeyExpired,
-    /// The session may not be resumed any more, or the certificate has expired.
+    /// The session exceeded its maximum age, or the certificate has expired.
     #[error("the session is too old or its certificate has expired")]
     SessionExpired,
-    /// The session does not fit into the largest ticket.
+    /// The session exceeds the largest ticket size.
     #[error("the session is too large for a ticket")]
     TooLarge,
-    /// No randomness, or the cipher failed.
+    /// The random generator or the cipher failed.
     #[error("the cipher or the random generator failed")]
     Cipher,
 }
@@ -116,22 +119,22 @@ pub enum SealError {
 /// Why an offered ticket is not used. The client gets a full handshake, never an alert (RFC 9846 section 4.3.11).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 pub enum OpenError {
-    /// It does not look like one of our tickets.
+    /// It does not have the format of a ticket of this farm.
     #[error("not a ticket of this farm")]
     Malformed,
     /// Its key is not in the ring.
     #[error("sealed with a key that is not in the ring")]
     UnknownKey,
-    /// Forged, altered, or made for another scope or by another release.
+    /// Authentication failed: it is forged, modified, or issued for another scope or by another release.
     #[error("failed to authenticate, or issued for another scope")]
     NotAuthentic,
-    /// It, its key or its session is too old.
+    /// The ticket, its key or its session has expired.
     #[error("expired")]
     Expired,
 }
 
 impl TicketPolicy {
-    /// Seconds for which a ticket issued `now` may be used; zero when none may be issued.
+    /// Lifetime in seconds of a ticket issued at `now`; 0 if none may be issued.
     pub fn lifetime_of(&self, age: &SessionAge, now: Timestamp) -> u32 {
         let ends = [
             now + self.lifetime,
@@ -177,19 +180,19 @@ impl TicketKeys {
         self.generation
     }
 
-    /// Id of the key that seals.
+    /// Id of the primary key.
     pub fn primary(&self) -> KeyId {
         self.primary
     }
 
-    /// Whether the primary may seal at all.
+    /// Whether the primary key may encrypt tickets at `now`.
     pub fn can_seal(&self, now: Timestamp) -> bool {
         self.keys
             .get(&self.primary)
             .is_some_and(|key| now < key.seal_until)
     }
 
-    /// The earliest moment after `now` at which a key must be forgotten.
+    /// The earliest time after `now` at which a key expires.
     pub fn next_expiry(&self, now: Timestamp) -> Option<Timestamp> {
         self.keys
             .values()
@@ -198,14 +201,14 @@ impl TicketKeys {
             .min()
     }
 
-    /// Forgets every key that may not open tickets any more; says whether any went.
+    /// Removes expired keys; returns whether there were any.
     pub fn without_expired(&mut self, now: Timestamp) -> bool {
         let before = self.keys.len();
         self.keys.retain(|_, key| now < key.open_until);
         self.keys.len() < before
     }
 
-    /// Seals a session for `scope` under the primary key.
+    /// Encrypts a session for `scope` with the primary key.
     pub fn seal(
         &self,
         session: &[u8],
@@ -252,7 +255,7 @@ impl TicketKeys {
         Ok(ticket)
     }
 
-    /// Opens what was sealed for `scope`. `ticket` is wholly under the control of the client, or of the cache.
+    /// Decrypts a ticket or entry for `scope`. `ticket` is untrusted input from the client or the cache.
     pub fn open(
         &self,
         ticket: &[u8],

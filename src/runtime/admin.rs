@@ -1,7 +1,7 @@
-//! The admin server: a few read-only pages over plain HTTP, on a port of its own.
+//! The admin server: read-only pages over plain HTTP on a separate port.
 //!
-//! It serves few connections at a time and gives each request little time, so that it cannot be used to wear a process
-//! out (G12 of the requirements).
+//! It limits concurrent connections and the time per request, so that it cannot be used to exhaust the process (G12 of
+//! the requirements).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use tracing::debug;
 const MOST_CONNECTIONS: usize = 16;
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// What a page answers.
+/// Response of a page.
 pub type Page = Response<Full<Bytes>>;
 
 /// The pages of one process, by path.
@@ -59,7 +59,7 @@ impl AdminPages {
         })
     }
 
-    /// Serves the pages until `stop` is done.
+    /// Serves the pages until `stop` completes.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let pages = Arc::new(self);
         let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -117,12 +117,12 @@ impl AdminPages {
     }
 }
 
-/// A page of plain text.
+/// Creates a plain-text response.
 pub fn text_page(status: StatusCode, text: &str) -> Page {
     page(status, "text/plain; charset=utf-8", format!("{text}\n"))
 }
 
-/// A page of JSON.
+/// Creates a JSON response.
 pub fn json_page(value: &impl serde::Serialize) -> Page {
     match serde_json::to_string(value) {
         Ok(json) => page(StatusCode::OK, "application/json", json),

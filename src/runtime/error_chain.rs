@@ -1,8 +1,8 @@
-//! Errors with their causes, in words that fit on one line.
+//! Formats errors with their causes on one line.
 
 use std::error::Error;
 
-/// An error and what caused it. The transport's errors name their causes in their sources only.
+/// Formats an error with its sources, skipping those already in its text.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = one_line(error);
     let mut source = error.source();

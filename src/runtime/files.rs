@@ -1,7 +1,7 @@
-//! Noticing that a file changed.
+//! Detection of file changes by polling.
 //!
-//! The kubelet replaces a whole mounted volume by swapping one symbolic link, which inotify reports in ways that differ
-//! between file systems. Looking at the file's identity a few times a second costs next to nothing and works everywhere.
+//! The kubelet replaces a mounted volume by swapping a symbolic link, which inotify reports differently on different
+//! file systems. Polling the file's identity a few times a second is cheap and works everywhere.
 
 use std::fs;
 use std::io;
@@ -9,15 +9,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often files are looked at.
+/// Polling interval.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What tells one version of a file from another. A missing file has an identity too.
+/// Identity of a version of a file. A missing file has an identity too.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FileIdentity(Option<(PathBuf, u64, i64, i64, u64)>);
 
 impl FileIdentity {
-    /// Looks at `path` as it is now, through all symbolic links.
+    /// Reads the current identity of `path`, following symbolic links.
     pub fn of(path: &Path) -> Self {
         let identity = || {
             let resolved = fs::canonicalize(path).ok()?;
@@ -28,7 +28,7 @@ impl FileIdentity {
     }
 }
 
-/// A file that is read again whenever it has changed.
+/// A file that is read again when it has changed.
 #[derive(Debug, Default)]
 pub struct WatchedFile {
     seen: Option<(PathBuf, FileIdentity)>,
@@ -37,12 +37,12 @@ pub struct WatchedFile {
 }
 
 impl WatchedFile {
-    /// Reads the file at `path`. None when it has not changed since the last call.
+    /// Reads the file at `path`. None if it has not changed since the last call.
     ///
     /// # Errors
     ///
-    /// It is missing or cannot be read, which is said once. What may pass by itself, such as too many open files, makes
-    /// the next calls try again.
+    /// Returns an error once if the file is missing or cannot be read. After a transient error, such as too many open
+    /// files, the next calls retry.
     pub fn poll(&mut self, path: &Path) -> Option<io::Result<Vec<u8>>> {
         self.poll_by(path, |path| fs::read(path))
     }

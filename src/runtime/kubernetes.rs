@@ -1,27 +1,27 @@
-//! The way to the API server, and what it answers, in words that fit on one line.
+//! Kubernetes client configuration, and one-line texts of API errors.
 
 use kube::Config;
 use kube::config::{KubeConfigOptions, KubeconfigError};
 
 use super::error_chain::{one_line, with_causes};
 
-/// Why there is no way to an API server.
+/// Why no Kubernetes client configuration was found.
 #[derive(Debug, thiserror::Error)]
 pub enum NoCluster {
-    /// There is no usable kubeconfig, and this is no pod of a cluster either.
+    /// There is no valid kubeconfig, and the process does not run in a pod.
     #[error("no cluster configuration: {}, and this process does not run in a pod with a service account; set KUBECONFIG", one_line(.0))]
     Nowhere(#[source] Box<KubeconfigError>),
-    /// The kubeconfig has no such context, or it is unusable.
+    /// The kubeconfig is invalid or has no such context.
     #[error("no cluster configuration: {}", one_line(.0))]
     Context(#[source] Box<KubeconfigError>),
 }
 
-/// Finds the cluster of a kubeconfig's context; without a context, that of the current one, else the pod's
-/// own.
+/// Loads the configuration of a kubeconfig context; without one, that of the current context, or else the in-cluster
+/// configuration.
 ///
 /// # Errors
 ///
-/// When there is none.
+/// Fails if there is neither.
 pub async fn find(context: Option<&str>) -> Result<Config, NoCluster> {
     let options = KubeConfigOptions {
         context: context.map(str::to_owned),
@@ -34,7 +34,7 @@ pub async fn find(context: Option<&str>) -> Result<Config, NoCluster> {
     }
 }
 
-/// What the API server says, or what keeps it from being asked.
+/// Formats an API error: the server's message, or the client error with its causes.
 pub fn describe(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),

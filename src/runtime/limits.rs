@@ -1,8 +1,8 @@
-//! How many connections a process holds open at most.
+//! Connection limit of a process.
 //!
-//! Every connection needs file descriptors and memory. The limits of the process on both are read once at the start;
-//! past the cap a new connection is closed at once, so that the ones that are open, health checks and the admin port go
-//! on.
+//! Every connection needs file descriptors and memory. The limits of the process on both are read at the start. Beyond
+//! the connection limit new connections are closed on accept, so that open connections, health checks and the admin
+//! port keep working.
 
 use std::fs;
 
@@ -15,18 +15,18 @@ const MOST: u64 = 65_536;
 /// Fewest connections, whatever the limits are.
 const LEAST: u64 = 64;
 
-/// What connections need.
+/// Resources needed per connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionCost {
-    /// File descriptors of one connection.
+    /// File descriptors per connection.
     pub(crate) files: u64,
-    /// Memory of one connection.
+    /// Memory per connection, in bytes.
     pub(crate) bytes: u64,
-    /// Memory that is not there for connections.
+    /// Memory reserved for other purposes, in bytes.
     pub(crate) reserved: u64,
 }
 
-/// Most connections that the limits of this process allow.
+/// Maximum number of connections within the limits of this process.
 pub(crate) fn most_connections(cost: ConnectionCost) -> usize {
     let open_files = fs::read_to_string("/proc/self/limits")
         .ok()

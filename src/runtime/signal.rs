@@ -1,17 +1,17 @@
-//! The signal to stop.
+//! Termination signals.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM or SIGINT, from the moment of its creation on.
+/// Receives SIGTERM and SIGINT from its creation on.
 pub struct Terminated {
     term: Signal,
     interrupt: Signal,
 }
 
 impl Terminated {
-    /// Takes over both signals from the system's default of ending the process.
+    /// Installs handlers for both signals. Fails if that is not possible.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,

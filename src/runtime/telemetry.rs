@@ -1,4 +1,4 @@
-//! Logs to standard error, as text for people or JSON for collectors.
+//! Logging to standard error, as text or JSON.
 
 use std::io::IsTerminal;
 
@@ -15,12 +15,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `filter` is a list of `target=level` directives as tracing-subscriber reads them, such as `info` or
+/// Initializes logging. `filter` is a list of tracing-subscriber directives, such as `info` or
 /// `tlsfarm=debug,kube=warn`.
 ///
 /// # Errors
 ///
-/// When `filter` is not such a list.
+/// Fails if `filter` is invalid.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
     let builder = tracing_subscriber::fmt()

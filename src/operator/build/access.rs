@@ -1,4 +1,4 @@
-//! The proxies' identity and its one permission: to find the endpoints of Services in their namespace.
+//! ServiceAccount, Role and RoleBinding of the proxies. The only permission is to list and watch EndpointSlices.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};

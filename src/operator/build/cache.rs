@@ -1,5 +1,5 @@
-//! What a farm's session cache adds to its objects: the sidecars, their files and the Service by which they find each
-//! other, or the files with which proxies log on to a Redis.
+//! Objects for the session cache: the sidecars, their files and the Service for peer discovery, or the credentials for
+//! a Redis server.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::compile::mounts::{
 use crate::operator::names::FarmId;
 
 const CONTAINER: &str = "cache";
-/// What a pod gets for the session cache.
+/// Parts of the pod template for the session cache.
 #[derive(Default)]
 pub(super) struct PodParts {
     pub(super) sidecar: Option<Container>,
@@ -28,9 +28,9 @@ pub(super) struct PodParts {
     pub(super) mounts: Vec<VolumeMount>,
 }
 
-/// The Service by which the sidecars find each other; none when there are none.
+/// Builds the headless Service for peer discovery; None without sidecars.
 ///
-/// It names ready pods only: a proxy that drains takes its cache along.
+/// It contains ready pods only, so that the cache of a draining proxy leaves the peer group.
 pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
     sidecar(&farm.spec)?;
     let (name, number) = ports::CACHE_PEERS;
@@ -52,7 +52,7 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
     })
 }
 
-/// What the pods get; `image` and `pull_policy` are the proxy's.
+/// Builds the parts of the pod template; `image` and `pull_policy` are those of the proxy.
 pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &str) -> PodParts {
     let cache = &farm.spec.resumption.session_cache;
     match (cache.mode, &cache.redis) {
@@ -100,9 +100,9 @@ pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &
     }
 }
 
-/// A native sidecar: it is there before the proxy and ends after it.
+/// A native sidecar: it starts before the proxy and stops after it.
 ///
-/// It has no readiness probe: a sick cache costs full handshakes, and must not take the proxy out of service.
+/// It has no readiness probe: a failing cache causes full handshakes, and must not make the proxy unready.
 fn container(cache: &api::SessionCacheSpec, image: &str, pull_policy: &str) -> Container {
     Container {
         name: CONTAINER.into(),

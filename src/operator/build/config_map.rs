@@ -1,4 +1,4 @@
-//! The ConfigMap with the files of proxies and caches.
+//! The ConfigMap with the configuration files of proxies and caches.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the containers of a pod have in common.
+//! Settings shared by all containers of a pod.
 
 use k8s_openapi::api::core::v1::{
     Capabilities, ContainerPort, HTTPGetAction, Probe, SecretVolumeSource, SecurityContext, Volume,
@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 /// Mounted secrets are readable for the process's group and nobody else.
 const SECRET_MODE: i32 = 0o440;
 
-/// What every container gives up: the Pod Security level `restricted` and a bit more.
+/// Security context of every container: the Pod Security level `restricted`, and a read-only root file system.
 pub(super) fn restricted() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),

@@ -23,19 +23,21 @@ pub(in crate::operator) const CONTAINER: &str = "proxy";
 /// User and group of the process, the image's `nonroot`.
 const USER: i64 = 65_532;
 
-/// How long a new proxy must stay ready before an old one goes, so that every node has heard of its address.
+/// `minReadySeconds`: how long a new proxy must be ready before an old one is stopped, so that every node knows its
+/// address.
 const SETTLING_SECONDS: i32 = 2;
 
-/// What the kubelet gives a proxy beyond its drain period before it kills it.
+/// Seconds of the termination grace period in addition to the drain period.
 const GRACE_SECONDS: u64 = 5;
 
-/// Annotation on the pods: the file that their sidecars read at the start, and only then.
+/// Annotation on the pods with the fingerprint of the cache configuration, which the sidecars read only at the start: a
+/// change restarts the pods.
 const CACHE_CONFIG_ANNOTATION: &str = "tlsfarm.dev/cache-config";
 
-/// What the operator's command line says about proxies.
+/// Image settings of the proxies from the operator's command line.
 #[derive(Clone, Debug)]
 pub(in crate::operator) struct ProxyImage {
-    /// Image of the proxies whose farm names none.
+    /// Proxy image for farms that do not set one.
     pub(in crate::operator) image: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub(in crate::operator) pull_policy: String,

@@ -31,7 +31,7 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
     }
 }
 
-/// The admin ports of every pod, also of those that are not ready: monitoring wants them most.
+/// The Service for monitoring: the admin ports of all pods, including those that are not ready.
 pub(super) fn metrics_service(farm: &TLSFarm, id: &FarmId) -> Service {
     let mut service_ports = vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0, "http")];
     if farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar {

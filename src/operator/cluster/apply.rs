@@ -1,8 +1,9 @@
-//! Bringing a farm's objects to what they should be: server-side apply, refusing what is not ours, removing orphans.
+//! Applies a farm's objects: server-side apply, conflict detection for objects of other owners, deletion of orphans.
 //!
-//! At rest nothing is sent. An object is applied when what it should be has changed, or when the API server's record of
-//! the fields that we own has: a field that somebody else sets to another value, or removes, leaves that record. So drift
-//! is repaired, while defaults, normalisation and the fields of others never cause a write.
+//! In a steady state nothing is written. An object is applied when its desired state has changed, or when the set of
+//! fields that the operator owns (`managedFields`) has changed: a field that another client changes or removes leaves
+//! that set. So drift is repaired, while defaulting, normalization and the fields of other managers never cause a
+//! write.
 
 use std::collections::BTreeMap;
 
@@ -24,13 +25,13 @@ use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, MANAGER, Ownership};
 use crate::runtime::kubernetes::describe;
 
-/// What is remembered of the objects that were applied.
+/// Records of the objects that were applied.
 pub(crate) type Applied = BTreeMap<Key, Record>;
 
 /// Which object of the farm's namespace is meant.
 type Key = (Kind, String);
 
-/// One object right after it was applied.
+/// State of an object right after it was applied.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Record {
     uid: Option<String>,
@@ -38,32 +39,32 @@ pub(crate) struct Record {
     owned_fields: Option<Value>,
 }
 
-/// The farm's objects as they are.
+/// The existing objects of a farm.
 pub(crate) struct Inspection {
     live: BTreeMap<Key, DynamicObject>,
     orphans: Vec<(Kind, DynamicObject)>,
-    /// An object that has one of the farm's names and is not the farm's.
+    /// An object with one of the farm's names that is not owned by the farm.
     pub(crate) conflict: Option<FarmRefusal>,
 }
 
-/// What status is told of the farm's objects.
+/// State of the farm's objects, for the status.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Live {
     pub(crate) deployment: Option<Deployment>,
     pub(crate) service: Option<Service>,
-    /// Fingerprint of the configuration that proxies should run.
+    /// Fingerprint of the configuration that proxies should load.
     pub(crate) config: Option<String>,
 }
 
-/// Why objects were not applied.
+/// Why applying the objects failed.
 pub(crate) enum ApplyError {
-    /// The API server says that the spec makes no valid object.
+    /// The API server rejected an object as invalid because of the spec.
     Refused(FarmRefusal),
-    /// Anything else; it is tried again.
+    /// Any other error; it is retried.
     Failed(ReconcileError),
 }
 
-/// Looks at everything that has the farm's label or one of the names that it wants.
+/// Reads all objects that have the farm's label or one of the names of its desired objects.
 pub(crate) async fn inspect(
     client: &Client,
     id: &FarmId,
@@ -96,7 +97,7 @@ fn not_listed<'a>(wanted: &'a [Key], listed: &[(Kind, DynamicObject)]) -> Vec<&'
     wanted.iter().filter(|key| !listed.contains(key)).collect()
 }
 
-/// Tells that an object keeps the farm from being carried out.
+/// Returns the refusal for an object that is not owned by the farm; None if it is.
 pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<FarmRefusal> {
     let message = match ownership {
         Ownership::Ours => return None,
@@ -136,7 +137,7 @@ impl Inspection {
         }
     }
 
-    /// What status is told while nothing is applied.
+    /// State for the status if nothing is applied.
     pub(crate) fn live(&self, id: &FarmId) -> Live {
         let name = id.proxy_name();
         Live {
@@ -170,7 +171,7 @@ enum Request<'a> {
     Delete(Kind, &'a DynamicObject),
 }
 
-/// Applies what differs and deletes orphans. Nothing may conflict.
+/// Applies the objects that differ and deletes orphans. There must be no conflict.
 pub(crate) async fn apply(
     client: &Client,
     id: &FarmId,

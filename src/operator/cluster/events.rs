@@ -1,4 +1,4 @@
-//! Events: what happened to a farm, once for each change and never for a state that lasts.
+//! Kubernetes Events: one for each change of a farm, none for a lasting state.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -9,10 +9,10 @@ use crate::api::{Condition, ConditionStatus, ConditionType, Reason};
 use crate::operator::metrics::OperatorMetrics;
 use crate::runtime::kubernetes::describe;
 
-/// The API server refuses longer notes.
+/// Maximum length of a note, in bytes; the API server rejects longer ones.
 const LONGEST_NOTE: usize = 1024;
 
-/// Something that happened.
+/// A Kubernetes Event to publish.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct NewEvent {
     warning: bool,
@@ -41,7 +41,7 @@ impl NewEvent {
     }
 }
 
-/// Publishes events. There is one for all farms, since it joins those that repeat.
+/// Publishes Events. One instance serves all farms, because it aggregates repeated Events.
 pub(crate) struct Events {
     recorder: Recorder,
 }
@@ -53,7 +53,7 @@ impl Events {
         }
     }
 
-    /// Publishes what happened to `farm`, best effort.
+    /// Publishes Events about `farm`. Errors are only logged.
     pub(crate) async fn publish(
         &self,
         farm: &ObjectReference,
@@ -80,7 +80,7 @@ impl Events {
     }
 }
 
-/// What a change of conditions means to somebody who reads events.
+/// Returns the Events for a change of conditions.
 pub(crate) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<NewEvent> {
     after
         .iter()

@@ -1,4 +1,4 @@
-//! The kinds of object that the operator applies.
+//! Kinds of the objects that the operator applies.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::core::ApiResource;
 
-/// A kind of object that the operator applies, in the order in which it does.
+/// Kind of an object that the operator applies; the variants are in the order of application.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kind {
     ServiceAccount,
@@ -31,7 +31,7 @@ impl Kind {
         Self::PodDisruptionBudget,
     ];
 
-    /// How the API serves the kind.
+    /// API resource of the kind.
     pub(crate) fn resource(self) -> ApiResource {
         match self {
             Self::ServiceAccount => ApiResource::erase::<ServiceAccount>(&()),

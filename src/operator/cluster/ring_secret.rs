@@ -11,16 +11,16 @@ use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, Ownership};
 use crate::ring::Ring;
 
-/// The ring Secret as it is.
+/// State of the ring Secret.
 #[derive(Debug)]
 pub(crate) enum StoredRing {
-    /// There is none.
+    /// The Secret does not exist.
     Missing,
-    /// One of that name is not the farm's.
+    /// A Secret of that name is not owned by the farm.
     Foreign(Ownership),
-    /// It holds no ring that could be used, for this reason.
+    /// The Secret contains no valid ring, for this reason.
     Damaged(String, Version),
-    /// It holds a ring.
+    /// The Secret contains a valid ring.
     Good(Box<Ring>, Version),
 }
 
@@ -48,9 +48,9 @@ impl From<SecretState> for StoredRing {
     }
 }
 
-/// Writes `ring` in place of the Secret of `version`, or creates the Secret where there must be none.
+/// Replaces the Secret of resource version `version` by `ring`; without a version, creates the Secret.
 ///
-/// After an error it is not known whether the ring was written: it must be read again.
+/// After an error it is unknown whether the ring was written: read it again.
 pub(crate) async fn write(
     client: &Client,
     id: &FarmId,

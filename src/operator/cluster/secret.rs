@@ -1,6 +1,6 @@
-//! Secrets of the operator's own: reading them, and writing them by compare-and-swap.
+//! Reads the operator's Secrets and writes them by compare-and-swap.
 //!
-//! Nothing here quotes a Secret: neither errors nor logs hold any of its text.
+//! Errors and logs never contain data of a Secret.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +13,24 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, MANAGER, Ownership};
 
-/// A Secret as it is.
+/// State of a Secret.
 pub(crate) enum SecretState {
-    /// There is none.
+    /// It does not exist.
     Missing,
-    /// One of that name is not the farm's.
+    /// A Secret of that name is not owned by the farm.
     Foreign(Ownership),
-    /// It is the farm's.
+    /// It is owned by the farm.
     Ours(Box<Content>, Version),
 }
 
-/// What a Secret of the farm holds. It is zeroed on release.
+/// Data of a Secret of the farm. It is zeroed on drop.
 pub(crate) struct Content(Secret);
 
-/// The Secret that a write replaces. Any other write in between makes it fail.
+/// Resource version of the Secret that a write replaces. The write fails if the Secret has changed in between.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Version(pub(crate) String);
 
-/// A Secret as it should be.
+/// A Secret to write.
 pub(crate) struct SecretToWrite {
     pub(crate) name: String,
     pub(crate) type_: &'static str,
@@ -38,12 +38,12 @@ pub(crate) struct SecretToWrite {
     pub(crate) data: Vec<(&'static str, Zeroizing<Vec<u8>>)>,
 }
 
-/// What became of a write.
+/// Outcome of a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Written {
-    /// It is stored.
+    /// The write succeeded.
     Stored,
-    /// Somebody else wrote first; it must be read again.
+    /// Conflict: another writer was first. Read the Secret again.
     Overtaken,
 }
 
@@ -91,9 +91,9 @@ impl SecretState {
     }
 }
 
-/// Writes a Secret in place of the one of `version`, or creates it where there must be none.
+/// Replaces the Secret of resource version `version`; without a version, creates it.
 ///
-/// After an error it is not known whether it was written: it must be read again.
+/// After an error it is unknown whether it was written: read it again.
 pub(crate) async fn write(
     client: &Client,
     id: &FarmId,
@@ -142,7 +142,7 @@ fn is_overtaken(error: &kube::Error, version: Option<&Version>) -> bool {
     }
 }
 
-/// Deletes the Secret of `version`, and no other that has its name meanwhile.
+/// Deletes the Secret of resource version `version`, but not a newer one of the same name.
 pub(crate) async fn delete(
     client: &Client,
     id: &FarmId,

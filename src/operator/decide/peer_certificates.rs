@@ -1,8 +1,8 @@
-//! The certificates by which a farm's caches know each other: which there should be, and when they change. Pure.
+//! The certificates with which a farm's caches authenticate to each other, and their renewal. Pure.
 //!
-//! A farm has one authority, which never leaves the operator and its Secret, and one leaf, which all its caches present
-//! in both directions. A cache trusts the authorities that it is given beside the leaf. When the authority changes, the
-//! new one is announced first, and signs a leaf only once every cache has had [`OVERLAP`] to hear of it.
+//! A farm has one CA, whose key never leaves the operator and its Secret, and one leaf certificate, which all its
+//! caches present in both directions. A cache trusts the CA certificates that are mounted with the leaf certificate. A
+//! new CA is announced first, and signs a leaf certificate only after [`OVERLAP`], when every cache has loaded it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,55 +22,56 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use zeroize::Zeroizing;
 
-/// How long an authority is good for.
+/// Validity of a CA certificate.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 
-/// How long a leaf is good for.
+/// Validity of a leaf certificate.
 const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(90 * 24);
 
-/// How far a cache's clock may be behind the operator's.
+/// Allowed clock skew: how far a cache's clock may be behind the operator's.
 const BACKDATED: SignedDuration = SignedDuration::from_mins(5);
 
-/// How long caches are given to hear of a change: kubelets take two minutes, a node that is cut off longer.
+/// Time that caches have to load a new CA certificate. A kubelet needs up to two minutes; a disconnected node needs
+/// longer.
 const OVERLAP: SignedDuration = SignedDuration::from_hours(24);
 
-/// No certificate could be made.
+/// Issuing a certificate failed.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to issue a certificate: {0}")]
 pub(crate) struct IssueError(#[from] rcgen::Error);
 
-/// What signs a farm's leaf.
+/// The CA of a farm: signs its leaf certificate.
 pub(crate) struct Authority {
     certificate: Certificate,
     key: Zeroizing<String>,
 }
 
-/// What a farm's caches present, and whom they trust.
+/// The leaf certificate that a farm's caches present, and the CA certificates that they trust.
 pub(crate) struct Leaf {
     certificate: Certificate,
     key: Zeroizing<String>,
     authorities: Vec<CertificateDer<'static>>,
-    /// Since when the newest authority is among `authorities`.
+    /// Since when the newest CA certificate has been among `authorities`.
     trusted_since: Option<Timestamp>,
 }
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Step {
-    /// Nothing before then.
+    /// Nothing to do before `until`.
     Keep {
         /// When to decide again.
         until: Timestamp,
     },
-    /// There is no usable authority, or its time is coming: make one.
+    /// There is no usable CA, or it is due for renewal: create one.
     Found,
-    /// Tell the caches whom to trust, with the leaf that they have: [`Leaf::announcing`].
+    /// Add the new CA certificate to the trusted ones and keep the leaf certificate: [`Leaf::announcing`].
     Announce,
-    /// Sign a new leaf: [`Leaf::issue`].
+    /// Issue a new leaf certificate: [`Leaf::issue`].
     Issue,
 }
 
-/// Decides what to do with what there is.
+/// Decides the next step from the existing CA and leaf certificate.
 pub(crate) fn plan(
     authority: Option<&Authority>,
     leaf: Option<&Leaf>,
@@ -109,7 +110,7 @@ pub(crate) fn plan(
 }
 
 impl Authority {
-    /// Makes an authority.
+    /// Creates a CA. Fails if no key can be generated.
     pub(crate) fn create(now: Timestamp) -> Result<Self, IssueError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = authority_params();
@@ -121,26 +122,27 @@ impl Authority {
         })
     }
 
-    /// Reads an authority from PEM; none when it is damaged.
+    /// Parses a CA from PEM; None if it is invalid.
     pub(crate) fn read(certificate: &[u8], key: &[u8]) -> Option<Self> {
         let certificate = Certificate::parse(CertificateDer::from_pem_slice(certificate).ok()?)?;
         let key = read_key(key, &certificate)?;
         Some(Self { certificate, key })
     }
 
-    /// The certificate in PEM.
+    /// The certificate as PEM.
     pub(crate) fn certificate(&self) -> String {
         pem(&self.certificate.der)
     }
 
-    /// The private key in PEM.
+    /// The private key as PEM.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
 }
 
 impl Leaf {
-    /// Signs a leaf. The caches go on trusting who signed the one of `before`, since some still present that.
+    /// Issues a leaf certificate. The CA that signed `before` stays trusted, because some caches still present that
+    /// certificate.
     pub(crate) fn issue(
         authority: &Authority,
         before: Option<&Self>,
@@ -171,7 +173,7 @@ impl Leaf {
         })
     }
 
-    /// The same leaf, beside the authorities that count from now on.
+    /// The same leaf certificate with the CA certificates to trust from now on.
     pub(crate) fn announcing(&self, authority: &Authority, server_name: &str, now: Timestamp) -> Self {
         Self {
             certificate: self.certificate.clone(),
@@ -181,7 +183,7 @@ impl Leaf {
         }
     }
 
-    /// Reads a leaf and its authorities from PEM; none when any of it is damaged.
+    /// Parses a leaf certificate and CA certificates from PEM; None if any of them is invalid.
     pub(crate) fn read(
         certificate: &[u8],
         key: &[u8],
@@ -201,27 +203,27 @@ impl Leaf {
         })
     }
 
-    /// The certificate in PEM.
+    /// The certificate as PEM.
     pub(crate) fn certificate(&self) -> String {
         pem(&self.certificate.der)
     }
 
-    /// The private key in PEM.
+    /// The private key as PEM.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whom the caches trust, in PEM.
+    /// The trusted CA certificates as PEM.
     pub(crate) fn authorities(&self) -> String {
         self.authorities.iter().map(pem).collect()
     }
 
-    /// Since when the caches have been told of the newest authority.
+    /// Since when the newest CA certificate has been announced.
     pub(crate) fn trusted_since(&self) -> Option<Timestamp> {
         self.trusted_since
     }
 
-    /// When it is replaced.
+    /// Time of its renewal.
     pub(crate) fn renewal(&self) -> Timestamp {
         self.certificate.renewal()
     }

@@ -1,4 +1,4 @@
-//! What to write into the ring Secret, if anything. Pure but for the randomness of new keys.
+//! Decides whether to write the ring Secret. Pure except for the random bytes of new keys.
 
 use jiff::Timestamp;
 
@@ -12,21 +12,21 @@ use crate::ring::{
 /// A request's value is kept in the ring document, which is bounded; a longer one is told by its fingerprint.
 const LONGEST_REQUEST: usize = 128;
 
-/// What the operator knows of a farm's ring besides the Secret.
+/// What the operator knows about a farm's ring apart from the Secret.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct KnownRing<'a> {
-    /// The ring that it last saw or wrote.
+    /// The ring that it last read or wrote.
     pub(crate) ring: Option<&'a Ring>,
-    /// The highest generation that memory, status or any proxy speaks of; 0 when none does.
+    /// The highest generation in memory, the status and the proxies' reports; 0 if unknown.
     pub(crate) generation: u64,
 }
 
 /// What to do with the ring Secret.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// Keep the stored ring; its plan says what it waits for.
+    /// Keep the stored ring; the plan says when to decide again.
     Keep(Box<Ring>, Plan),
-    /// There is no ring, and none may be made for a farm that was never accepted.
+    /// There is no ring, and none may be created, because the farm has never been accepted.
     None,
     /// Write this ring.
     Write(Box<Ring>, Option<Version>, Change),
@@ -35,17 +35,17 @@ pub(crate) enum Decision {
 /// Why a ring is written.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Change {
-    /// The farm had none.
+    /// The farm had no ring.
     Created,
     /// The Secret was missing, damaged or rolled back, as the text says.
     Repaired(String),
-    /// A rotation, without waiting any longer for the proxies named.
+    /// A rotation; `late` are the proxies that it did not wait for.
     Rotated { late: Vec<String> },
-    /// Keys that no ticket needs any more were dropped.
+    /// Expired keys were removed.
     Expired,
 }
 
-/// The farm's rotation policy.
+/// Converts the spec to a rotation policy.
 pub(crate) fn policy(tickets: &TicketsSpec) -> RotationPolicy {
     RotationPolicy {
         rotation_interval: tickets.rotation_interval.as_signed(),
@@ -54,7 +54,7 @@ pub(crate) fn policy(tickets: &TicketsSpec) -> RotationPolicy {
     }
 }
 
-/// The rotation that the farm's annotation asks for. `before` is what the last pass saw.
+/// The rotation that the farm's annotation requests. `before` is the request seen by the last reconciliation.
 pub(crate) fn requested(
     farm: &TLSFarm,
     before: Option<&RotationRequest>,
@@ -79,7 +79,7 @@ pub(crate) fn requested(
     }
 }
 
-/// Decides what to do with a ring Secret that is the farm's, or missing.
+/// Decides what to do with the ring Secret. Fails if new keys cannot be generated.
 pub(crate) fn decide(
     stored: StoredRing,
     known: KnownRing<'_>,

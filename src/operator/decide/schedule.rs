@@ -1,47 +1,47 @@
-//! When to look at a farm again. Pure.
+//! Decides when to reconcile a farm again. Pure.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Between two looks at a farm that is as it should be. The operator may not watch Secrets, so this is also how soon it
-/// notices that a ring is gone.
+/// Interval for a ready farm. The operator has no permission to watch Secrets, so this is also how soon it detects a
+/// deleted ring.
 const AT_REST: Duration = Duration::from_secs(30);
 
-/// Between two looks at a farm of which something is not well, such as an expired certificate.
+/// Interval for a farm that is not ready, for example because of an expired certificate.
 const UNWELL: Duration = Duration::from_secs(5);
 
-/// Between two looks at a farm that conflicts with another farm or object.
+/// Interval for a farm that conflicts with another farm or object.
 const CONFLICT: Duration = Duration::from_secs(10);
 
-/// While proxies load a change.
+/// Interval while proxies load a change.
 const FAST: Duration = Duration::from_millis(250);
 
-/// How long proxies are looked at that often; a kubelet that was told takes a second.
+/// How long the fast interval is used; a kubelet needs about a second after a refresh.
 const FAST_FOR: SignedDuration = SignedDuration::from_secs(10);
 
-/// After another writer was faster.
+/// Interval after a write conflict.
 const OVERTAKEN: Duration = Duration::from_millis(200);
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// What a pass left to do.
+/// Result of a reconciliation that determines the next one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ScheduleInputs {
-    /// For how long ready proxies have been loading the last change.
+    /// How long ready proxies have been loading the last change.
     pub(crate) loading_for: Option<SignedDuration>,
-    /// The farm is not accepted.
+    /// Whether the farm was rejected.
     pub(crate) refused: bool,
-    /// Everything is as it should be.
+    /// Whether the farm is ready.
     pub(crate) ready: bool,
-    /// The ring was not written because another writer was faster.
+    /// Whether writing the ring hit a conflict.
     pub(crate) overtaken: bool,
-    /// When something is due by the clock.
+    /// Next scheduled action, such as a rotation.
     pub(crate) due: Option<Timestamp>,
 }
 
-/// How long to wait before the next pass. Events bring it forward.
+/// Time until the next reconciliation. A watch event triggers it earlier.
 pub(crate) fn next_pass(outlook: &ScheduleInputs, now: Timestamp) -> Duration {
     let pace = if outlook.overtaken {
         OVERTAKEN
@@ -65,7 +65,7 @@ pub(crate) fn next_pass(outlook: &ScheduleInputs, now: Timestamp) -> Duration {
     }
 }
 
-/// How long to wait after the `failures`-th failure in a row. `jitter` is drawn from 0 to 1.
+/// Back-off after `failures` consecutive failures. `jitter` is a random number from 0 to 1.
 pub(crate) fn retry_after(failures: u32, jitter: f64) -> Duration {
     let longest = FIRST_RETRY * 2u32.saturating_pow(failures.saturating_sub(1).min(16));
     longest

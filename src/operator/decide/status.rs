@@ -1,6 +1,6 @@
-//! The status of a farm, from what was seen of it. Pure.
+//! Computes the status of a farm from the observed state. Pure.
 //!
-//! The same facts always give the same status, so that at rest there is nothing to write.
+//! The same inputs always give the same status, so that nothing is written in a steady state.
 
 mod conditions;
 mod facts;
@@ -14,7 +14,7 @@ use crate::api::{
 use crate::operator::cluster::apply::Live;
 use crate::ring::{Ring, TicketKey};
 
-/// The status that `facts` make, given the one that the farm has.
+/// Computes the status from `facts`; `before` is the current status.
 pub(crate) fn status(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -> TLSFarmStatus {
     let ready = facts.ready_count();
     let old_conditions = before
@@ -38,7 +38,7 @@ pub(crate) fn status(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -
     }
 }
 
-/// Whether the farm is as its spec says.
+/// Whether the condition Ready is True.
 pub(crate) fn is_ready(status: &TLSFarmStatus) -> bool {
     let mut conditions = status.conditions.iter();
     conditions

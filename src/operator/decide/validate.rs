@@ -1,4 +1,4 @@
-//! What the schema cannot say about a spec. Pure.
+//! Validation of a spec beyond the CRD schema. Pure.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -10,12 +10,12 @@ use crate::api::{Reason, TLSFarm};
 /// `NAME-proxy-metrics` must be a Service name, which has at most 63 characters.
 const LONGEST_NAME: usize = 63 - "-proxy-metrics".len();
 
-/// Why a farm is not accepted. Nothing that runs is changed then.
+/// Why a farm was rejected. While it is rejected, its objects are not changed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct FarmRefusal {
-    /// For programs.
+    /// Machine-readable reason.
     pub(crate) reason: Reason,
-    /// For people.
+    /// Human-readable message.
     pub(crate) message: String,
 }
 
@@ -28,7 +28,7 @@ impl FarmRefusal {
     }
 }
 
-/// Decides whether `farm` can be carried out beside the farms of its namespace, among which it may be itself.
+/// Validates `farm` against the other farms in its namespace. `neighbours` may contain the farm itself.
 pub(crate) fn validate<'a>(
     farm: &TLSFarm,
     neighbours: impl Iterator<Item = &'a TLSFarm>,
@@ -71,7 +71,7 @@ pub(crate) fn validate<'a>(
     Err(FarmRefusal::new(Reason::HostnameConflict, conflicts.join("; ")))
 }
 
-/// How many conflicts a message names.
+/// Maximum number of conflicts listed in a message.
 const MOST_NAMED: usize = 4;
 
 /// The farm's host names and the host that has each.

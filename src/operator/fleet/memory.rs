@@ -1,4 +1,5 @@
-//! What the operator remembers between passes. All of it can be lost: the next pass finds it again or does without.
+//! State that the operator keeps in memory between reconciliations. It is not persisted: after a restart it is rebuilt
+//! or does not matter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,39 +14,39 @@ use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::names::{FarmId, FarmKey};
 use crate::ring::{Ring, RotationRequest};
 
-/// What is remembered of one farm.
+/// State of one farm.
 #[derive(Default)]
 pub(crate) struct FarmMemory {
     uid: String,
-    /// How its objects were found at the last look at them all.
+    /// Result of the last inspection of all objects.
     pub(crate) objects: Option<Objects>,
     pub(crate) applied: Applied,
     pub(crate) proxies: BTreeMap<String, ProxyMemory>,
-    /// The last good ring.
+    /// The last valid ring.
     pub(crate) ring: Option<Ring>,
-    /// The generation of a ring that replaced a bad one, and what was wrong with that.
+    /// Generation of the ring that replaced a damaged one, and what was wrong with that.
     pub(crate) repaired: Option<(u64, String)>,
     pub(crate) request: Option<RotationRequest>,
-    /// Whether the Secrets of the caches are known to be gone. Nobody else makes any.
+    /// Whether the cache certificate Secrets are known to be deleted. Only the operator creates them.
     pub(crate) cache_secrets_gone: bool,
-    /// The generation that this process wrote and that not all proxies have acknowledged.
+    /// Generation written by this process that not all proxies have acknowledged yet.
     pub(crate) awaited: Option<u64>,
     loading: Option<Loading>,
     written_status: Option<(u64, TLSFarmStatus)>,
 }
 
-/// How a farm's objects were found.
+/// Result of an inspection of a farm's objects.
 #[derive(Clone, Debug)]
 pub(crate) struct Objects {
-    /// Generation of the spec that they were compared with.
+    /// Generation of the spec that the objects were compared with.
     pub(crate) generation: Option<i64>,
-    /// What spec, neighbours and ring said then.
+    /// Result of the validation at that time.
     pub(crate) verdict: Result<(), FarmRefusal>,
-    /// Why the farm is not accepted, in the end.
+    /// Why the farm was rejected, if it was.
     pub(crate) refusal: Option<FarmRefusal>,
     pub(crate) missing_backends: Vec<BackendRef>,
     pub(crate) live: Live,
-    /// Whether they are to be looked at again, because something failed.
+    /// Whether a failure requires another inspection.
     pub(crate) failed: bool,
 }
 
@@ -57,7 +58,7 @@ struct Loading {
 }
 
 impl FarmMemory {
-    /// Whether all of the farm's objects must be looked at again. `touched` tells that one of them has changed.
+    /// Whether all objects of the farm must be inspected again. `touched`: one of them has changed.
     pub(crate) fn must_look(
         &self,
         touched: bool,
@@ -97,20 +98,20 @@ impl FarmMemory {
         accepted && !has_sidecars && !has_failed && !self.cache_secrets_gone
     }
 
-    /// What was wrong with the ring that the one of this generation replaces.
+    /// What was wrong with the ring that the one of this generation replaced.
     pub(crate) fn repair(&self, generation: u64) -> Option<&str> {
         let repaired = self.repaired.as_ref().filter(|(at, _)| *at == generation);
         repaired.map(|(_, why)| why.as_str())
     }
 
-    /// How long the ring that this process wrote took to reach every ready proxy; told once, when it has.
+    /// How long it took until every ready proxy acknowledged the ring that this process wrote; returned once.
     pub(crate) fn acknowledged(&mut self, now: Timestamp) -> Option<Duration> {
         let ring = self.ring.as_ref()?;
         let awaited = self.awaited.take() == Some(ring.generation);
         awaited.then(|| now.duration_since(ring.changed_at).unsigned_abs())
     }
 
-    /// Notes that ready proxies are, or are not, loading this ring and configuration; tells for how long they have.
+    /// Records whether ready proxies are still loading this ring and configuration; returns for how long.
     pub(crate) fn loading(
         &mut self,
         is_loading: bool,
@@ -135,12 +136,12 @@ impl FarmMemory {
         Some(now.duration_since(since))
     }
 
-    /// Notes a status that was written.
+    /// Records a status that was written.
     pub(crate) fn wrote_status(&mut self, written: &TLSFarm) {
         self.written_status = resource_version(written).zip(written.status.clone());
     }
 
-    /// The newest status that is known: the watch may not have brought the last one that was written.
+    /// The newest known status: the watch may lag behind the last write.
     pub(crate) fn status<'a>(&'a self, farm: &'a TLSFarm) -> Option<&'a TLSFarmStatus> {
         match (&self.written_status, resource_version(farm)) {
             (Some((written, status)), Some(seen)) if seen < *written => Some(status),
@@ -154,8 +155,7 @@ fn resource_version(farm: &TLSFarm) -> Option<u64> {
     farm.metadata.resource_version.as_ref()?.parse().ok()
 }
 
-/// What is remembered of all farms. Every lock is held for a moment only, and never across an await but the one of a
-/// farm's own memory.
+/// State of all farms. Locks are held briefly, and never across an await, except for the lock of a farm's own state.
 #[derive(Default)]
 pub(crate) struct Farms {
     farms: Mutex<HashMap<FarmKey, Arc<tokio::sync::Mutex<FarmMemory>>>>,
@@ -172,7 +172,7 @@ struct BackendIndex {
 }
 
 impl Farms {
-    /// The memory of a farm. A farm that was deleted and created again starts without any.
+    /// Locks the state of a farm. A farm that was deleted and created again starts with new state.
     pub(crate) async fn memory(&self, id: &FarmId) -> tokio::sync::OwnedMutexGuard<FarmMemory> {
         let memory = Arc::clone(lock(&self.farms).entry(id.key.clone()).or_default());
         let mut memory = memory.lock_owned().await;
@@ -185,17 +185,17 @@ impl Farms {
         memory
     }
 
-    /// Notes that one of the farm's objects, or a Service that it routes to, has changed.
+    /// Records that an object of the farm, or a Service that it routes to, has changed.
     pub(crate) fn touch(&self, farm: &FarmKey) {
         lock(&self.touched).insert(farm.clone());
     }
 
-    /// Whether that has happened since the last call.
+    /// Returns and clears whether the farm was touched.
     pub(crate) fn take_touched(&self, farm: &FarmKey) -> bool {
         lock(&self.touched).remove(farm)
     }
 
-    /// Notes the Services that a farm routes to. Do it before they are read, so that none appears unnoticed.
+    /// Records the Services that a farm routes to. Call it before reading them, so that no change is missed.
     pub(crate) fn set_backends(&self, farm: &FarmKey, services: BTreeSet<String>) {
         let mut index = lock(&self.backends);
         index.remove(farm);
@@ -219,7 +219,7 @@ impl Farms {
             .collect()
     }
 
-    /// Counts a failure; returns how many there were in a row.
+    /// Counts a failure; returns the number of consecutive failures.
     pub(crate) fn failed(&self, farm: &FarmKey) -> u32 {
         let mut failures = lock(&self.failures);
         let count = failures.entry(farm.clone()).or_default();
@@ -227,17 +227,17 @@ impl Farms {
         *count
     }
 
-    /// How many failures there were in a row.
+    /// Number of consecutive failures.
     pub(crate) fn failures(&self, farm: &FarmKey) -> u32 {
         lock(&self.failures).get(farm).copied().unwrap_or_default()
     }
 
-    /// Ends a row of failures.
+    /// Resets the number of consecutive failures.
     pub(crate) fn succeeded(&self, farm: &FarmKey) {
         lock(&self.failures).remove(farm);
     }
 
-    /// Drops everything about a farm that is gone.
+    /// Removes the state of a deleted farm.
     pub(crate) fn forget(&self, farm: &FarmKey) {
         lock(&self.farms).remove(farm);
         lock(&self.touched).remove(farm);

@@ -1,4 +1,4 @@
-//! Seeing the farm's proxies: their pods, what they report, and what is remembered of each.
+//! Observes the farm's proxies: their pods, their reports, and the state remembered of each.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,27 +16,28 @@ use crate::operator::names::FarmId;
 use crate::report::{ProxyReport, SessionCacheReport};
 use crate::ring::Acknowledgement;
 
-/// A report is believed until this many polls in a row have failed, so that a single lost packet changes no condition.
+/// A report stays valid until this many consecutive polls have failed, so that a single lost packet changes no
+/// condition.
 const MOST_FAILURES: u32 = 3;
 
 /// Generations above this are no honest proxy's: the ring changes at most every few milliseconds.
 const LARGEST_GENERATION: u64 = 1 << 48;
 
-/// What is remembered of one proxy, by the uid of its pod.
+/// State remembered of one proxy, by the UID of its pod.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct ProxyMemory {
-    /// The newest ring generation that it has reported. A mounted ring never goes back.
+    /// The newest ring generation that it has reported. It never decreases.
     pub(crate) acknowledged: Option<u64>,
-    /// What it last reported.
+    /// Its last report.
     pub(crate) report: Option<ProxyReport>,
     pub(crate) failures: u32,
-    /// Since when it has been behind the current ring.
+    /// Since when it has not acknowledged the current ring.
     pub(crate) behind_since: Option<Timestamp>,
-    /// How often it was told to refresh for the same change, and when.
+    /// Number of refreshes for the same change, and time of the last.
     pub(crate) refreshes: Option<(u32, Timestamp)>,
 }
 
-/// A proxy and what is known of it.
+/// A proxy with its remembered state.
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
     pub(crate) proxy: ProxyPod,
@@ -44,13 +45,13 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
-    /// What it last reported of the session cache.
+    /// Session cache state in its last report.
     pub(crate) fn cache(&self) -> Option<&SessionCacheReport> {
         self.memory.report.as_ref()?.session_cache.as_ref()
     }
 }
 
-/// Lists the farm's proxies and asks each for its state.
+/// Lists the farm's proxies and polls each for its status.
 pub(crate) async fn observe(
     client: &Client,
     id: &FarmId,
@@ -114,7 +115,7 @@ impl ProxyMemory {
             .is_some_and(|acknowledged| acknowledged >= generation)
     }
 
-    /// Whether it runs the configuration with this fingerprint.
+    /// Whether it has loaded the configuration with this fingerprint.
     pub(crate) fn runs(&self, config: &str) -> bool {
         self.report
             .as_ref()
@@ -127,7 +128,7 @@ impl ProxyMemory {
     }
 }
 
-/// Who must have acknowledged the ring before it may rotate.
+/// Acknowledgements of the proxies that a rotation waits for.
 pub(crate) fn acknowledgements(
     proxies: &[ProxyPod],
     memory: &BTreeMap<String, ProxyMemory>,
@@ -142,7 +143,7 @@ pub(crate) fn acknowledgements(
         .collect()
 }
 
-/// Notes since when each ready proxy has been behind the ring, and joins each proxy with what is known of it.
+/// Records since when each ready proxy has been behind the ring, and joins each proxy with its remembered state.
 pub(crate) fn follow(
     proxies: Vec<ProxyPod>,
     memory: &mut BTreeMap<String, ProxyMemory>,

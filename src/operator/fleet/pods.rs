@@ -1,4 +1,4 @@
-//! What the farm's pods are, as the API tells. Pure.
+//! Interprets the farm's pods. Pure.
 
 use std::net::IpAddr;
 
@@ -9,20 +9,20 @@ use crate::api::REFRESH_ANNOTATION;
 use crate::operator::build::CONTAINER;
 use crate::operator::names::FarmId;
 
-/// One proxy: a pod of the farm that is not on its way out.
+/// One proxy: a pod of the farm that is not terminating.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ProxyPod {
     pub(crate) name: String,
     pub(crate) uid: String,
-    /// Where its admin port is.
+    /// IP address of the pod.
     pub(crate) address: Option<IpAddr>,
-    /// When it became ready; none while it is not.
+    /// Time at which it became ready; None while it is not ready.
     pub(crate) ready_since: Option<Timestamp>,
-    /// Whether it serves clients, or may soon with a ring that it has mounted already.
+    /// Whether it serves clients, or may soon do so with the ring that it has already mounted.
     pub(crate) may_serve: bool,
-    /// What keeps it from running, as the scheduler or the kubelet says.
+    /// What prevents it from running, as reported by the scheduler or the kubelet.
     pub(crate) obstacle: Option<String>,
-    /// What it was last told to refresh for.
+    /// Value of the refresh annotation.
     pub(crate) refreshed_for: Option<String>,
 }
 

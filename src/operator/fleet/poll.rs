@@ -1,4 +1,4 @@
-//! Asking proxies for their state: `GET /status` on the admin port of each pod.
+//! Polls proxies for their status: `GET /status` on the admin port of each pod.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,16 +16,16 @@ use tracing::debug;
 use crate::api::ports;
 use crate::report::ProxyReport;
 
-/// How long a proxy may take to answer.
+/// Time limit for a poll.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
-/// How many proxies of one farm are asked at a time.
+/// Maximum number of concurrent polls per farm.
 const CONCURRENCY: usize = 64;
 
 /// No honest report is larger: a hundred hosts with four certificates and long names each.
 const MOST_BYTES: usize = 1 << 20;
 
-/// Why a proxy's report is not known.
+/// Why a poll failed.
 #[derive(Debug, thiserror::Error)]
 enum PollError {
     #[error("failed to connect: {0}")]
@@ -42,7 +42,7 @@ enum PollError {
     Timeout,
 }
 
-/// Asks every one of `proxies`; each key comes back with its report, or none when there is no good answer in time.
+/// Polls all `proxies`. Returns each key with its report, or None if the poll failed or timed out.
 pub(crate) async fn poll<K>(proxies: Vec<(K, IpAddr)>) -> Vec<(K, Option<ProxyReport>)> {
     stream::iter(proxies)
         .map(|(key, address)| async move {

@@ -1,8 +1,8 @@
-//! Making the kubelets refresh a farm's mounts at once.
+//! Makes kubelets refresh the mounts of a farm's pods immediately.
 //!
-//! A kubelet looks at mounted objects about once a minute, and whenever their pod changes. So a pod that has not loaded
-//! the current ring or configuration gets an annotation that names them. It is best effort: without it the proxy hears
-//! of the change later, and rotation waits for it.
+//! A kubelet syncs mounted objects about once a minute, and whenever their pod changes. So a pod that has not loaded
+//! the current ring or configuration gets an annotation with their versions. This is best effort: without it the proxy
+//! loads the change later, and the rotation waits for it.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, MANAGER};
 use crate::runtime::kubernetes::describe;
 
-/// How many pods of one farm are patched at a time.
+/// Maximum number of concurrent patches per farm.
 const CONCURRENCY: usize = 16;
 
 /// How often a pod is told about one change. The kubelet may have read the object just before the change reached it.
@@ -29,14 +29,14 @@ const MOST_REFRESHES: u32 = 3;
 /// How long the first refresh is given; each further one gets twice as long.
 const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(2);
 
-/// What proxies should have loaded.
+/// The ring and configuration that proxies should have loaded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RefreshTarget<'a> {
     pub(crate) ring: Option<u64>,
     pub(crate) config: Option<&'a str>,
 }
 
-/// Tells every kubelet whose proxy is behind.
+/// Annotates the pods of all proxies that are behind.
 pub(crate) async fn refresh(
     client: &Client,
     id: &FarmId,

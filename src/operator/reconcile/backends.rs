@@ -1,4 +1,4 @@
-//! The Services behind a farm: which name EndpointSlices give the port of each backend.
+//! Resolves the backends of a farm to the port names that EndpointSlices use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::compile::farm::ResolvedPorts;
 use crate::operator::error::ReconcileError;
 use crate::operator::names::FarmId;
 
-/// Every backend that the farm's routes name, once.
+/// The distinct backends of the farm's routes.
 pub(crate) fn backends(farm: &TLSFarm) -> BTreeSet<&BackendRef> {
     let hosts = farm.spec.hosts.iter();
     hosts
@@ -18,7 +18,7 @@ pub(crate) fn backends(farm: &TLSFarm) -> BTreeSet<&BackendRef> {
         .collect()
 }
 
-/// Looks the farm's backends up.
+/// Reads the Services of the farm's backends and resolves their ports. Fails if a request to the API server fails.
 pub(crate) async fn resolve(
     client: &Client,
     id: &FarmId,

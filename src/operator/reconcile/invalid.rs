@@ -1,5 +1,5 @@
-//! Farms that cannot be read, such as those that an older or newer release wrote: the status says so, nothing else is
-//! touched, and all other farms go on.
+//! TLSFarm objects that fail to parse, for example those of an older or newer release: the error is written to the
+//! status, nothing else is changed, and all other farms are reconciled.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ const TYPES: [ConditionType; 7] = [
     ConditionType::Ready,
 ];
 
-/// Says in the farm's status that it cannot be read.
+/// Writes the parse error to the farm's status.
 pub(crate) async fn report(
     invalid: &InvalidObject,
     id: &FarmId,

@@ -1,10 +1,10 @@
-//! One pass over a farm: read, judge, inspect, observe, then write the ring, the certificates of the caches, the objects and
-//! the status, in this order.
+//! One reconciliation of a farm: read, validate, inspect, observe, then write the ring, the cache certificates, the
+//! objects and the status, in this order.
 //!
-//! A pass may be cut off anywhere and run again: every write is either idempotent or a compare-and-swap. The ring comes
-//! before the objects, so that the first pods find it; proxies are observed before both, since what they acknowledged
-//! decides on the ring. A step that fails keeps no other from being tried, so that a rotation never waits for a Service
-//! that cannot be applied: the first failure is told in the status, and fails the pass at its end.
+//! It can be interrupted at any point and repeated: every write is either idempotent or a compare-and-swap. The ring is
+//! written before the objects, so that the first pods find it; proxies are observed before both, because the ring
+//! depends on their acknowledgements. A failed step does not stop the others, so that a rotation never waits for a
+//! Service that fails to apply: the first error is reported in the status, and the reconciliation fails at the end.
 
 use std::time::Duration;
 
@@ -33,11 +33,11 @@ use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, Ownership};
 use crate::ring::{Plan, RotationPolicy};
 
-/// Reconciles a farm once; returns when to do so again.
+/// Reconciles a farm once; returns the time until the next reconciliation.
 ///
 /// # Errors
 ///
-/// The first step that failed. Those before it, and the status, are written all the same.
+/// Returns the error of the first step that failed. The other steps run, and the status is written.
 pub(super) async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Result<Duration, ReconcileError> {
     let mut memory = context.farms.memory(id).await;
     let mut pass = Pass {
@@ -64,14 +64,14 @@ pub(super) async fn pass(farm: &TLSFarm, id: &FarmId, context: &Context) -> Resu
     pass.finish(proxies, ring_step, cache_step, objects).await
 }
 
-/// What the steps of one pass share.
+/// State shared by the steps of one reconciliation.
 struct Pass<'a> {
     farm: &'a TLSFarm,
     id: &'a FarmId,
     context: &'a Context,
     memory: &'a mut FarmMemory,
     policy: RotationPolicy,
-    /// The first failure of a step.
+    /// The first error of a step.
     failure: Option<ReconcileError>,
 }
 

@@ -1,4 +1,4 @@
-//! The part of a pass that tends the ring: it decides, writes at most once, and remembers.
+//! The ring step of a reconciliation: decides, writes the ring Secret at most once, and updates the state.
 
 use jiff::Timestamp;
 use tracing::info;
@@ -16,28 +16,28 @@ use crate::operator::fleet::pods::ProxyPod;
 use crate::operator::names::FarmId;
 use crate::ring::{Acknowledgement, Plan, Ring, RotationPolicy};
 
-/// What a pass did to the ring.
+/// Result of the ring step.
 #[derive(Default)]
 pub(crate) struct RingStep {
-    /// Another writer was faster: nothing was written, and the ring has to be read again.
+    /// Write conflict: nothing was written, and the ring has to be read again.
     pub(crate) overtaken: bool,
-    /// What the ring that stays waits for.
+    /// Plan of a ring that was kept.
     pub(crate) plan: Option<Plan>,
-    /// What there is to tell.
+    /// Events to publish.
     pub(crate) told: Vec<NewEvent>,
 }
 
-/// What the step goes by.
+/// Inputs of the ring step.
 pub(crate) struct RingInputs<'a> {
     pub(crate) farm: &'a TLSFarm,
     pub(crate) id: &'a FarmId,
     pub(crate) proxies: &'a [ProxyPod],
     pub(crate) policy: &'a RotationPolicy,
-    /// Whether the farm may get its first ring.
+    /// Whether the first ring may be created.
     pub(crate) may_create: bool,
 }
 
-/// Creates, repairs, rotates or thins out the ring, with at most one write.
+/// Creates, repairs or rotates the ring, or removes expired keys, with at most one write.
 pub(crate) async fn reconcile_ring(
     situation: &RingInputs<'_>,
     stored: StoredRing,
@@ -147,7 +147,7 @@ fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> 
     }
 }
 
-/// When the ring's plan has to be made again.
+/// Time at which to plan again.
 pub(crate) fn due(plan: &Plan) -> Timestamp {
     match plan {
         Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,

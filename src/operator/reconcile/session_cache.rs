@@ -1,4 +1,4 @@
-//! The part of a pass that tends the certificates of the caches: the two Secrets, read and written one at a time.
+//! The certificate step of a reconciliation: the two Secrets of the caches, written one at a time.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::operator::decide::peer_certificates::{Authority, Leaf, Step, plan};
 use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, Ownership};
 
-/// Annotation on the Secret that is mounted: since when it has named the newest authority.
+/// Annotation on the mounted Secret: since when it has contained the newest CA certificate.
 const TRUSTED_SINCE: &str = "tlsfarm.dev/trusted-since";
 
 const AUTHORITY: &str = "ca.crt";
@@ -25,20 +25,20 @@ const KEY: &str = "tls.key";
 /// A founding and an announcement or issue, and one more look at what they made.
 const MOST_STEPS: usize = 3;
 
-/// The two Secrets as they are.
+/// State of the two Secrets.
 pub(crate) struct CacheSecrets {
     authority: SecretState,
     leaf: SecretState,
 }
 
-/// What a pass did to the certificates.
+/// Result of the certificate step.
 #[derive(Default)]
 pub(crate) struct CacheStep {
-    /// Another writer was faster: the rest is left to the next pass.
+    /// Write conflict: the next reconciliation continues.
     pub(crate) overtaken: bool,
-    /// When the leaf is replaced.
+    /// Time of the next renewal of the leaf certificate.
     pub(crate) renewal: Option<Timestamp>,
-    /// When there is something to do.
+    /// Time of the next step.
     pub(crate) due: Option<Timestamp>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<CacheSecrets, R
 }
 
 impl CacheSecrets {
-    /// The first of the two that is not the farm's.
+    /// The first of the two Secrets that is not owned by the farm.
     pub(crate) fn foreign(&self, id: &FarmId) -> Option<(String, Ownership)> {
         match (&self.authority, &self.leaf) {
             (SecretState::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
@@ -70,7 +70,7 @@ impl CacheSecrets {
     }
 }
 
-/// Makes, announces and renews certificates.
+/// Issues, announces and renews certificates.
 pub(crate) async fn reconcile_certificates(
     id: &FarmId,
     secrets: CacheSecrets,
@@ -136,7 +136,7 @@ pub(crate) async fn reconcile_certificates(
     })
 }
 
-/// Removes both Secrets of a farm that has no sidecars. Returns whether they are gone.
+/// Deletes both Secrets of a farm without sidecars. Returns whether they no longer exist.
 pub(crate) async fn remove(context: &Context, id: &FarmId) -> Result<bool, ReconcileError> {
     let mut gone = true;
     for name in [id.cache_tls_name(), id.cache_authority_name()] {

@@ -1,4 +1,4 @@
-//! Writing a farm's status, and telling of what changed in it.
+//! Writes a farm's status and publishes Events for its changes.
 
 use kube::api::{Patch, PatchParams};
 use kube::core::ApiResource;
@@ -12,7 +12,7 @@ use crate::operator::error::ReconcileError;
 use crate::operator::fleet::memory::FarmMemory;
 use crate::operator::names::{FarmId, MANAGER};
 
-/// Writes `status` if it differs from the one that the farm has.
+/// Writes `status` if it differs from the current one.
 pub(crate) async fn publish(
     farm: &TLSFarm,
     id: &FarmId,
@@ -43,7 +43,7 @@ pub(crate) async fn publish(
     Ok(())
 }
 
-/// The body of a server-side apply of the status. The uid keeps it from a farm that took the name meanwhile.
+/// The body of a server-side apply of the status. The UID prevents writing to a new farm of the same name.
 pub(crate) fn applied(id: &FarmId, status: &TLSFarmStatus) -> Value {
     let resource = ApiResource::erase::<TLSFarm>(&());
     json!({

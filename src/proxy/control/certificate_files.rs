@@ -1,4 +1,4 @@
-//! The certificate files of all hosts, watched pair by pair.
+//! Watches the certificate and key files of all hosts.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use crate::proxy::tls::certificates::{
 };
 use crate::runtime::files::FileIdentity;
 
-/// The files of every host's certificates and what was last read from them.
+/// The certificate files of all hosts and the certificates loaded from them.
 #[derive(Clone)]
 pub(crate) struct CertificateFiles {
     hosts: Vec<(String, Vec<Pair>)>,
@@ -34,7 +34,7 @@ struct Pair {
 }
 
 impl CertificateFiles {
-    /// No files yet.
+    /// Creates an empty set.
     pub(crate) fn new(provider: Arc<CryptoProvider>, metrics: ProxyMetrics) -> Self {
         Self {
             hosts: Vec::new(),
@@ -43,7 +43,7 @@ impl CertificateFiles {
         }
     }
 
-    /// Takes over the list of files from a configuration. What is in use stays so for pairs that were there before.
+    /// Sets the list of files from a configuration. Loaded certificates are kept for pairs that are in the list again.
     pub(crate) fn follow(&mut self, config: &ProxyConfig) {
         let mut before = std::mem::take(&mut self.hosts);
         for host in &config.hosts {
@@ -62,7 +62,7 @@ impl CertificateFiles {
         }
     }
 
-    /// Reads the files that have changed; says whether any had.
+    /// Reloads changed files; returns whether any had changed.
     pub(crate) fn poll(&mut self, now: Timestamp) -> bool {
         let mut changed = false;
         for (host, pairs) in &mut self.hosts {
@@ -87,7 +87,7 @@ impl CertificateFiles {
         changed
     }
 
-    /// The certificates of each host as they are now.
+    /// The current certificates of all hosts.
     pub(crate) fn current(&self) -> CertificatesByHost {
         let states = |pairs: &[Pair]| pairs.iter().map(|pair| pair.state.clone()).collect();
         let hosts = self.hosts.iter();

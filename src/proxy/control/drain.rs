@@ -1,4 +1,4 @@
-//! The end of a proxy in good order.
+//! Graceful shutdown of a proxy.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use tracing::{info, warn};
 
 use crate::proxy::traffic::Traffic;
 
-/// Longest time for which new connections are still taken. It passes before every node has heard that the proxy left
-/// the Service; whoever is sent here meanwhile must be served.
+/// Maximum time for which new connections are still accepted while draining, until every node has removed the proxy
+/// from the Service.
 const LONGEST_GRACE: Duration = Duration::from_secs(5);
 
-/// Ends the traffic: clients are told at once to go elsewhere, new ones are taken for a little while longer, and open
-/// connections get the rest of the drain period to come to an end.
+/// Drains the proxy: tells clients to reconnect, accepts new connections for a short time, and waits for open
+/// connections to close until the drain period expires.
 pub(crate) async fn drain(traffic: &Traffic) {
     let period = traffic.shared.snapshot.load().config.drain_period.as_std();
     let begin = Instant::now();

@@ -1,8 +1,8 @@
-//! Which host a server name belongs to.
+//! Lookup of hosts by server name.
 
 use std::collections::HashMap;
 
-/// Hosts by the names that they serve.
+/// Hosts by host name.
 pub(crate) struct HostTable<T> {
     exact: HashMap<String, T>,
     /// By the name without its `*.`.
@@ -10,8 +10,8 @@ pub(crate) struct HostTable<T> {
 }
 
 impl<T> HostTable<T> {
-    /// Finds the host for a server name in lower case. An exact name wins over a wildcard, which stands for exactly one
-    /// label.
+    /// Finds the host for a lower-case server name. An exact name takes precedence over a wildcard, which matches
+    /// exactly one label.
     pub(crate) fn find(&self, server_name: &str) -> Option<&T> {
         self.exact.get(server_name).or_else(|| {
             let (label, parent) = server_name.split_once('.')?;

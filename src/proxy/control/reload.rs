@@ -1,5 +1,5 @@
-//! Taking changed files into use: configuration, ring and certificates. Each is read whole and then swapped in; what
-//! cannot be used leaves the last good one in place and is reported.
+//! Reloads changed files: configuration, ring and certificates. Each is loaded completely and then swapped in. If
+//! loading fails, the loaded version stays in use and the error is reported.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use crate::discovery::Endpoints;
 use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::runtime::files::WatchedFile;
 
-/// Why a configuration file cannot be used.
+/// Why a configuration file could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
-    /// It cannot be read.
+    /// Reading the file failed.
     #[error("failed to read: {0}")]
     Unreadable(#[from] std::io::Error),
-    /// It is no text.
+    /// The file is not valid UTF-8.
     #[error("not valid UTF-8")]
     NotText,
-    /// It says something unusable.
+    /// The file failed to parse or validate.
     #[error(transparent)]
     Unusable(#[from] ConfigError),
-    /// The TLS library refuses it.
+    /// rustls rejected the configuration.
     #[error("failed to set up TLS: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// The files that a running proxy follows.
+/// Watches and reloads the files of a running proxy.
 pub(crate) struct Reloader {
     config_file: PathBuf,
     config_watch: WatchedFile,
@@ -46,7 +46,7 @@ pub(crate) struct Reloader {
 }
 
 impl Reloader {
-    /// Reads every file for the first time. Only the configuration must be good.
+    /// Loads all files at the start. Fails only if the configuration is invalid.
     pub(crate) fn start(
         config_file: &Path,
         provider: Arc<CryptoProvider>,
@@ -80,7 +80,7 @@ impl Reloader {
         Ok((reloader, shared))
     }
 
-    /// Looks at every file and takes into use what has changed.
+    /// Checks all files and reloads those that have changed.
     pub(crate) fn poll(&mut self, now: Timestamp) {
         self.poll_config(now);
         if self.certificates.poll(now) {

@@ -1,4 +1,4 @@
-//! The ring file: what it may replace.
+//! Loads the ring file, and rejects a ring that must not replace the loaded one.
 
 use std::io;
 use std::path::Path;
@@ -9,23 +9,23 @@ use zeroize::Zeroizing;
 use crate::ring::{Ring, RingError};
 use crate::runtime::files::WatchedFile;
 
-/// The ring file and the ring that was last taken from it.
+/// The ring file and the identity of the loaded ring.
 #[derive(Default)]
 pub(crate) struct RingFile {
     file: WatchedFile,
     loaded: Option<Mark>,
 }
 
-/// What a look at the file came to.
+/// Result of checking the file.
 #[derive(Debug)]
 pub(crate) enum RingFileState {
-    /// It is as it was at the last look.
+    /// The file has not changed.
     Unchanged,
-    /// It was written again and holds the ring that is in use already.
+    /// The file has changed, but contains the loaded ring.
     InUse,
-    /// It holds a ring to take into use.
+    /// The file contains a newer ring to load.
     Replaced(Box<Ring>),
-    /// It holds none that may replace the one in use.
+    /// The file contains no ring that may replace the loaded one.
     Refused(RingRefusal),
 }
 
@@ -35,33 +35,33 @@ struct Mark {
     digest: Digest,
 }
 
-/// Why the ring in the file is not taken into use.
+/// Why the ring file was rejected.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum RingRefusal {
-    /// There is no file.
+    /// The file does not exist.
     #[error("the ring file is missing")]
     Missing,
-    /// The file cannot be read.
+    /// Reading the file failed.
     #[error("failed to read the ring file: {0}")]
     Unreadable(io::ErrorKind),
-    /// It is no good ring.
+    /// The ring document is invalid.
     #[error(transparent)]
     Damaged(RingError),
-    /// It is older than the one in use, as after a restored backup.
+    /// The ring is older than the loaded one, for example after a backup was restored.
     #[error("the ring file has generation {found}, older than the loaded generation {loaded}")]
     Older {
         /// Generation in the file.
         found: u64,
-        /// Generation in use.
+        /// Generation of the loaded ring.
         loaded: u64,
     },
-    /// It says that it is the one in use, and is not.
+    /// The ring has the generation of the loaded one, but different contents.
     #[error("the ring file differs from the loaded ring but has the same generation {0}")]
     Changed(u64),
 }
 
 impl RingFile {
-    /// Looks at the file.
+    /// Checks the file.
     pub(crate) fn poll(&mut self, path: &Path) -> RingFileState {
         match self.file.poll(path) {
             None => RingFileState::Unchanged,

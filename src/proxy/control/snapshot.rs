@@ -1,5 +1,5 @@
-//! Everything that connections and requests go by, immutable: it is built whole from the configuration and the
-//! certificates, and then swapped in.
+//! Immutable state that connections and requests use. It is built from the configuration and the certificates, and
+//! swapped as a whole.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::proxy::host::Host;
 use crate::proxy::tls::certificates::CertificatesByHost;
 use crate::report::CertificateReport;
 
-/// What the proxy serves at one moment.
+/// The hosts, certificates, routes and limits in use at one point in time.
 pub struct Snapshot {
-    /// The configuration that it is made from.
+    /// The configuration that it was built from.
     pub(crate) config: ProxyConfig,
     /// Fingerprint of that configuration's file.
     pub(crate) fingerprint: String,
@@ -23,19 +23,19 @@ pub struct Snapshot {
     by_name: HostTable<ServedName>,
 }
 
-/// One of the names that a host serves.
+/// A host name and its host.
 pub(crate) struct ServedName {
     pub(crate) host: Arc<Host>,
-    /// Its place among the names of the host.
+    /// Index of the name in the host's list.
     pub(crate) index: usize,
 }
 
 impl Snapshot {
-    /// Builds a snapshot. A host without certificates among `certificates` has none, and refuses handshakes.
+    /// Builds a snapshot. A host without entries in `certificates` rejects handshakes.
     ///
     /// # Errors
     ///
-    /// The TLS library refuses what the configuration asks for.
+    /// Fails if rustls rejects the configuration.
     pub fn new(
         config: ProxyConfig,
         fingerprint: String,
@@ -65,28 +65,28 @@ impl Snapshot {
         })
     }
 
-    /// The host that a server name belongs to, and which of the host's names covers it.
+    /// Finds the host for a server name, and which of its host names matches.
     pub(crate) fn find(&self, server_name: &str) -> Option<&ServedName> {
         self.by_name.find(server_name)
     }
 
-    /// The host that a lower-case host name belongs to.
+    /// Finds the host for a lower-case host name.
     pub fn host(&self, hostname: &str) -> Option<&Arc<Host>> {
         self.find(hostname).map(|served| &served.host)
     }
 
-    /// Whether the forwarding headers of this peer are believed.
+    /// Whether the forwarding headers of this peer are trusted.
     pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
         let networks = &self.config.trusted_proxies;
         networks.iter().any(|network| network.contains(&peer))
     }
 
-    /// Whether at least one host can be served.
+    /// Whether at least one host has a usable certificate.
     pub(crate) fn any_servable(&self) -> bool {
         self.hosts.iter().any(|host| host.certificates.any_usable())
     }
 
-    /// What is in use and what is wrong with it, for every certificate of every host.
+    /// Reports on all certificates of all hosts.
     pub(crate) fn certificate_reports(&self, now: Timestamp) -> Vec<CertificateReport> {
         self.hosts
             .iter()

@@ -1,4 +1,4 @@
-//! What the process is doing, shared by all its threads, and the pages that show it.
+//! State of the process, shared by all threads, and the admin pages.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -19,7 +19,7 @@ use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, Sessio
 use crate::resp::client::Client;
 use crate::runtime::admin::{AdminPages, json_page, text_page};
 
-/// State that traffic threads read and the control thread changes.
+/// State that traffic threads read and the control thread updates.
 pub(crate) struct Shared {
     /// Hosts, certificates, routes and limits.
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -27,11 +27,11 @@ pub(crate) struct Shared {
     pub(crate) keys: Arc<SharedKeys>,
     /// Addresses of the Services' endpoints.
     pub(crate) endpoints: Endpoints,
-    /// What is counted.
+    /// Metrics of the proxy.
     pub(crate) metrics: ProxyMetrics,
-    /// Done once the process was told to stop.
+    /// Cancelled on SIGTERM.
     pub(crate) draining: CancellationToken,
-    /// The control thread's way to the session cache, while the configuration names one.
+    /// The control thread's client of the session cache, if one is configured.
     pub(crate) session_cache: ArcSwapOption<Client>,
     problems: Mutex<Problems>,
 }
@@ -44,7 +44,7 @@ struct Problems {
 }
 
 impl Shared {
-    /// State that starts with `snapshot` and without a ring.
+    /// Creates the state with `snapshot` and without a ring.
     pub(crate) fn new(snapshot: Snapshot, endpoints: Endpoints, metrics: ProxyMetrics) -> Self {
         Self {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
@@ -57,17 +57,17 @@ impl Shared {
         }
     }
 
-    /// Says what is wrong with the configuration file, or that nothing is.
+    /// Sets or clears the error of the configuration file.
     pub(crate) fn set_config_problem(&self, problem: Option<String>) {
         self.problems().config = problem;
     }
 
-    /// Says what is wrong with the ring file, or that nothing is.
+    /// Sets or clears the error of the ring file.
     pub(crate) fn set_ring_problem(&self, problem: Option<String>) {
         self.problems().ring = problem;
     }
 
-    /// What is still missing before the proxy may take clients; nothing when it is ready.
+    /// Reasons why the proxy is not ready; empty if it is ready.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let snapshot = self.snapshot.load();
         let needs_endpoints = uses_services(&snapshot.config);
@@ -84,7 +84,7 @@ impl Shared {
         failed.map(|(_, what)| what).collect()
     }
 
-    /// The state for the operator.
+    /// Builds the report for the operator (`GET /status`).
     pub(crate) fn report(&self, now: Timestamp) -> ProxyReport {
         let snapshot = self.snapshot.load();
         let problems = self.problems().clone();

@@ -1,4 +1,4 @@
-//! The parts of a body on their way through the proxy, with a limit on how long they may stand still.
+//! Forwarding of bodies, with a limit on the time between two reads.
 
 pub(crate) mod response;
 
@@ -12,18 +12,18 @@ use hyper::body::Incoming;
 use super::headers::filter_trailers;
 use super::timer::StallTimer;
 
-/// Why a body cannot be passed on.
+/// Why forwarding a body failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// Nothing came for too long.
+    /// Reading timed out.
     #[error("timed out waiting for the body")]
     Stalled,
-    /// The connection that it came on failed.
+    /// The connection that it was read from failed.
     #[error(transparent)]
     Broken(#[from] hyper::Error),
 }
 
-/// The next part of a body, without the trailer fields that must not pass.
+/// Polls the next frame of a body, without trailer fields that must not be forwarded.
 pub(crate) fn poll_part(
     body: &mut Incoming,
     stall: &mut StallTimer,

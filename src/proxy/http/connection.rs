@@ -1,4 +1,4 @@
-//! One client connection from its first byte to its end: limits, draining, closing.
+//! Serves one client connection: limits, draining, closing.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use super::h1::guard::ClientIo;
 use super::h2::serve_http2;
 use super::state::{ConnectionState, Drain};
 
-/// How long an unused connection lives on while the proxy drains. HTTP/1 has no way to say "send no more": a request that
-/// is on its way when the connection closes is lost. One that arrives in this time is answered, and the answer closes the
-/// connection. On HTTP/2 this is how long the first request may take to come: nobody connects without a request in mind,
-/// and not every client repeats one that a GOAWAY has overtaken.
+/// How long an idle connection stays open while the proxy drains. HTTP/1 has no message to stop a client from sending:
+/// a request in flight when the connection closes is lost. A request that arrives in this time is answered with
+/// `Connection: close`. On HTTP/2 this is the time to wait for the first request, because not every client retries a
+/// request after a GOAWAY.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
-/// Serves the requests of one connection until it ends.
+/// Serves the requests of one connection until it closes.
 ///
-/// It must run in a `LocalSet` of the forwarder's thread. Once `draining` is cancelled, clients are told to send no more
-/// requests on this connection: by GOAWAY on HTTP/2 once there was a request, by `Connection: close` on HTTP/1. Requests that are being served,
-/// or that were on their way, are still answered.
+/// Must run in a `LocalSet` of the forwarder's thread. Once `draining` is cancelled, clients are told to send no more
+/// requests on this connection: by GOAWAY on HTTP/2 after the first request, by `Connection: close` on HTTP/1. Requests
+/// that are running or in flight are still answered.
 pub async fn serve<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, draining: CancellationToken)
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -34,7 +34,7 @@ where
     serve_until(io, client, forwarder, drain).await;
 }
 
-/// [`serve`], but for the time of grace.
+/// [`serve`] with a configurable grace time.
 pub(super) async fn serve_until<IO>(io: IO, client: Client, forwarder: Rc<Forwarder>, drain: Drain)
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,

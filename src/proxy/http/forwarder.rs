@@ -1,4 +1,4 @@
-//! From a client's request to a backend's response.
+//! Forwards requests to backends and returns their responses.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -33,12 +33,12 @@ use crate::proxy::upstream::endpoints::{Lease, Upstreams};
 use crate::proxy::upstream::request_body::{RequestBody, UploadProgress};
 use crate::proxy::upstream::retry::RetryBudget;
 
-/// Most endpoints that one request tries to connect to.
+/// Maximum number of endpoints that one request tries to connect to.
 const MAX_ENDPOINTS: usize = 3;
-/// How often unused connections are looked through.
+/// Interval at which idle connections are swept.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Forwards the requests of one traffic thread: its connection pools and the state of its load balancing.
+/// Forwards the requests of one traffic thread; owns its connection pools and load-balancing state.
 pub struct Forwarder {
     snapshot: Arc<ArcSwap<Snapshot>>,
     endpoints: Endpoints,
@@ -59,7 +59,7 @@ enum Forwarded {
 }
 
 impl Forwarder {
-    /// A forwarder without any connections. It follows changes of `snapshot` and `endpoints`.
+    /// Creates a forwarder without connections. It uses the current `snapshot` and `endpoints` for each request.
     pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, endpoints: Endpoints, metrics: HttpMetrics) -> Rc<Self> {
         Rc::new(Self {
             snapshot,
@@ -71,12 +71,12 @@ impl Forwarder {
         })
     }
 
-    /// What requests go by from now on.
+    /// The current snapshot.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Starts to close connections that are not used any more. Needs the thread's `LocalSet`; only the first call counts.
+    /// Starts closing idle connections. Must be called in the thread's `LocalSet`; only the first call has an effect.
     pub(super) fn start_sweeping(self: &Rc<Self>, interval: Duration) {
         if self.sweeping.replace(true) {
             return;
@@ -94,7 +94,7 @@ impl Forwarder {
         });
     }
 
-    /// Answers a request that arrived on `connection`.
+    /// Answers a request from `connection`.
     pub(super) async fn answer(
         &self,
         connection: &Rc<ConnectionState>,

@@ -1,4 +1,4 @@
-//! HTTP/1.1 of clients, checked before hyper parses it.
+//! HTTP/1 connections of clients; requests are checked before hyper parses them.
 
 // Public for the fuzz targets.
 pub(crate) mod connection;

@@ -1,4 +1,4 @@
-//! One HTTP/2 connection from its first byte to its end: limits, draining, closing.
+//! Serves one HTTP/2 connection: limits, draining, closing.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -21,13 +21,13 @@ use crate::proxy::listen::linger::Lingering;
 
 const HTTP2_STREAMS: u32 = 128;
 const HTTP2_HEADER_LIST: u32 = 64 << 10;
-/// Streams that a client may reset before they are looked at (CVE-2023-44487).
+/// Maximum number of pending streams that a client may reset (CVE-2023-44487).
 const HTTP2_PENDING_RESETS: usize = 20;
-/// Streams that we may have to reset because of a client's errors (CVE-2025-8671).
+/// Maximum number of streams reset because of a client's errors (CVE-2025-8671).
 const HTTP2_LOCAL_RESETS: usize = 256;
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Most bytes of a response that are buffered for one stream.
+/// Maximum number of response bytes buffered per stream.
 const HTTP2_SEND_BUFFER: usize = 64 << 10;
 
 pub(super) async fn serve_http2<IO>(

@@ -1,7 +1,6 @@
-//! Which header fields cross the proxy, and what it adds (RFC 9110 section 7.6, RFC 7239).
+//! Header fields that are forwarded, removed or added (RFC 9110 section 7.6, RFC 7239).
 //!
-//! Fields that concern one connection are dropped first and ours are added afterwards, so that no `Connection` field can
-//! take ours away again.
+//! Hop-by-hop fields are removed before the proxy adds its own, so that a `Connection` field cannot remove those.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -22,23 +21,23 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Longest request id that is taken over from a trusted proxy.
+/// Maximum length of a request id accepted from a trusted proxy.
 const MAX_REQUEST_ID: usize = 128;
 
-/// What a request to a backend says about its client.
+/// Information about the client for the request to a backend.
 pub(super) struct Origin<'a> {
     pub(super) connection: &'a ConnectionState,
-    /// `host[:port]` as the client gave it.
+    /// `host[:port]` as the client sent it.
     pub(super) authority: &'a HeaderValue,
     /// The port of the authority, or the one of the scheme.
     pub(super) port: u16,
     /// Version of the client's request.
     pub(super) version: Version,
-    /// Whether the client is a proxy whose forwarding headers are believed.
+    /// Whether the client is a proxy whose forwarding headers are trusted.
     pub(super) trusted: bool,
 }
 
-/// Turns the header fields of a client's request into those of the request to the backend.
+/// Converts the header fields of a client's request to those of the request to the backend.
 pub(super) fn to_backend(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: Option<HeaderValue>) {
     let trailers = accepts_trailers(headers);
     drop_hop_by_hop(headers);
@@ -62,8 +61,8 @@ pub(super) fn to_backend(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: 
     append_via(headers, origin.version);
 }
 
-/// Whether the body of a backend's response has one length only, as requests must have it: hyper takes a list of equal
-/// lengths, a length beside chunks, and codings that it does not undo (RFC 9112 section 6.3).
+/// Whether the length of a backend's response is unambiguous. hyper accepts a list of equal lengths, a length together
+/// with chunked encoding, and codings that it does not decode (RFC 9112 section 6.3).
 pub(super) fn has_clear_framing(headers: &HeaderMap) -> bool {
     let only = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
@@ -79,13 +78,14 @@ pub(super) fn has_clear_framing(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Turns the header fields of a backend's response into those of the response to the client.
+/// Converts the header fields of a backend's response to those of the response to the client.
 pub(super) fn to_client(headers: &mut HeaderMap, version: Version) {
     drop_hop_by_hop(headers);
     append_via(headers, version);
 }
 
-/// Drops trailer fields that must not stand in a trailer section or that only we may set (RFC 9110 section 6.5.1).
+/// Removes trailer fields that are not allowed in a trailer section or that only the proxy may set (RFC 9110 section
+/// 6.5.1).
 pub(super) fn filter_trailers(trailers: &mut HeaderMap) {
     drop_hop_by_hop(trailers);
     drop_claims(trailers, false);
@@ -100,8 +100,8 @@ pub(super) fn filter_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// The protocol that a request asks to switch to, if we tunnel it: one protocol, and not another HTTP or TLS, which
-/// would carry requests past the checks and routes here.
+/// The protocol of an upgrade request, if it may be tunnelled: a single protocol other than HTTP or TLS, which would
+/// bypass the checks and routes.
 pub(super) fn tunnelled_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(UPGRADE).iter();
     let (value, None) = (values.next()?, values.next()) else {

@@ -1,13 +1,13 @@
-//! Why a request is not forwarded.
+//! Refusals of requests.
 
 use http::StatusCode;
 
-/// Why a request is refused, in words that may be sent to the client.
+/// A refused request: status and reason of the response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct HttpRefusal {
-    /// What it is answered with.
+    /// Status of the response.
     pub(crate) status: StatusCode,
-    /// What is wrong with it.
+    /// Reason, sent as the body of the response.
     pub(crate) reason: &'static str,
 }
 

@@ -1,4 +1,5 @@
-//! Whom a request is for: its authority, host and route (RFC 9110 section 7, RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+//! Determines the authority, host and route of a request (RFC 9110 section 7, RFC 9112 section 3.2, RFC 9113 section
+//! 8.3.1).
 
 mod authority;
 
@@ -15,21 +16,21 @@ use super::refusal::HttpRefusal;
 use super::route::{Route, climbs};
 use super::state::ConnectionState;
 
-/// What becomes of a good request.
+/// What to do with a valid request.
 pub(super) enum Admission<'r> {
-    /// It is forwarded.
+    /// Forward it.
     Forward {
         route: &'r Route,
-        /// `host[:port]` as the client gave it.
+        /// `host[:port]` as the client sent it.
         authority: HeaderValue,
         /// The port of the authority, or the one of the scheme.
         port: u16,
     },
-    /// It is answered with a redirect to this URI.
+    /// Answer with a redirect to this URI.
     Redirect(HeaderValue),
 }
 
-/// Checks a request that arrived on `connection` and finds its route.
+/// Checks a request from `connection` and finds its route. Fails with the refusal to answer with.
 pub(super) fn admit<'r>(
     parts: &Parts,
     connection: &ConnectionState,

@@ -1,11 +1,11 @@
-//! Which backend serves which path of a host.
+//! Routes from paths to backends.
 
 use crate::config::{self, Backend, Timeouts};
 
 /// The routes of one host, those with the longest prefix first.
 pub(crate) struct Routes(Vec<Route>);
 
-/// Where requests go whose path begins with a prefix, and how long they may take.
+/// A path prefix, its backend and its timeouts.
 pub(crate) struct Route {
     /// Does not end with `/`; the root is empty.
     prefix: String,
@@ -14,7 +14,7 @@ pub(crate) struct Route {
 }
 
 impl Routes {
-    /// The routes of a host's configuration. All have the same timeouts.
+    /// Creates the routes of a host. All have the same timeouts.
     pub(crate) fn new(routes: &[config::RouteConfig], timeouts: &Timeouts) -> Self {
         let mut routes: Vec<_> = routes
             .iter()
@@ -28,7 +28,7 @@ impl Routes {
         Self(routes)
     }
 
-    /// The route with the longest prefix that covers `path`.
+    /// Returns the route with the longest prefix that matches `path`.
     pub(crate) fn find(&self, path: &str) -> Option<&Route> {
         self.0.iter().find(|route| route.covers(path))
     }
@@ -42,10 +42,10 @@ impl Route {
     }
 }
 
-/// Whether a path has a segment that a backend may take for `..` and so leave the prefix that the route was chosen by.
+/// Whether a path has a segment that a backend may interpret as `..`, which would leave the prefix of the route.
 ///
-/// Paths are neither decoded nor rewritten here, so what a backend may decode counts as decoded: `%2e` as a dot; `%2f`,
-/// `\` and `%5c` as separators; and `;` as the end of a segment's name, as servlet containers read it.
+/// Paths are forwarded without decoding, so encodings that a backend may decode are checked too: `%2e` as a dot; `%2f`,
+/// `\` and `%5c` as separators; and `;` as the end of a segment's name, as in servlet containers.
 pub(crate) fn climbs(path: &str) -> bool {
     if !path.contains("..") && !path.contains('%') {
         return false;

@@ -1,4 +1,4 @@
-//! What hyper calls for each request of a connection.
+//! The hyper service of a connection.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,7 +12,7 @@ use super::body::response::ResponseBody;
 use super::forwarder::Forwarder;
 use super::state::ConnectionState;
 
-/// Answers the requests that arrive on a connection.
+/// Creates the service that answers the requests of a connection.
 pub(super) fn requests(
     state: &Rc<ConnectionState>,
     forwarder: Rc<Forwarder>,

@@ -1,4 +1,4 @@
-//! What the parts of one client connection share: the byte guard, the service, and the loop that drives both.
+//! State of one client connection, shared by the guard, the service, and the loop that drives both.
 //!
 //! Each concern has states of its own, drawn where they are: [`Activity`], and for HTTP/1 [`Heads`] and [`Upgrade`].
 //! Draining begins once and never ends: HTTP/1 then closes after the next response, HTTP/2 sends GOAWAY after the first
@@ -25,7 +25,7 @@ pub(crate) struct ConnectionState {
     pub(crate) client: Client,
     /// The client's address as text, for forwarding headers.
     pub(crate) peer_text: HeaderValue,
-    /// Whether the connection is to end in good order: the proxy drains, or the host would not accept it any more.
+    /// Whether the connection has to close gracefully, because the proxy drains or the host no longer accepts it.
     pub(crate) draining: Cell<bool>,
     pub(crate) activity: Activity,
     /// HTTP/1 only.
@@ -34,15 +34,15 @@ pub(crate) struct ConnectionState {
     pub(crate) upgrade: Upgrade,
 }
 
-/// When a connection has to end, and how.
+/// Drain signal and grace time of a connection.
 pub(crate) struct Drain {
-    /// Cancelled once the proxy drains.
+    /// Cancelled when the proxy starts draining.
     pub(crate) begun: CancellationToken,
-    /// How long an unused connection lives on from then on.
+    /// How long an idle connection stays open after that.
     pub(crate) grace: Duration,
 }
 
-/// Counts a request as being served while it lives.
+/// Guard of a request in flight: ends it on drop.
 pub(crate) struct InFlight(Rc<ConnectionState>);
 
 impl ConnectionState {

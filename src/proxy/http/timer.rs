@@ -1,4 +1,4 @@
-//! Deadlines that are moved on every read or write, at next to no cost.
+//! Timers whose deadline moves on every read or write, at low cost.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// Ready once `deadline` has passed.
+    /// Completes when `deadline` has passed.
     pub(crate) fn poll_until(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if sleep.deadline() > deadline {
@@ -33,7 +33,7 @@ impl Timer {
     }
 }
 
-/// Limits how long something may make no progress.
+/// Limits the time without progress.
 pub(crate) struct StallTimer {
     timer: Timer,
     limit: Duration,
@@ -49,12 +49,12 @@ impl StallTimer {
         }
     }
 
-    /// Something moved.
+    /// Records progress.
     pub(crate) fn progressed(&mut self) {
         self.since = None;
     }
 
-    /// Nothing moves. Ready once that has lasted for the limit.
+    /// Completes when there has been no progress for the limit.
     pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.since.get_or_insert_with(Instant::now);
         self.timer.poll_until(cx, since + self.limit)

@@ -1,7 +1,7 @@
-//! Closing a connection so that the client can read all that was sent to it.
+//! Lingering close: lets the client read everything that was sent before the connection is closed.
 //!
-//! A connection that is closed while bytes of the client are unread, or still come, is reset, and a reset destroys what
-//! the client has not read yet.
+//! Closing a connection with unread bytes from the client sends a reset, and a reset discards what the client has not
+//! read yet.
 
 use std::io;
 use std::pin::Pin;
@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// How long to read on after everything was sent.
+/// How long to keep reading after everything was sent.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Most bytes to read meanwhile.
+/// Maximum number of bytes to read and discard.
 const LINGER_BYTES: usize = 256 << 10;
 
-/// A connection whose shutdown sends the end of the stream and then throws away what the client still sends, until the
-/// client has closed its side too or some time has passed.
+/// A connection whose shutdown sends FIN and then reads and discards input until the client closes or a limit is
+/// reached.
 pub(crate) struct Lingering<IO> {
     io: IO,
     rest: Unread,
@@ -35,7 +35,7 @@ enum Unread {
 }
 
 impl<IO> Lingering<IO> {
-    /// Lingers at the end of `io`.
+    /// Wraps `io`.
     pub(crate) fn new(io: IO) -> Self {
         Self {
             io,

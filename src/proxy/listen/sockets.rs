@@ -1,5 +1,4 @@
-//! Listening sockets: one for each traffic thread on the same address, among which the kernel spreads connections
-//! (`SO_REUSEPORT`).
+//! Listening sockets: one per traffic thread on the same address; the kernel distributes connections (`SO_REUSEPORT`).
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -15,11 +14,11 @@ pub(crate) struct Listeners {
     pub(crate) http: Option<StdListener>,
 }
 
-/// Opens the listeners of `threads` traffic threads.
+/// Binds the listeners of `threads` traffic threads.
 ///
 /// # Errors
 ///
-/// The address that cannot be listened on, and why.
+/// Returns the address that could not be bound, and the I/O error.
 pub(crate) fn listen(
     https: SocketAddr,
     http: Option<SocketAddr>,
@@ -53,8 +52,8 @@ fn listener(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// The connections that wait in the queue of a listener. They are asked for from the kernel, because the runtime knows
-/// only of those that came before it last looked, which a busy thread does seldom.
+/// Accepts the connections in the backlog of a listener. It calls the kernel directly, because the runtime only knows
+/// of connections that arrived before its last poll.
 pub(crate) fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
     let listener = listener.into_std();
     std::iter::from_fn(move || {

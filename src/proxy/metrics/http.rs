@@ -1,4 +1,4 @@
-//! What is counted about HTTP. Labels come from closed sets, never from clients.
+//! HTTP metrics. Label values are constants, never client input.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// From half a millisecond to a minute, in seconds.
+/// Bucket bounds in seconds, from 0.5 ms to 60 s.
 const DURATION_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
@@ -36,18 +36,18 @@ struct UpstreamErrorLabels {
     kind: &'static str,
 }
 
-/// What went wrong between the proxy and a backend.
+/// Why an exchange with a backend failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum UpstreamError {
-    /// The backend has no endpoint that takes requests.
+    /// The backend has no ready endpoint.
     NoEndpoints,
-    /// An endpoint could not be connected to.
+    /// Connecting to an endpoint failed.
     Connect,
-    /// The connection ended or its bytes made no sense before there was a response.
+    /// The connection was closed, or the response was malformed.
     Response,
-    /// There was no response in time.
+    /// The response timed out.
     Timeout,
-    /// The response ended early or stood still.
+    /// The response body was incomplete or timed out.
     Body,
 }
 
@@ -129,7 +129,7 @@ impl UpstreamError {
     }
 }
 
-/// Counts a connection to a backend as open while it lives.
+/// Guard of an open connection to a backend: decrements the gauge on drop.
 pub(crate) struct OpenUpstreamConnection(Gauge);
 
 impl Drop for OpenUpstreamConnection {

@@ -1,7 +1,7 @@
-//! The way of one traffic thread to the session cache: looking sessions up before a handshake, and storing what it made.
+//! Session cache access of one traffic thread: lookups before a handshake, and stores after it.
 //!
-//! A handshake waits for one lookup at most, and for no longer than `lookupTimeout`; whatever goes wrong is a full
-//! handshake and a counter. Nobody waits for what is stored (E6 of the requirements).
+//! A handshake waits for at most one lookup, and at most for `lookupTimeout`. Any error causes a full handshake and is
+//! counted. Handshakes never wait for stores (E6 of the requirements).
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
@@ -22,63 +22,63 @@ use crate::proxy::tls::client_hello::SessionName;
 use crate::resp::client::{CacheError, Client, ClientMetrics};
 use crate::ring::{CacheKey, CacheKind, Scope};
 
-/// Most handshakes of one thread whose sessions are being stored. Beyond that sessions are not stored.
+/// Maximum number of concurrent stores per thread. Beyond that, sessions are not stored.
 const MOST_STORING: usize = 256;
 
-/// The session that a client may be about to resume.
+/// A session cache lookup for a session that a client offers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Lookup {
-    /// What it is found by.
+    /// Session id or single-use ticket.
     pub(crate) kind: CacheKind,
-    /// The name that the client gave.
+    /// The session id or ticket that the client sent.
     pub(crate) name: SessionName,
-    /// The scope of the host that the client asked for.
+    /// Scope of the client's host.
     pub(crate) scope: Scope,
 }
 
-/// What the cache had for a [`Lookup`], still sealed.
+/// The result of a [`Lookup`], still encrypted.
 pub(crate) struct FoundSession {
-    /// The name that the client gave.
+    /// The session id or ticket that the client sent.
     pub(crate) name: SessionName,
     /// Key of the entry.
     pub(crate) key: CacheKey,
-    /// The sealed session.
+    /// The encrypted session.
     pub(crate) entry: Zeroizing<Vec<u8>>,
 }
 
-/// What the cache does for one connection.
+/// Session cache state of one connection.
 #[derive(Default)]
 pub(crate) struct Cached {
-    /// What it had.
+    /// The session found by the lookup.
     pub(crate) found: Option<FoundSession>,
-    /// Whether it takes what the connection makes.
+    /// Whether sessions of the connection may be stored.
     pub(crate) room: StoreAllowance,
 }
 
-/// Whether the cache takes the sessions of a connection, as far as is known. Where it does not, the client gets no names
-/// of sessions that would be nowhere.
+/// Whether sessions of a connection may be stored. If not, the client gets no session ids or single-use tickets,
+/// because lookups would miss.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum StoreAllowance {
-    /// It does.
+    /// Sessions may be stored.
     Free,
-    /// There is none, or it cannot be reached.
+    /// There is no session cache, or it is unreachable.
     #[default]
     NoCache,
-    /// The client has had too many stored.
+    /// The client exceeded its budget.
     OverBudget,
 }
 
-/// A session to be stored, sealed.
+/// An encrypted session to store.
 pub(crate) struct StoredSession {
     /// Key of the entry.
     pub(crate) key: CacheKey,
-    /// The sealed session.
+    /// The encrypted session.
     pub(crate) sealed: Vec<u8>,
-    /// How long it may be used.
+    /// Lifetime of the entry.
     pub(crate) lifetime: Duration,
 }
 
-/// One thread's client of the cache that the configuration names.
+/// The session cache client of one thread.
 pub(crate) struct SessionCache {
     client: RefCell<Option<(config::SessionCacheConfig, Client)>>,
     storing: Rc<Cell<usize>>,
@@ -86,7 +86,7 @@ pub(crate) struct SessionCache {
     metrics: SessionCacheMetrics,
 }
 
-/// What a proxy counts of its session cache; clones share their values.
+/// Metrics of the session cache; clones share their values.
 #[derive(Clone, Default)]
 pub(crate) struct SessionCacheMetrics {
     requests: Family<RequestLabels, Counter>,
@@ -100,7 +100,7 @@ struct RequestLabels {
 }
 
 impl SessionCacheMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("session_cache");
         let metrics = Self {
@@ -128,7 +128,7 @@ impl SessionCacheMetrics {
         metrics
     }
 
-    /// A client for the cache of the configuration.
+    /// Starts a client for the configured cache.
     pub(crate) fn start(&self, config: &config::SessionCacheConfig) -> Client {
         Client::start(
             &config.server,
@@ -145,7 +145,7 @@ impl SessionCacheMetrics {
 }
 
 impl SessionCache {
-    /// No connection is made before a configuration names a cache.
+    /// Does not connect until a configuration with a cache is set.
     pub(crate) fn new(metrics: SessionCacheMetrics) -> Self {
         Self {
             client: RefCell::default(),
@@ -155,8 +155,8 @@ impl SessionCache {
         }
     }
 
-    /// Uses the cache of this configuration from now on. It is told the newest one before each handshake; handshakes
-    /// that began under an older one go on with the cache of the newer.
+    /// Switches to the cache of this configuration. Called with the current configuration before each handshake;
+    /// running handshakes use the new cache too.
     pub(crate) fn follow(&self, config: Option<&config::SessionCacheConfig>) {
         let mut current = self.client.borrow_mut();
         if current.as_ref().map(|(of, _)| of) != config {
@@ -164,7 +164,7 @@ impl SessionCache {
         }
     }
 
-    /// Whether it makes sense to store anything for this client.
+    /// Whether sessions of this client may be stored.
     pub(crate) fn room(&self, client: IpAddr) -> StoreAllowance {
         if !self.client().is_some_and(|client| client.admits()) {
             StoreAllowance::NoCache
@@ -175,12 +175,12 @@ impl SessionCache {
         }
     }
 
-    /// Counts sessions that were not made because there was no [`StoreAllowance`] for them.
+    /// Counts sessions that were not stored because the client exceeded its budget.
     pub(crate) fn count_over_budget(&self, sessions: usize) {
         (0..sessions).for_each(|_| self.metrics.count("put", "over_budget"));
     }
 
-    /// Looks a session up. A single-use session is taken out of the cache by that.
+    /// Looks up a session. A single-use session is removed from the cache.
     pub(crate) async fn find(&self, lookup: Lookup) -> Option<FoundSession> {
         let client = self.client()?;
         let key = CacheKey::new(lookup.kind, &lookup.scope, &lookup.name);
@@ -209,7 +209,7 @@ impl SessionCache {
         })
     }
 
-    /// Stores the sessions of a client. It returns when they are on their way, and waits for no answer.
+    /// Stores the sessions of a client. Returns when the requests are queued, without waiting for replies.
     pub(crate) async fn store(&self, of: IpAddr, entries: Vec<StoredSession>) {
         if entries.is_empty() {
             return;

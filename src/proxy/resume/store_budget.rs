@@ -1,18 +1,18 @@
-//! How many sessions one client may have stored, so that a client that makes handshakes without end does not push
-//! everybody else's sessions out of the cache (E5 of the requirements).
+//! Limits the rate of stored sessions per client, so that one client cannot evict the sessions of all others from the
+//! cache (E5 of the requirements).
 //!
-//! Each traffic thread has a budget of its own, in a table that never grows: clients that meet in a slot have one budget
-//! together. Nobody can aim at another's slot, because the hash has a key. Many clients may come from one address, behind a
-//! load balancer that hides them, so the budget is generous.
+//! Each traffic thread has its own table of fixed size: clients that hash to the same slot share a budget. The hash is
+//! keyed, so no client can choose another's slot. The budget is generous, because many clients may share one address
+//! behind a NAT or load balancer.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Sessions a second that one client may have stored for ever.
+/// Sustained rate of stored sessions per client, in sessions per second.
 const RATE: u32 = 256;
 
-/// Sessions that a client that was quiet may have stored at once.
+/// Maximum burst of stored sessions per client.
 const BURST: u32 = 4096;
 
 const SLOTS: usize = 4096;
@@ -28,7 +28,7 @@ pub(crate) struct PutBudget {
 }
 
 impl PutBudget {
-    /// Full budgets for everybody.
+    /// Creates a table in which every budget is full.
     pub(crate) fn new(now: Instant) -> Self {
         Self::with(RATE, BURST, SLOTS, now)
     }
@@ -44,15 +44,15 @@ impl PutBudget {
         }
     }
 
-    /// Whether a client may have a session stored.
+    /// Whether the budget of a client allows a session to be stored.
     pub(crate) fn has_room(&self, client: IpAddr, now: Instant) -> bool {
         let paid_after = self.paid_after.get(self.slot(client));
         let owed = paid_after.map_or(Duration::ZERO, |paid| paid.saturating_sub(self.age(now)));
         owed < self.limit
     }
 
-    /// Takes the sessions that are being stored out of a client's budget. What is more than there was is owed: the handshakes
-    /// of a client that asked for room at the same time may store a little too much.
+    /// Deducts stored sessions from a client's budget. The budget may become negative: concurrent handshakes of a
+    /// client may store slightly more than allowed.
     pub(crate) fn spend(&mut self, client: IpAddr, sessions: usize, now: Instant) {
         let (slot, age) = (self.slot(client), self.age(now));
         let cost = self
@@ -72,7 +72,7 @@ impl PutBudget {
     }
 }
 
-/// What one client can choose its addresses from: an IPv4 address, or 64 bits of IPv6.
+/// The network that identifies a client: the IPv4 address, or the `/64` of an IPv6 address.
 fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V4(address) => address.into(),

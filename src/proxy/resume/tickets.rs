@@ -1,8 +1,8 @@
-//! The tickets of one connection: what rustls asks to be sealed and opened, bound to the host that the client named.
+//! The tickets of one connection: encrypts and decrypts sessions for rustls, bound to the client's host.
 //!
-//! rustls sees only bytes here, and does not say whether an opened ticket led to a resumption. Hence one object for each
-//! connection, which knows host and policy, and [`ConnectionTickets::settle`], which the handshake calls whenever rustls
-//! has decided.
+//! rustls passes only bytes, and does not report whether a decrypted ticket was resumed. So each connection has its own
+//! object, which knows host and policy, and the handshake calls [`ConnectionTickets::settle`] after each decision of
+//! rustls.
 
 use std::fmt;
 use std::mem;
@@ -23,25 +23,24 @@ use crate::ring::{
     TicketPolicy,
 };
 
-/// Most tickets of one connection that are tried; each costs a decryption before the client has proven anything.
+/// Maximum number of tickets decrypted per connection, because each costs a decryption for an unauthenticated client.
 const MOST_TRIED: usize = 4;
 
-/// The ticket keys of the process. There are none before the first good ring, and no others ever.
+/// The ticket keys of the process; None until the first valid ring is loaded.
 ///
-/// Connections look here at each use, so that a new ring reaches also those whose handshake had begun, and an expired
-/// key is gone for all at once.
+/// Connections read the keys at each use, so that a new ring or an expired key takes effect for running handshakes too.
 #[derive(Default)]
 pub(crate) struct SharedKeys(RwLock<Option<TicketKeys>>);
 
 impl SharedKeys {
-    /// Takes a ring into use, but for the keys whose time is over.
+    /// Loads a ring, without its expired keys.
     pub(crate) fn replace(&self, ring: &Ring, now: Timestamp) {
         let mut keys = TicketKeys::new(ring);
         keys.without_expired(now);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(keys);
     }
 
-    /// Forgets the keys whose time is over; says whether any went.
+    /// Removes expired keys; returns whether there were any.
     pub(crate) fn forget_expired(&self, now: Timestamp) -> bool {
         let due = self.read(|keys| keys.next_expiry(Timestamp::MIN).is_some_and(|first| first <= now));
         due == Some(true)
@@ -53,7 +52,7 @@ impl SharedKeys {
                 .is_some_and(|keys| keys.without_expired(now))
     }
 
-    /// Looks at the keys, if there are any.
+    /// Calls `look` with the keys, if a ring is loaded.
     pub(crate) fn read<R>(&self, look: impl FnOnce(&TicketKeys) -> R) -> Option<R> {
         self.0
             .read()
@@ -86,33 +85,33 @@ impl From<Unsealed> for TicketIssue {
     }
 }
 
-/// Version that a connection will speak, as far as tickets care.
+/// TLS version of a connection, for ticket policy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TicketVersion {
-    /// A ticket carries the keys of the session itself.
+    /// TLS 1.2: a ticket contains the session's own keys.
     Tls12,
-    /// A ticket carries a secret that is combined with a fresh key exchange.
+    /// TLS 1.3: a ticket contains a secret that is combined with a new key exchange.
     Tls13,
 }
 
-/// How a connection may resume.
+/// Resumption policy of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ResumptionRules {
-    /// What its sessions are bound to.
+    /// Scope that its sessions are bound to.
     pub(crate) scope: Scope,
-    /// The version that it will speak.
+    /// TLS version of the connection.
     pub(crate) version: TicketVersion,
-    /// How long its tickets may be used. None when it may not resume by ticket.
+    /// Lifetimes of its tickets; None: tickets are not allowed.
     pub(crate) tickets: Option<TicketPolicy>,
-    /// What its tickets are.
+    /// Kind of its TLS 1.3 tickets.
     pub(crate) kind: TicketKind,
-    /// How long a session may be resumed by session id. None when it may not resume by one.
+    /// Lifetimes of session ids; None: session ids are not allowed.
     pub(crate) session_ids: Option<TicketPolicy>,
-    /// Whether a new session gets an id, where one may be resumed by it.
+    /// Whether a new session gets a session id, if those are allowed.
     pub(crate) gets_session_id: bool,
 }
 
-/// Seals and opens the sessions of one connection: its tickets, and its entries of the session cache.
+/// Encrypts and decrypts the sessions of one connection: tickets and session cache entries.
 pub(crate) struct ConnectionTickets {
     keys: Arc<SharedKeys>,
     rules: ResumptionRules,
@@ -151,7 +150,7 @@ enum OpenedBy {
 }
 
 impl ConnectionTickets {
-    /// Tickets for one connection. `cached` is what the session cache does for it.
+    /// Creates the tickets of one connection. `cached` is the result of the session cache lookup.
     pub(crate) fn new(
         keys: Arc<SharedKeys>,
         rules: ResumptionRules,
@@ -167,13 +166,13 @@ impl ConnectionTickets {
         }
     }
 
-    /// Says when the certificate of the connection expires. Without it no ticket is issued.
+    /// Sets the expiry of the connection's certificate. Until then no ticket is issued.
     pub(crate) fn set_certificate_until(&self, until: Timestamp) {
         self.state().certificate_until = Some(until);
     }
 
-    /// Tells what rustls has decided so far. An opened session counts as used only when it was resumed; in a full
-    /// handshake the client's identity is as old as the handshake.
+    /// Records the handshake kind that rustls has decided. A decrypted session counts as used only if it was resumed; a
+    /// full handshake resets the age of the session.
     pub(crate) fn settle(&self, kind: Option<HandshakeKind>) {
         let Some(kind) = kind else { return };
         let Some(opened) = self.state().opened.take() else {
@@ -187,12 +186,12 @@ impl ConnectionTickets {
         }
     }
 
-    /// What the session cache is to keep of this connection, as far as it is known.
+    /// Removes and returns the sessions to store in the session cache.
     pub(crate) fn take_entries(&self) -> Vec<StoredSession> {
         mem::take(&mut self.state().entries)
     }
 
-    /// How many sessions were not made because the client is over its budget, as far as it is known.
+    /// Removes and returns the number of sessions that were not stored because the client exceeded its budget.
     pub(crate) fn take_over_budget(&self) -> usize {
         mem::take(&mut self.state().over_budget)
     }

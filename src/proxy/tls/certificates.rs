@@ -1,4 +1,4 @@
-//! Certificates: loading a chain with its key, saying what is wrong with it, and choosing one for a client.
+//! Certificates of hosts: loading, checking, and selection for a client.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::report::{CertificateReport, Problem};
 /// Stands for any label where a certificate is checked against a wildcard host name.
 const ANY_LABEL: &str = "any-label";
 
-/// A chain and its key that belong together.
+/// A certificate chain with its matching private key.
 pub(crate) struct LoadedCertificate {
     key: Arc<CertifiedKey>,
     not_before: Timestamp,
@@ -29,38 +29,38 @@ pub(crate) struct LoadedCertificate {
     covers: Vec<bool>,
 }
 
-/// What is wrong with a certificate. No text of the files is carried along: the key's file may be mistaken for the
-/// certificate's.
+/// Why a certificate is unusable. It contains no data of the files, because the key file may have been configured as
+/// the certificate file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CertificateFault {
-    /// A file is not there.
+    /// A file does not exist.
     #[error("{0} is missing")]
     Missing(String),
-    /// A file cannot be read.
+    /// Reading a file failed.
     #[error("failed to read {0}: {1}")]
     Unreadable(String, std::io::ErrorKind),
-    /// The chain is not PEM, or not certificates.
+    /// The certificate file is not PEM, or contains no valid certificates.
     #[error("the certificate file contains no valid PEM certificate")]
     BadCertificate,
-    /// The key is not PEM, or of an unusable kind.
+    /// The key file is not PEM, or the key type is not supported.
     #[error("the key file contains no usable PEM private key")]
     BadKey,
-    /// The two do not belong together.
+    /// The certificate does not match the key.
     #[error("the certificate does not match the private key")]
     KeyMismatch,
-    /// None of the host's names is in it.
+    /// The certificate is not valid for any of the host's names.
     #[error("the certificate is not valid for any of the host's names")]
     NameMismatch,
-    /// Its time is over.
+    /// The certificate expired at this time.
     #[error("the certificate expired at {0}")]
     Expired(Timestamp),
-    /// Its time has not come.
+    /// The certificate is not valid before this time.
     #[error("the certificate is not valid before {0}")]
     NotYetValid(Timestamp),
 }
 
 impl CertificateFault {
-    /// The fault in the words that conditions use.
+    /// The reason for the condition CertificatesReady.
     pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Missing(_) => Reason::CertificateMissing,
@@ -73,7 +73,7 @@ impl CertificateFault {
 }
 
 impl LoadedCertificate {
-    /// Reads a chain and its key from PEM text, for a host with these names.
+    /// Parses a chain and its key from PEM, for a host with these names.
     pub(crate) fn from_pem(
         chain: &[u8],
         key: &[u8],
@@ -109,12 +109,12 @@ impl LoadedCertificate {
         })
     }
 
-    /// When it expires.
+    /// Expiry of the leaf certificate.
     pub(crate) fn not_after(&self) -> Timestamp {
         self.not_after
     }
 
-    /// What is wrong with it by the clock and by the host's names.
+    /// Checks validity period and host names; None if valid.
     pub(crate) fn fault(&self, now: Timestamp) -> Option<CertificateFault> {
         if !self.covers.contains(&true) {
             Some(CertificateFault::NameMismatch)
@@ -127,7 +127,7 @@ impl LoadedCertificate {
         }
     }
 
-    /// The same pair for a host whose names have changed.
+    /// Checks the pair again for a host whose names have changed.
     pub(crate) fn for_hostnames(&self, hostnames: &[String]) -> Self {
         let parsed = self.key.end_entity_cert().and_then(ParsedCertificate::try_from);
         Self {
@@ -161,19 +161,19 @@ fn covers(certificate: &ParsedCertificate<'_>, hostname: &str) -> bool {
     ServerName::try_from(name).is_ok_and(|name| verify_server_name(certificate, &name).is_ok())
 }
 
-/// One certificate of a host: what is in use, and what is wrong with the files.
+/// One certificate of a host: the pair in use, and the error of its files.
 #[derive(Clone, Debug)]
 pub(crate) struct HostCertificate {
     /// Name of the Secret.
     pub(crate) name: String,
-    /// The last good pair.
+    /// The last valid pair.
     pub(crate) in_use: Option<Arc<LoadedCertificate>>,
-    /// Why the files are not what is in use.
+    /// Why the current files are not in use.
     pub(crate) file_fault: Option<CertificateFault>,
 }
 
 impl HostCertificate {
-    /// Takes in what the files hold now, for use unless it is worse than what is in use.
+    /// Updates the pair from the current files, unless they are worse than the pair in use.
     pub(crate) fn update(&mut self, read: Result<LoadedCertificate, CertificateFault>, now: Timestamp) {
         let kept_is_good = self.in_use.as_ref().is_some_and(|kept| kept.fault(now).is_none());
         match read {
@@ -188,8 +188,8 @@ impl HostCertificate {
         }
     }
 
-    /// Whether files that were refused, and have not changed since, might now be taken: their time has come, what was
-    /// kept in their stead has gone bad, or what kept them from being read, such as too many open files, has passed.
+    /// Whether rejected files that have not changed should be loaded again: they have become valid, the pair in use has
+    /// become invalid, or a transient read error, such as too many open files, may be over.
     pub(crate) fn wants_another_look(&self, now: Timestamp) -> bool {
         match self.file_fault {
             Some(CertificateFault::NotYetValid(start)) => now >= start,
@@ -201,7 +201,7 @@ impl HostCertificate {
         }
     }
 
-    /// What is wrong, for people who look after `host`.
+    /// Reports the state of the certificate of `host`.
     pub(crate) fn report(&self, host: &str, now: Timestamp) -> CertificateReport {
         let fault = self
             .file_fault
@@ -229,7 +229,7 @@ impl HostCertificate {
 pub struct CertificatesByHost(HashMap<String, Arc<HostCertificates>>);
 
 impl CertificatesByHost {
-    /// Those of one host; none where nothing is known of it.
+    /// Returns the certificates of one host; empty if it is unknown.
     pub(crate) fn of(&self, host: &str) -> Arc<HostCertificates> {
         self.0.get(host).cloned().unwrap_or_default()
     }
@@ -251,13 +251,13 @@ impl FromIterator<(String, HostCertificates)> for CertificatesByHost {
 pub struct HostCertificates(pub(crate) Vec<HostCertificate>);
 
 impl HostCertificates {
-    /// Whether the host can be served at all.
+    /// Whether any certificate is in use.
     pub(crate) fn any_usable(&self) -> bool {
         self.0.iter().any(|certificate| certificate.in_use.is_some())
     }
 
-    /// One report for each certificate, and one for the host when certificates are in use but one of its names is in
-    /// none of them.
+    /// One report per certificate, and one for the host if certificates are in use but none of them is valid for one of
+    /// its names.
     pub(crate) fn reports(&self, host: &str, hostnames: &[String], now: Timestamp) -> Vec<CertificateReport> {
         let mut reports: Vec<_> = self.0.iter().map(|c| c.report(host, now)).collect();
         let in_use: Vec<_> = self.0.iter().filter_map(|c| c.in_use.as_ref()).collect();
@@ -306,14 +306,14 @@ impl HostCertificates {
     }
 }
 
-/// The choice of a certificate for one connection.
+/// Certificate resolver of one connection.
 #[derive(Debug)]
 pub(crate) struct CertificateChoice {
     /// The host's certificates.
     pub(crate) certificates: Arc<HostCertificates>,
-    /// Which of the host's names the client asked for.
+    /// Index of the host name that the client requested.
     pub(crate) hostname: usize,
-    /// Learns when the chosen certificate expires, for tickets must not outlive it.
+    /// Tickets of the connection, which must not outlive the chosen certificate.
     pub(crate) tickets: Arc<ConnectionTickets>,
 }
 

@@ -1,23 +1,24 @@
-//! The ClientHello, read before rustls sees it: the host, and with it the whole TLS configuration, depends on the
-//! server name, and rustls takes the configuration first.
+//! Parses the ClientHello before rustls: the TLS configuration depends on the host, and so on the server name, and
+//! rustls needs the configuration first.
 //!
-//! The reader keeps every byte, so that rustls later judges exactly what the client sent. It is incremental, bounded and
-//! free of IO. What it cannot read goes to [`refusal`], where rustls finds the right alert.
+//! The reader keeps every byte, so that rustls later processes exactly what the client sent. It is incremental, bounded
+//! and performs no I/O. Invalid input goes to [`refusal`], where rustls selects the alert.
 
 use std::io::Read;
 
 use rustls::server::Acceptor;
 
-/// Most bytes on the wire that a ClientHello may take, record headers included.
+/// Maximum size of a ClientHello on the wire in bytes, including record headers.
 const MAX_WIRE: usize = 64 * 1024;
 
-/// Longest ClientHello. Real ones, with post-quantum key shares and several tickets, stay below 8 KiB.
+/// Maximum size of a ClientHello in bytes. Real ones, with post-quantum key shares and several tickets, stay below 8
+/// KiB.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Most TLS 1.3 tickets that are looked at: clients offer one, and some a second.
+/// Maximum number of TLS 1.3 tickets examined: clients offer one, and some offer two.
 const MOST_IDENTITIES: usize = 2;
 
-/// Longest record that carries plaintext (RFC 9846 section 5.1).
+/// Maximum size of a plaintext record (RFC 9846 section 5.1).
 const MAX_RECORD: usize = 16 * 1024;
 
 const RECORD_HEADER: usize = 5;
@@ -34,47 +35,47 @@ mod extension {
     pub(crate) const SUPPORTED_VERSIONS: u16 = 43;
 }
 
-/// What the choice of host and ticket policy needs to know.
+/// The fields of a ClientHello that determine host and ticket policy.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ClientHello {
     /// Server name (RFC 6066 section 3) in lower case and without a trailing dot.
     pub server_name: Option<String>,
-    /// Whether the client can speak TLS 1.3, which is then what rustls negotiates.
+    /// Whether the client supports TLS 1.3, which rustls then negotiates.
     pub offers_tls13: bool,
     /// Whether the client supports the extended master secret (RFC 7627).
     pub extended_master_secret: bool,
-    /// The session id, where it has the length of ours. TLS 1.3 clients send a random one.
+    /// The session id, if it has 32 bytes. TLS 1.3 clients send a random one.
     pub session_id: Option<SessionName>,
-    /// What the client says of TLS 1.2 tickets (RFC 5077), if anything.
+    /// The session ticket extension of TLS 1.2 (RFC 5077), if present.
     pub ticket: Option<TicketOffer>,
-    /// The first of the TLS 1.3 tickets looked at that has the length of a single-use ticket.
+    /// The first examined TLS 1.3 ticket that has the length of a single-use ticket.
     pub single_use: Option<SessionName>,
 }
 
-/// A session id, or a single-use ticket: a random name that says nothing.
+/// A session id or a single-use ticket: random bytes.
 pub type SessionName = [u8; 32];
 
-/// What a TLS 1.2 client says of tickets.
+/// The session ticket extension of a TLS 1.2 client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum TicketOffer {
-    /// It would take one.
+    /// Empty: the client accepts a ticket.
     Empty,
-    /// It offers one.
+    /// The client offers a ticket.
     Ticket,
 }
 
-/// How far the ClientHello has come in.
+/// Result of reading a ClientHello.
 #[derive(Debug, Eq, PartialEq)]
 pub enum Progress {
-    /// There is more to come.
+    /// More input is needed.
     Incomplete,
-    /// It is whole.
+    /// The ClientHello is complete.
     Complete(ClientHello),
-    /// It is not a ClientHello, or exceeds a limit.
+    /// The input is not a valid ClientHello, or exceeds a limit.
     Unreadable,
 }
 
-/// A ClientHello on its way in.
+/// Incremental reader of a ClientHello.
 #[derive(Default)]
 pub struct ClientHelloReader {
     wire: Vec<u8>,
@@ -86,7 +87,7 @@ pub struct ClientHelloReader {
 }
 
 impl ClientHelloReader {
-    /// Takes the next bytes off the wire.
+    /// Parses the next bytes from the wire.
     pub fn feed(&mut self, bytes: &[u8]) -> Progress {
         self.wire.extend_from_slice(bytes);
         loop {
@@ -122,7 +123,7 @@ impl ClientHelloReader {
         }
     }
 
-    /// Everything that came off the wire, for rustls.
+    /// Returns all bytes read from the wire, for rustls.
     pub fn into_wire(self) -> Vec<u8> {
         self.wire
     }
@@ -136,7 +137,7 @@ impl ClientHelloReader {
     }
 }
 
-/// The bytes of the fatal alert that answers an unreadable ClientHello.
+/// Returns the fatal alert for an invalid ClientHello, as bytes.
 pub fn refusal(wire: &[u8]) -> Vec<u8> {
     let mut acceptor = Acceptor::default();
     let mut rest = wire;
@@ -163,15 +164,15 @@ pub fn refusal(wire: &[u8]) -> Vec<u8> {
 /// Alerts that are sent without rustls (RFC 9846 section 6.2).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Alert {
-    /// There is no certificate to offer.
+    /// No usable certificate.
     HandshakeFailure = 40,
-    /// It is not a ClientHello.
+    /// The input is not a valid ClientHello.
     DecodeError = 50,
-    /// No host has this name, or the client named none.
+    /// The server name is unknown or missing.
     UnrecognizedName = 112,
 }
 
-/// A fatal alert in a record of its own, before any encryption.
+/// Encodes a fatal alert as a plaintext record.
 pub(crate) fn fatal_alert(alert: Alert) -> Vec<u8> {
     vec![21, 3, 3, 0, 2, 2, alert as u8]
 }

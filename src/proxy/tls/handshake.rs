@@ -1,4 +1,4 @@
-//! One TLS handshake: read the hello, choose the host, let rustls do the rest, all within one time limit.
+//! Runs one TLS handshake within a time limit: reads the ClientHello, selects the host, and continues with rustls.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,8 +18,8 @@ use crate::proxy::metrics::{HandshakeFailure, ProxyMetrics};
 use crate::proxy::resume::session_cache::{Cached, SessionCache};
 use crate::proxy::resume::tickets::SharedKeys;
 
-/// Takes a connection through its handshake. On failure the client has got an alert, where one was due, and the reason
-/// is counted. The result holds the host that the client chose.
+/// Runs the handshake of a connection. On failure, an alert has been sent if required, and the failure has been
+/// counted. The result contains the host selected by the server name.
 pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     client: IpAddr,

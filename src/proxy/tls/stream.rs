@@ -1,7 +1,6 @@
-//! The driver between a TCP connection and rustls: an `AsyncRead` and `AsyncWrite` over [`ServerConnection`].
+//! An `AsyncRead` and `AsyncWrite` over a TCP connection and a rustls [`ServerConnection`].
 //!
-//! It starts with bytes that were read before rustls existed, and tells its caller after every step of the handshake
-//! what rustls has made of them.
+//! It starts with bytes that were already read from the connection, and calls back after every step of the handshake.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
@@ -10,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A TLS connection of a client.
+/// A TLS connection with a client.
 pub(crate) struct TlsStream<IO> {
     io: IO,
     connection: ServerConnection,
@@ -23,14 +22,14 @@ pub(crate) struct TlsStream<IO> {
 /// Why a handshake failed.
 #[derive(Debug)]
 pub(crate) enum HandshakeError {
-    /// rustls refuses what the client sent; the alert is on its way.
+    /// rustls rejected the client's message; an alert was sent.
     Tls(rustls::Error),
-    /// The connection broke.
+    /// The connection failed.
     Io(io::Error),
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
-    /// A connection that begins with the bytes `prefix`.
+    /// Creates a connection whose input starts with `prefix`.
     pub(crate) fn new(io: IO, connection: ServerConnection, prefix: Vec<u8>) -> Self {
         Self {
             io,
@@ -41,18 +40,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         }
     }
 
-    /// What rustls knows of the connection.
+    /// The rustls connection.
     pub(crate) fn connection(&self) -> &ServerConnection {
         &self.connection
     }
 
-    /// The connection below, to close it after a failure.
+    /// Returns the underlying connection, to close it after a failure.
     pub(crate) fn into_inner(self) -> IO {
         self.io
     }
 
-    /// Runs the handshake until nothing more is needed of the client, calling `progress` whenever rustls has taken
-    /// something in. What rustls then has to say, such as tickets, is sent by the next flush.
+    /// Runs the handshake until no more client messages are needed; calls `progress` whenever rustls has processed
+    /// input. Remaining output, such as tickets, is sent by the next flush.
     pub(crate) async fn handshake(
         &mut self,
         mut progress: impl FnMut(&ServerConnection),

@@ -1,6 +1,6 @@
-//! Connections to backends: which endpoint takes a request, and the pool of connections to it.
+//! Connections to backends: load balancing and connection pools.
 //!
-//! Every thread has its own pool and counts its own requests, so nothing here is locked.
+//! Every thread has its own pools and counts its own requests, so there are no locks.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -20,11 +20,11 @@ use tokio::time::{Instant, timeout};
 use super::request_body::RequestBody;
 use crate::proxy::metrics::http::HttpMetrics;
 
-/// How long an unused connection is kept. Shorter than what servers usually do, so that they seldom close first.
+/// Idle timeout of a pooled connection. Shorter than that of most servers, so that they rarely close first.
 const POOL_IDLE: Duration = Duration::from_secs(45);
-/// Most unused connections that are kept to one endpoint.
+/// Maximum number of idle connections per endpoint.
 const POOL_SIZE: usize = 64;
-/// How long an endpoint gets no requests after it could not be connected to, while there are others.
+/// How long an endpoint is avoided after a failed connection attempt, if there are others.
 const AVOID: Duration = Duration::from_secs(3);
 /// Upper bound on a response's head and on what is read of a body at once.
 const READ_BUFFER: usize = 64 << 10;
@@ -50,7 +50,7 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection to an endpoint while it serves one request. Dropped, it closes the connection.
+/// A connection used for one request. Dropping it closes the connection.
 pub(crate) struct Lease {
     sender: Option<SendRequest<RequestBody>>,
     endpoint: Rc<Endpoint>,
@@ -59,8 +59,8 @@ pub(crate) struct Lease {
 }
 
 impl Upstreams {
-    /// Chooses an endpoint that is not among `tried`: of two random ones the one with fewer requests, leaving out those
-    /// that just failed unless no others are left.
+    /// Chooses an endpoint that is not in `tried`: of two random ones, the one with fewer requests. Endpoints that
+    /// recently failed are used only if there are no others.
     pub(crate) fn choose(
         &self,
         addresses: &[SocketAddr],
@@ -83,14 +83,14 @@ impl Upstreams {
         self.choose_of(if good.is_empty() { &untried } else { &good })
     }
 
-    /// Notes that an endpoint could not be connected to.
+    /// Records that connecting to an endpoint failed.
     pub(crate) fn failed(&self, endpoint: &Endpoint, now: Instant) {
         let until = now + AVOID;
         endpoint.avoid_until.set(Some(until));
         self.avoiding.set(Some(until));
     }
 
-    /// Closes connections that have not been used for long and forgets endpoints without any.
+    /// Closes connections that exceed the idle timeout and removes endpoints without connections.
     pub(crate) fn sweep(&self, now: Instant) {
         self.endpoints.borrow_mut().retain(|_, endpoint| {
             endpoint
@@ -133,7 +133,7 @@ impl Upstreams {
 }
 
 impl Endpoint {
-    /// A connection for one request: an unused one, or a new one within `limit`.
+    /// Returns a connection for one request: an idle one, or a new one. Fails if connecting takes longer than `limit`.
     pub(crate) async fn connect(self: Rc<Self>, limit: Duration, metrics: &HttpMetrics) -> io::Result<Lease> {
         // Counted from here on, so that an endpoint that is slow to connect to does not look idle.
         let mut lease = Lease {
@@ -180,7 +180,7 @@ impl Endpoint {
 }
 
 impl Lease {
-    /// Sends the request. The error returns it when nothing of it was sent.
+    /// Sends the request. The error contains the request if nothing of it was sent.
     pub(crate) async fn send(
         &mut self,
         request: Request<RequestBody>,

@@ -1,4 +1,4 @@
-//! The body of a client's request on its way to a backend.
+//! The body of a request to a backend.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::proxy::http::body::{BodyError, poll_part};
 use crate::proxy::http::refusal::HttpRefusal;
 use crate::proxy::http::timer::StallTimer;
 
-/// The body of a client's request on its way to a backend.
+/// The body of a request to a backend.
 #[derive(Default)]
 pub(crate) struct RequestBody(Option<Box<Upload>>);
 
@@ -26,14 +26,14 @@ struct Upload {
     progress: Rc<UploadProgress>,
 }
 
-/// How the body of a client's request comes along.
+/// Progress of reading a request body.
 pub(crate) struct UploadProgress {
     last: Cell<Instant>,
     failure: Cell<Option<HttpRefusal>>,
 }
 
 impl RequestBody {
-    /// A body that is limited to `idle` between its parts, and how it comes along; none of both when there is no body.
+    /// Creates a body with a time limit of `idle` between two reads, and its progress; None if the body is empty.
     pub(crate) fn new(body: Incoming, idle: Duration) -> (Self, Option<Rc<UploadProgress>>) {
         if body.is_end_stream() {
             return (Self(None), None);
@@ -49,7 +49,7 @@ impl RequestBody {
 }
 
 impl UploadProgress {
-    /// The progress of a body of which nothing has come yet.
+    /// Creates the progress of a body that has not been read yet.
     pub(crate) fn new() -> Self {
         Self {
             last: Cell::new(Instant::now()),
@@ -57,17 +57,17 @@ impl UploadProgress {
         }
     }
 
-    /// A part came.
+    /// Records that a part was read.
     pub(crate) fn advanced(&self) {
         self.last.set(Instant::now());
     }
 
-    /// When the last part came.
+    /// Time of the last read.
     pub(crate) fn last(&self) -> Instant {
         self.last.get()
     }
 
-    /// What to tell a client that has not delivered the body as it should.
+    /// The refusal for a body that timed out or was malformed, if any.
     pub(crate) fn failure(&self) -> Option<HttpRefusal> {
         self.failure.get()
     }

@@ -1,31 +1,31 @@
-//! How many requests may be sent again, so that retries never pile up on backends that are in trouble.
+//! Retry budget: limits retries, so that they do not overload failing backends.
 
 use std::cell::Cell;
 
-/// Every request earns one, a retry costs five: at most a fifth of the requests are retries, however sick backends are.
+/// Every request earns one credit, a retry costs five: at most a fifth of the requests are retries.
 const RETRY_COST: u32 = 5;
-/// Retries are saved up to this credit, so that a backend that closes many connections at once costs no requests.
+/// Maximum credit, so that requests can be retried when a backend closes many connections at once.
 const MAX_RETRY_CREDIT: u32 = 100;
 
-/// The retries that the requests so far have earned.
+/// Credit for retries.
 pub(crate) struct RetryBudget {
     credit: Cell<u32>,
 }
 
 impl RetryBudget {
-    /// A budget with all the credit that there can be.
+    /// Creates a budget with the maximum credit.
     pub(crate) fn full() -> Self {
         Self {
             credit: Cell::new(MAX_RETRY_CREDIT),
         }
     }
 
-    /// A request arrived.
+    /// Adds the credit of one request.
     pub(crate) fn earn(&self) {
         self.credit.set((self.credit.get() + 1).min(MAX_RETRY_CREDIT));
     }
 
-    /// Whether a request may be sent again, which is paid for at once.
+    /// Whether a request may be retried; deducts the cost.
     pub(crate) fn spend(&self) -> bool {
         let rest = self.credit.get().checked_sub(RETRY_COST);
         if let Some(rest) = rest {

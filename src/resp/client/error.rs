@@ -1,31 +1,31 @@
-//! Why a request has no answer.
+//! Errors of cache requests.
 
-/// What a `tlsfarm cache` answers when it cannot store, because the cache that owns the key does not answer. The cache that
-/// sends this is healthy; it must not count as a failure.
+/// Error reply of a `tlsfarm cache` that could not store a value because the owner of the key does not reply. The cache
+/// that sends it is healthy, so it must not count as a failure. Part of the protocol between releases.
 pub(crate) const OWNER_IS_SILENT: &str = "ERR the cache that owns this key does not answer";
 
-/// Why a request has no answer.
+/// Errors of cache requests.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CacheError {
-    /// There is no connection, the breaker is open, or too many requests wait already: known at once.
+    /// There is no connection, the breaker is open, or the queue is full: the request failed immediately.
     #[error("the cache is unavailable")]
     Unavailable,
-    /// The answer did not come in time.
+    /// The request timed out.
     #[error("the request to the cache timed out")]
     Timeout,
-    /// The connection ended. Whether the request was carried out is not known.
+    /// The connection was lost. It is unknown whether the request was executed.
     #[error("lost the connection to the cache")]
     Lost,
-    /// What came back is no answer to what was asked.
+    /// The reply is malformed or does not match the request.
     #[error("invalid reply from the cache")]
     Garbled,
-    /// The server answered with an error.
+    /// The server sent an error reply.
     #[error("the cache returned an error: {0}")]
     Refused(String),
 }
 
 impl CacheError {
-    /// Word for metrics.
+    /// Value of the metric label.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable => "unavailable",

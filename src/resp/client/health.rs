@@ -1,4 +1,4 @@
-//! What clients know about their connection: whether it is worth asking, and what is wrong.
+//! Health of a client's connection: breaker state and last error.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::metrics::ClientMetrics;
 use crate::resp::breaker::{Breaker, BreakerState};
 
-/// What clients see.
+/// Health state that clients read.
 #[derive(Default)]
 pub(super) struct Health {
     link: AtomicU8,
@@ -15,7 +15,7 @@ pub(super) struct Health {
     problem: Mutex<Option<String>>,
 }
 
-/// No connection was tried for yet, so requests wait for the first one.
+/// The first connection attempt has not finished, so requests wait.
 const STARTING: u8 = 0;
 const UP: u8 = 1;
 const DOWN: u8 = 2;
@@ -25,7 +25,7 @@ const HALF_OPEN: u8 = 1;
 const OPEN: u8 = 2;
 
 impl Health {
-    /// Whether nothing is known about the server yet.
+    /// Whether the first connection attempt has not finished.
     pub(super) fn is_starting(&self) -> bool {
         self.link.load(Ordering::Relaxed) == STARTING
     }
@@ -58,7 +58,7 @@ impl Health {
     }
 }
 
-/// The task's side: it alone changes what clients see.
+/// The task's side of the health state: only it writes.
 pub(super) struct HealthRecorder {
     health: Arc<Health>,
     breaker: Breaker,
@@ -90,7 +90,7 @@ impl HealthRecorder {
         self.health.link.load(Ordering::Relaxed) == DOWN
     }
 
-    /// There is a connection, and the server has answered on it.
+    /// Records that the connection is established and the server has replied.
     pub(super) fn link_up(&mut self) {
         self.metrics.connected();
         self.health.link.store(UP, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl HealthRecorder {
         self.count_reachable(self.health.reachable());
     }
 
-    /// There is none, or there is none any more.
+    /// Records that connecting failed or that the connection was lost.
     pub(super) fn link_down(&mut self, problem: String, now: Instant) {
         self.metrics.disconnected();
         self.health.link.store(DOWN, Ordering::Relaxed);

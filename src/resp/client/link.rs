@@ -1,4 +1,4 @@
-//! One connection while it works: requests out in batches, replies in, time limits.
+//! One established connection: sends requests in batches, receives replies, enforces time limits.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,31 +18,31 @@ use super::outstanding::{Expects, Outstanding, PendingRequest, ReplySender, Wait
 use crate::resp::breaker::BreakerState;
 use crate::resp::{Reply, ReplyDecoder};
 
-/// Most requests without a reply. Further ones stay in the queue, which is bounded too.
+/// Maximum number of requests without a reply. Further requests stay in the bounded queue.
 const MOST_OUTSTANDING: usize = 1024;
 
-/// A batch takes no more requests once it is that long.
+/// Size of a batch in bytes after which no more requests are added.
 const FULL_BATCH: usize = 16 * 1024;
 
-/// How long a connection may be without a request before it is probed.
+/// Idle time after which a connection is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection whose oldest reply is overdue for that long, and for that many time limits, is given up.
+/// A connection is closed if its oldest reply is overdue for this duration and for this number of time limits.
 const STALLED: (Duration, u32) = (Duration::from_secs(1), 10);
 
 /// A `PING`, as a request.
 pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
-/// Why a connection ended.
+/// Why a connection was closed.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum LinkEnd {
-    /// All clients are gone.
+    /// All clients were dropped.
     Unused,
-    /// It does not work any more.
+    /// The connection failed, for this reason.
     Broken(String),
 }
 
-/// A connection on which the server has answered already.
+/// An established connection, on which the server has already replied.
 pub(super) struct Link<'a, S> {
     stream: S,
     decoder: ReplyDecoder,
@@ -62,7 +62,7 @@ pub(super) struct Link<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
-    /// Takes over a connection. `decoder` may hold the beginning of what the server sent next.
+    /// Wraps a connection. `decoder` may contain bytes that were already received.
     pub(super) fn new(
         stream: S,
         decoder: ReplyDecoder,
@@ -88,7 +88,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         }
     }
 
-    /// Serves requests until the connection ends. Those without an answer then are lost.
+    /// Serves requests until the connection closes. Requests without a reply then fail.
     pub(super) async fn run(mut self) -> LinkEnd {
         let end = poll_fn(|cx| self.poll(cx)).await;
         while let Some(waiting) = self.outstanding.replied() {

@@ -1,4 +1,4 @@
-//! What clients count. All clients of a process share these, however many servers and threads there are.
+//! Metrics of cache clients, shared by all clients of a process.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ struct StateLabel {
 }
 
 impl Default for ClientMetrics {
-    /// Metrics that nobody sees.
+    /// Unregistered metrics.
     fn default() -> Self {
         Self {
             answered: Counter::default(),
@@ -52,13 +52,13 @@ impl Default for ClientMetrics {
     }
 }
 
-/// From what a Unix socket takes to the longest time limit that a handshake may have.
+/// Bucket bounds in seconds, from the latency of a Unix socket to the maximum lookup time limit.
 const BUCKETS: [f64; 10] = [
     0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
 ];
 
 impl ClientMetrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         registry.register(

@@ -1,4 +1,4 @@
-//! Requests that have been written and whose replies have not come, in the order of both.
+//! Queue of requests that have been sent and have no reply yet.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::error::CacheError;
 use crate::resp::Reply;
 
-/// A request on its way to the task.
+/// A request queued for the task.
 pub(super) struct PendingRequest {
     pub(super) bytes: Zeroizing<Vec<u8>>,
     pub(super) expects: Expects,
@@ -18,22 +18,22 @@ pub(super) struct PendingRequest {
     pub(super) answer: ReplySender,
 }
 
-/// Where an answer goes. Nobody may wait for it any more.
+/// Channel for the result. The receiver may have been dropped.
 pub(super) type ReplySender = oneshot::Sender<Result<Reply, CacheError>>;
 
-/// Which replies are an answer.
+/// Expected type of a reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Expects {
-    /// A value or nothing.
+    /// A value or null.
     Value,
     /// This word.
     Word(&'static str),
-    /// Whatever comes, errors among it.
+    /// Any reply, including errors.
     Anything,
 }
 
 impl Expects {
-    /// What a reply means for the one who asked.
+    /// Checks a reply against the expected type.
     pub(super) fn judge(self, reply: Reply) -> Result<Reply, CacheError> {
         match (self, reply) {
             (Self::Anything, reply) | (Self::Value, reply @ (Reply::Bulk(_) | Reply::Null)) => Ok(reply),
@@ -51,15 +51,15 @@ fn presentable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
 }
 
-/// Who waits for a reply.
+/// The receiver of a reply.
 pub(super) enum Waiting {
-    /// Somebody who asked.
+    /// A caller.
     Caller(Expects, ReplySender),
-    /// We do, to see whether the server is there.
+    /// The client itself, to probe an idle connection.
     Probe,
-    /// We do, to see whether the breaker may close.
+    /// The client itself, as the trial of the breaker.
     Trial,
-    /// Nobody any more: the time limit was over.
+    /// None: the request timed out.
     Nobody,
 }
 
@@ -69,7 +69,7 @@ struct Sent {
     waiting: Waiting,
 }
 
-/// The queue. Deadlines never decrease, because all requests have one time limit; so what has run out is at the front.
+/// The queue. All requests have the same time limit, so deadlines are in order and expired requests are at the front.
 #[derive(Default)]
 pub(super) struct Outstanding {
     queue: VecDeque<Sent>,
@@ -89,14 +89,14 @@ impl Outstanding {
         });
     }
 
-    /// Who waits for the reply that has come; None when none was due.
+    /// Removes and returns the receiver of the next reply; None if no request is waiting.
     pub(super) fn replied(&mut self) -> Option<Waiting> {
         let sent = self.queue.pop_front()?;
         self.run_out = self.run_out.saturating_sub(1);
         Some(sent.waiting)
     }
 
-    /// The next one whose time has run out. Its reply may still come.
+    /// Returns the next request that timed out. Its reply may still arrive.
     pub(super) fn next_run_out(&mut self, now: Instant) -> Option<Waiting> {
         let sent = self.queue.get_mut(self.run_out)?;
         if sent.deadline > now {
@@ -106,12 +106,12 @@ impl Outstanding {
         Some(std::mem::replace(&mut sent.waiting, Waiting::Nobody))
     }
 
-    /// When the next one's time runs out.
+    /// The next deadline.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.queue.get(self.run_out).map(|sent| sent.deadline)
     }
 
-    /// When the oldest was asked.
+    /// Time of the oldest request.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.queue.front().map(|sent| sent.asked)
     }

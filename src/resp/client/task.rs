@@ -1,4 +1,4 @@
-//! The task behind a client: connect, serve, and connect again.
+//! The task of a client: connect, serve requests, reconnect with back-off.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::outstanding::PendingRequest;
 use super::transport::Transport;
 use crate::runtime::error_chain::with_causes;
 
-/// How long a connection may take to be made, until the server's first answer.
+/// Time limit for a connection attempt, up to the server's first reply.
 const CONNECT_TIME: Duration = Duration::from_secs(1);
 
 const SHORTEST_BACK_OFF: Duration = Duration::from_millis(50);

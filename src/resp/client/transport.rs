@@ -1,5 +1,5 @@
-//! Ways to a cache. Files with names, passwords and certificates are read at each connect, so that new ones are used
-//! without a restart.
+//! Transports to a cache. Files with credentials and certificates are read at each connection attempt, so that changes
+//! need no restart.
 
 use std::fmt;
 use std::io;
@@ -23,23 +23,23 @@ use super::outstanding::Expects;
 use crate::config::{RedisConfig, RedisTlsConfig};
 use crate::resp::{ProtocolError, Reply, ReplyDecoder, encoded_request};
 
-/// TLS to another cache, asked for at each connect: the configuration of the moment, and the name that the other cache's
-/// certificate must bear. None as long as this cache has no usable certificate of its own.
+/// Returns the current TLS configuration for a peer and the DNS name that its certificate must be valid for; called at
+/// each connection attempt. None until a peer certificate is loaded.
 pub type PeerConfigs = Arc<dyn Fn() -> Option<(Arc<ClientConfig>, ServerName<'static>)> + Send + Sync>;
 
-/// A way to one cache.
+/// Transport to one cache.
 pub(super) enum Transport {
     Unix(PathBuf),
     Redis(RedisConfig),
     Peer(SocketAddr, PeerConfigs),
 }
 
-/// What all connections are.
+/// Trait of all connections.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-/// Why there is no connection.
+/// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error(transparent)]
@@ -77,7 +77,7 @@ impl fmt::Display for Transport {
 }
 
 impl Transport {
-    /// Connects, authenticates and waits for the server to answer. The decoder goes with the stream.
+    /// Connects, authenticates and waits for the server's reply. The decoder belongs to the stream.
     pub(super) async fn connect(&self) -> Result<(Box<dyn Stream>, ReplyDecoder), ConnectError> {
         let mut hello = Zeroizing::new(Vec::new());
         let mut stream: Box<dyn Stream> = match self {

@@ -1,4 +1,4 @@
-//! The conditions of a farm, each a function of what was seen.
+//! Computes the conditions of a farm from the observed state.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use crate::operator::fleet::observe::Observed;
 use crate::report::Problem;
 use crate::ring::Plan;
 
-/// How many pods, hosts or Services a message names.
+/// Maximum number of pods, hosts or Services listed in a message.
 const MOST_NAMED: usize = 8;
 
 /// A condition without its times.
@@ -48,7 +48,7 @@ impl Finding {
     }
 }
 
-/// All conditions, in the order in which `Ready` looks for the first that does not hold.
+/// All conditions, in the order in which `Ready` reports the first that is not True.
 pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
     let mut findings = vec![
         (ConditionType::Accepted, accepted(facts)),

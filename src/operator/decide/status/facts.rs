@@ -1,4 +1,4 @@
-//! What a status is made from.
+//! Inputs of the status.
 
 use jiff::{Timestamp, Unit};
 
@@ -9,25 +9,25 @@ use crate::operator::fleet::observe::Observed;
 use crate::operator::names::FarmId;
 use crate::ring::{Plan, Ring, RotationPolicy};
 
-/// What one pass saw.
+/// State observed by one reconciliation.
 pub(crate) struct StatusInputs<'a> {
     pub(crate) farm: &'a TLSFarm,
     pub(crate) id: &'a FarmId,
-    /// Why the farm is not accepted.
+    /// Why the farm was rejected.
     pub(crate) refusal: Option<&'a FarmRefusal>,
     /// Backends whose Service or port does not exist.
     pub(crate) missing_backends: &'a [BackendRef],
     pub(crate) live: &'a Live,
-    /// What failed in this pass, though the spec is not to blame.
+    /// Error of this reconciliation that the spec did not cause.
     pub(crate) problem: Option<&'a str>,
     pub(crate) proxies: &'a [Observed],
     pub(crate) ring: Option<&'a Ring>,
-    /// What the ring waits for.
+    /// Plan of the ring.
     pub(crate) plan: Option<&'a Plan>,
     pub(crate) policy: &'a RotationPolicy,
-    /// What was wrong with the ring that the current one replaces.
+    /// What was wrong with the ring that the current one replaced.
     pub(crate) repaired: Option<&'a str>,
-    /// When the certificates of the caches are next renewed.
+    /// Time of the next renewal of the caches' certificate.
     pub(crate) certificate_renewal: Option<Timestamp>,
     pub(crate) now: Timestamp,
 }

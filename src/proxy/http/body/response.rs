@@ -1,4 +1,4 @@
-//! The body of a response on its way to a client.
+//! The body of a response to a client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,15 +18,15 @@ use crate::proxy::upstream::endpoints::Lease;
 /// The body of a response to a client.
 pub(crate) struct ResponseBody {
     source: Source,
-    /// Whether a part was handed over and nothing has been asked for since: the client has to take it.
+    /// Whether hyper has a frame that the client has not read yet.
     handed_over: bool,
     exchange: Exchange,
 }
 
 enum Source {
-    /// All of it, once.
+    /// A complete text.
     Text(Option<Bytes>),
-    /// What a backend sends, and the connection that it comes on.
+    /// A backend's body, and its connection.
     Backend {
         body: Incoming,
         stall: StallTimer,
@@ -34,7 +34,7 @@ enum Source {
     },
 }
 
-/// What ends with a response: the request's place among those in flight, and its measurement.
+/// In-flight count and duration measurement of a request; both end with the response.
 pub(crate) struct Exchange {
     in_flight: InFlight,
     started: Instant,
@@ -42,12 +42,13 @@ pub(crate) struct Exchange {
 }
 
 impl ResponseBody {
-    /// A short text of our own.
+    /// Creates a body with a text of the proxy.
     pub(crate) fn text(text: String, exchange: Exchange) -> Self {
         Self::new(Source::Text((!text.is_empty()).then(|| text.into())), exchange)
     }
 
-    /// What a backend sends on the connection `lease`, limited to `idle` between its parts.
+    /// Creates a body that forwards a backend's response on the connection `lease`; `idle` limits the time between two
+    /// reads.
     pub(crate) fn backend(body: Incoming, idle: Duration, lease: Lease, exchange: Exchange) -> Self {
         let stall = StallTimer::new(idle);
         let ended = body.is_end_stream();
@@ -141,7 +142,7 @@ impl Drop for ResponseBody {
 }
 
 impl Exchange {
-    /// Starts to measure a request.
+    /// Starts measuring a request.
     pub(crate) fn new(in_flight: InFlight, metrics: HttpMetrics) -> Self {
         Self {
             in_flight,

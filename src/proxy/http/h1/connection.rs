@@ -1,4 +1,4 @@
-//! One HTTP/1 connection from its first byte to its end: limits, draining, closing.
+//! Serves one HTTP/1 connection: limits, draining, closing.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -20,7 +20,7 @@ use crate::proxy::http::state::{ConnectionState, Drain};
 use crate::proxy::http::timer::Timer;
 use crate::proxy::listen::linger::Lingering;
 
-/// Bound of hyper's read buffer: a whole head and then some.
+/// Maximum size of hyper's read buffer: larger than any head.
 const READ_BUFFER: usize = 128 << 10;
 
 pub(crate) async fn serve_http1<IO>(

@@ -1,10 +1,10 @@
-//! Where each HTTP/1 request begins and ends, judged strictly (RFC 9112).
+//! Strict parser for the boundaries of HTTP/1 requests (RFC 9112).
 //!
-//! hyper's parser forgives what peers behind it may read differently: bare line feeds, a request with both
-//! `Content-Length` and `Transfer-Encoding`, and more. Every such difference is a way to smuggle a request past a proxy,
-//! so this machine looks at the bytes first and lets only those pass that have exactly one reading.
+//! hyper's parser accepts input that backends may interpret differently: bare line feeds, a request with both
+//! `Content-Length` and `Transfer-Encoding`, and more. Every such difference allows request smuggling, so this state
+//! machine checks the bytes first and passes only unambiguous requests.
 //!
-//! It is incremental and pure: however the bytes are split, the same ones pass and the same verdict is reached.
+//! It is incremental and pure: the result does not depend on how the bytes are split.
 
 mod chunked;
 mod head;
@@ -14,17 +14,16 @@ use self::head::{BodyFraming, HeadScan};
 pub(crate) use self::head::{MAX_FIELDS, MAX_REQUEST_LINE};
 use crate::proxy::http::refusal::HttpRefusal;
 
-/// What to do with the bytes that were shown to [`Framing::advance`].
+/// What to do with the input of [`Framing::advance`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Step {
-    /// This many of them may pass, at least one. Show the rest again.
+    /// Pass this number of bytes, at least one. Call again with the rest.
     Pass(usize),
-    /// They must wait: they are the beginning of a head, to be shown again with what follows, or it is undecided which
-    /// protocol they belong to.
+    /// Hold the bytes: the head is incomplete, so call again with more input, or a protocol upgrade is undecided.
     Wait,
 }
 
-/// Follows the requests on one connection.
+/// Framing state of one connection.
 #[derive(Debug, Default)]
 pub struct Framing {
     phase: Phase,
@@ -46,12 +45,12 @@ impl Default for Phase {
 }
 
 impl Framing {
-    /// Looks at the bytes that follow those which have passed. After [`Step::Wait`] `input` must begin with the same
-    /// bytes as before.
+    /// Checks the bytes after those that have passed. After [`Step::Wait`] `input` must begin with the same bytes as
+    /// before.
     ///
     /// # Errors
     ///
-    /// The bytes have no single reading or exceed a limit. The connection cannot go on.
+    /// Fails if the bytes are malformed or ambiguous, or exceed a limit. The connection must be closed.
     pub fn advance(&mut self, input: &[u8]) -> Result<Step, HttpRefusal> {
         let result = self.step(input);
         if let Err(refusal) = result {
@@ -60,17 +59,17 @@ impl Framing {
         result
     }
 
-    /// Whether the next byte begins a request's head or continues one that has not passed yet.
+    /// Whether the next byte belongs to a request head that has not passed yet.
     pub fn at_head(&self) -> bool {
         matches!(self.phase, Phase::Head(_))
     }
 
-    /// Whether nothing may pass before it is decided which protocol follows.
+    /// Whether a protocol upgrade is undecided, so that nothing may pass.
     pub fn awaits_upgrade(&self) -> bool {
         matches!(self.phase, Phase::AwaitUpgrade)
     }
 
-    /// The request that asked for another protocol did not get it: what follows is the next request.
+    /// The upgrade was declined: the next request follows.
     pub fn upgrade_declined(&mut self) {
         if self.awaits_upgrade() {
             self.phase = Phase::default();

@@ -1,8 +1,8 @@
-//! Stands between a client's bytes and hyper: only requests with exactly one reading pass ([`Framing`]).
+//! Filter between the client's bytes and hyper: only unambiguous requests pass ([`Framing`]).
 //!
-//! A head is held back until it is complete and checked; bodies pass through hyper's own buffer without a copy. In place
-//! of a bad head hyper gets a harmless one, which the service knows by its number and answers with the refusal. A fault
-//! inside a body is a read error, so that the connection and the request to the backend end at once.
+//! A head is held until it is complete and checked; bodies are read directly into hyper's buffer. hyper gets a
+//! placeholder instead of a refused head; the service recognizes it by its number and answers with the refusal. An
+//! error inside a body is a read error, so that the connection and the request to the backend end at once.
 
 use std::io;
 use std::pin::Pin;
@@ -19,19 +19,19 @@ use crate::proxy::http::refusal::HttpRefusal;
 use crate::proxy::http::state::ConnectionState;
 use crate::proxy::http::timer::StallTimer;
 
-/// What hyper gets to read in place of a refused head.
+/// Placeholder that hyper reads instead of a refused head.
 const REFUSED_HEAD: &[u8] = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
-/// Most bytes to hold while it is undecided whether they belong to another protocol.
+/// Maximum number of bytes to hold while a protocol upgrade is undecided.
 const MAX_UNDECIDED: usize = 16 << 10;
 
-/// The client's side of a connection, with a limit on how long it may refuse to take bytes.
+/// The client's connection, with a limit on how long a write may be blocked.
 pub(crate) struct ClientIo<IO> {
     io: IO,
     state: Rc<ConnectionState>,
     stall: StallTimer,
 }
 
-/// A [`ClientIo`] whose reader sees checked HTTP/1 requests only.
+/// A [`ClientIo`] that reads checked HTTP/1 requests only.
 pub(crate) struct Guard<IO> {
     io: ClientIo<IO>,
     state: Rc<ConnectionState>,
@@ -42,7 +42,7 @@ pub(crate) struct Guard<IO> {
     end: Option<GuardEnd>,
 }
 
-/// Why nothing is read any more.
+/// Why reading has ended.
 enum GuardEnd {
     /// The client has closed its side.
     Eof,
@@ -61,7 +61,7 @@ impl<IO> ClientIo<IO> {
         }
     }
 
-    /// Ends a write with an error when the client has taken nothing for too long.
+    /// Fails a write that was blocked for too long.
     fn stalled<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.state.activity.write_blocked.set(outcome.is_pending());
         if outcome.is_ready() {
@@ -89,7 +89,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         }
     }
 
-    /// Stops checking. Returns the bytes that were held back.
+    /// Stops checking. Returns the held bytes.
     pub(crate) fn into_parts(self) -> (ClientIo<IO>, Bytes) {
         (self.io, self.held.freeze())
     }

@@ -1,4 +1,4 @@
-//! The request heads of one HTTP/1 connection, between the guard that lets them pass and the service that they arrive at.
+//! State of the request heads of one HTTP/1 connection, shared by the guard and the service.
 //!
 //! ```text
 //!   guard:    nothing ──first byte──► partial ──complete──► passed: number 0, 1, 2, …
@@ -8,8 +8,8 @@
 //!   service:                                                next_request: number 0, 1, 2, …
 //! ```
 //!
-//! hyper lies between both and tells nothing of what the guard knows about a request. It hands on requests in the order
-//! in which their heads passed, so both sides count, and the number says which request is the refused one.
+//! hyper is between the two and cannot carry the guard's information about a request. It delivers requests in the order
+//! of their heads, so both sides count them, and the number identifies the refused request.
 
 use std::cell::Cell;
 
@@ -17,12 +17,12 @@ use tokio::time::Instant;
 
 use crate::proxy::http::refusal::HttpRefusal;
 
-/// What guard, service and the connection's loop know of its heads.
+/// Head state shared by the guard, the service and the connection's loop.
 #[derive(Default)]
 pub(crate) struct Heads {
-    /// Since when a head is partial.
+    /// Since when a head has been incomplete.
     pub(crate) partial_since: Cell<Option<Instant>>,
-    /// Asks the guard to refuse the partial head.
+    /// Tells the guard to refuse the incomplete head.
     pub(crate) refuse_partial: Cell<Option<HttpRefusal>>,
     passed: Cell<u64>,
     served: Cell<u64>,
@@ -30,7 +30,7 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// The guard lets a head pass; returns the request's number.
+    /// Records that a head passed; returns the request's number.
     pub(crate) fn pass(&self) -> u64 {
         let number = self.passed.get();
         self.passed.set(number + 1);
@@ -38,13 +38,13 @@ impl Heads {
         number
     }
 
-    /// The guard passes a head of its own in place of one that it refuses.
+    /// Records that the guard passed a placeholder instead of a refused head.
     pub(crate) fn refuse(&self, refusal: HttpRefusal) {
         let number = self.pass();
         self.refused.set(Some((number, refusal)));
     }
 
-    /// Numbers a request that arrives at the service. An error when the guard has refused it.
+    /// Returns the number of the request that arrived at the service, or the refusal if the guard refused it.
     pub(crate) fn next_request(&self) -> Result<u64, HttpRefusal> {
         let number = self.served.get();
         self.served.set(number + 1);

@@ -1,4 +1,4 @@
-//! Bytes in both directions once a request has switched protocols (RFC 9110 section 7.8).
+//! Tunnel for a connection that has switched protocols (RFC 9110 section 7.8).
 
 use std::cell::Cell;
 use std::io;
@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::upgrade::Upstream;
 
-/// Copies between client and backend until both have ended, one fails, or nothing moves for `idle`. `sent` is what the
-/// client sent before the switch was complete.
+/// Copies between client and backend until both have closed, one fails, or no byte is transferred for `idle`. `sent`
+/// are the bytes that the client sent before the switch was complete.
 pub(crate) async fn run<IO>(client: IO, sent: &[Bytes], mut upstream: Upstream, idle: Duration)
 where
     IO: AsyncRead + AsyncWrite + Unpin,

@@ -1,4 +1,4 @@
-//! A change of protocol on an HTTP/1 connection (RFC 9110 section 7.8).
+//! Protocol upgrade of an HTTP/1 connection (RFC 9110 section 7.8).
 //!
 //! ```text
 //!            a head passes that asks for one
@@ -8,7 +8,8 @@
 //!            declined: the guard is woken                                     bytes are tunnelled
 //! ```
 //!
-//! What follows the head is HTTP or the other protocol, which only the response tells. Until then the guard holds it back.
+//! Whether the bytes after the head are HTTP or the other protocol depends on the response. Until then the guard holds
+//! them.
 
 use std::cell::RefCell;
 use std::task::Waker;
@@ -19,11 +20,11 @@ use tokio::net::TcpStream;
 /// A backend's connection that has switched to another protocol.
 pub(crate) struct Upstream {
     pub(crate) stream: TcpStream,
-    /// What the backend has sent of that protocol already.
+    /// Bytes of that protocol that the backend has already sent.
     pub(crate) received: Bytes,
 }
 
-/// Where a connection stands.
+/// Upgrade state of a connection.
 #[derive(Default)]
 pub(crate) struct Upgrade {
     state: RefCell<State>,
@@ -35,23 +36,23 @@ pub(crate) struct Upgrade {
 enum State {
     #[default]
     None,
-    /// By the request of this number.
+    /// The request with this number requests an upgrade.
     Awaited(u64),
     Accepted(Upstream),
 }
 
 impl Upgrade {
-    /// The head of the request with this number asks for another protocol.
+    /// Records that the request with this number requests an upgrade.
     pub(crate) fn await_decision(&self, request: u64) {
         *self.state.borrow_mut() = State::Awaited(request);
     }
 
-    /// Whether the guard holds back what follows this request.
+    /// Whether the upgrade of this request is undecided.
     pub(crate) fn is_awaited_by(&self, request: u64) -> bool {
         matches!(*self.state.borrow(), State::Awaited(awaited) if awaited == request)
     }
 
-    /// Whether the guard has to hold back what follows. While it does, `waker` is woken once the change is declined.
+    /// Whether the guard has to hold the bytes that follow. If so, `waker` is woken when the upgrade is declined.
     pub(crate) fn poll_holds_back(&self, waker: &Waker) -> bool {
         let holds_back = !matches!(*self.state.borrow(), State::None);
         if holds_back {
@@ -60,7 +61,7 @@ impl Upgrade {
         holds_back
     }
 
-    /// The request does not change protocols, so what follows is the next request.
+    /// Declines the upgrade: the next request follows.
     pub(crate) fn decline(&self, request: u64) {
         if self.is_awaited_by(request) {
             *self.state.borrow_mut() = State::None;
@@ -70,12 +71,12 @@ impl Upgrade {
         }
     }
 
-    /// The request changes protocols: once the response is sent, bytes go to and from this connection.
+    /// Accepts the upgrade: after the response, bytes are tunnelled to and from this connection.
     pub(crate) fn accept(&self, upstream: Upstream) {
         *self.state.borrow_mut() = State::Accepted(upstream);
     }
 
-    /// The connection to tunnel to, if a request changed protocols.
+    /// Returns the connection to tunnel to, if an upgrade was accepted.
     pub(crate) fn take_upstream(&self) -> Option<Upstream> {
         match self.state.take() {
             State::Accepted(upstream) => Some(upstream),

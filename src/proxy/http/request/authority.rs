@@ -1,4 +1,4 @@
-//! The authority of a request: whom it is for (RFC 9110 section 7.2, RFC 3986 section 3.2).
+//! The authority of a request: host and port (RFC 9110 section 7.2, RFC 3986 section 3.2).
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -8,13 +8,13 @@ use std::net::Ipv6Addr;
 pub(crate) struct Authority<'a> {
     /// In lower case and without the dot of a fully qualified name.
     pub(crate) host: Cow<'a, str>,
-    /// The host as it was written, with the brackets of an IPv6 address.
+    /// The host as sent, including the brackets of an IPv6 address.
     pub(crate) written_host: &'a str,
     pub(crate) port: Option<u16>,
 }
 
 impl<'a> Authority<'a> {
-    /// Reads a `Host` field or the authority of a URI. None when it is not `host[:port]`; user information is refused
+    /// Parses a `Host` field or the authority of a URI. None if it is not `host[:port]`; user information is rejected
     /// too (RFC 9110 section 4.2.4).
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (written_host, port) = if text.starts_with('[') {
@@ -51,7 +51,7 @@ impl<'a> Authority<'a> {
         })
     }
 
-    /// Whether both mean the same host and port, where `default_port` is the port of the scheme.
+    /// Whether both have the same host and port; `default_port` is the port of the scheme.
     pub(crate) fn same_as(&self, other: &Authority<'_>, default_port: u16) -> bool {
         self.host == other.host && self.port.unwrap_or(default_port) == other.port.unwrap_or(default_port)
     }

@@ -1,4 +1,4 @@
-//! Whether anything moves on a connection, and who has to move next: what idle and stall limits are measured by.
+//! Activity of a connection, which idle and stall limits are measured by.
 //!
 //! ```text
 //!          a request arrives               every response waits for its client
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 pub(crate) struct Activity {
     /// Whether a request has ever arrived.
     pub(crate) used: Cell<bool>,
-    /// Whether the client does not take the bytes that are ready for it.
+    /// Whether a write to the client is blocked.
     pub(crate) write_blocked: Cell<bool>,
-    /// When something last moved.
+    /// Time of the last progress.
     pub(crate) last_progress: Cell<Instant>,
     in_flight: Cell<usize>,
     waiting_for_client: Cell<usize>,
@@ -39,34 +39,34 @@ impl Activity {
         }
     }
 
-    /// Notes that something moved.
+    /// Records progress.
     pub(crate) fn progressed(&self) {
         self.last_progress.set(Instant::now());
     }
 
-    /// Number of requests whose responses are not complete.
+    /// Number of requests without a complete response.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.get()
     }
 
-    /// Whether all that is left to do is the client's: it must take parts of responses.
+    /// Whether all responses wait for the client to read.
     pub(crate) fn all_wait_for_client(&self) -> bool {
         self.in_flight.get() > 0 && self.waiting_for_client.get() == self.in_flight.get()
     }
 
-    /// A request arrived.
+    /// Records the arrival of a request.
     pub(crate) fn request_began(&self) {
         self.in_flight.set(self.in_flight.get() + 1);
         self.progressed();
     }
 
-    /// A response is complete, or given up.
+    /// Records the end of a response.
     pub(crate) fn request_ended(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
         self.progressed();
     }
 
-    /// A part of a response was handed over to be sent, or (`false`) the next one is asked for.
+    /// Records that a part of a response waits to be sent, or (`false`) that the next part was requested.
     pub(crate) fn handed_over(&self, handed: bool) {
         let count = self.waiting_for_client.get();
         self.waiting_for_client.set(if handed {

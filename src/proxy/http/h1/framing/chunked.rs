@@ -1,13 +1,13 @@
-//! A body in chunks (RFC 9112 section 7.1), byte by byte but for the data itself.
+//! Parser for chunked bodies (RFC 9112 section 7.1).
 
 use super::head::{MAX_FIELDS, is_token};
 
-/// Most bytes of chunk extensions in one body.
+/// Maximum number of bytes of chunk extensions in one body.
 const MAX_EXTENSIONS: usize = 4 << 10;
-/// Most bytes of trailer fields.
+/// Maximum number of bytes of trailer fields.
 const MAX_TRAILERS: usize = 8 << 10;
 
-/// Where in a chunked body the next byte stands.
+/// Parser state within a chunked body.
 #[derive(Debug, Default)]
 pub(super) struct Chunked {
     state: State,
@@ -37,18 +37,18 @@ impl Default for State {
     }
 }
 
-/// How far [`Chunked::advance`] came.
+/// Result of [`Chunked::advance`].
 pub(super) enum Progress {
-    /// Through all of the input, and the body goes on.
+    /// All input was consumed; the body continues.
     All,
-    /// To the end of the body, after this many bytes.
+    /// The body ended after this number of bytes.
     End(usize),
-    /// To a byte that must not stand where it does, after this many good ones.
+    /// An invalid byte follows after this number of valid ones.
     Fault(usize, &'static str),
 }
 
 impl Chunked {
-    /// Goes on with the next bytes of the body. After a fault, what follows begins with the faulty byte again.
+    /// Parses the next bytes of the body. After a fault, the next input begins with the invalid byte again.
     pub(super) fn advance(&mut self, input: &[u8]) -> Progress {
         let mut at = 0;
         while let Some(byte) = input.get(at) {

@@ -1,36 +1,36 @@
-//! The head of a request: finding its end and checking it (RFC 9112 sections 2 to 6).
+//! Finds the end of a request head and checks it (RFC 9112 sections 2 to 6).
 
 use http::StatusCode;
 
 use crate::proxy::http::refusal::HttpRefusal;
 
-/// Longest request line, in bytes.
+/// Maximum length of a request line, in bytes.
 pub(crate) const MAX_REQUEST_LINE: usize = 8 << 10;
-/// Longest request head, in bytes.
+/// Maximum length of a request head, in bytes.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
-/// Most header fields in a request.
+/// Maximum number of header fields in a request.
 pub(crate) const MAX_FIELDS: usize = 100;
 
 /// How a request's body is framed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum BodyFraming {
-    /// There is none.
+    /// No body.
     None,
-    /// It has this many bytes.
+    /// `Content-Length`, in bytes.
     Length(u64),
-    /// It comes in chunks.
+    /// `Transfer-Encoding: chunked`.
     Chunked,
 }
 
-/// What a checked head says about the bytes after it.
+/// Framing information of a checked head.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct Head {
     pub(super) body: BodyFraming,
-    /// Whether it asks for another protocol (RFC 9110 section 7.8).
+    /// Whether it requests a protocol upgrade (RFC 9110 section 7.8).
     pub(super) upgrade: bool,
 }
 
-/// How far the search for the end of a head has come. Offsets count from the head's first byte.
+/// State of the search for the end of a head. Offsets are relative to the first byte of the head.
 #[derive(Debug, Default)]
 pub(super) struct HeadScan {
     scanned: usize,
@@ -43,7 +43,7 @@ pub(super) struct HeadScan {
 }
 
 impl HeadScan {
-    /// Returns the length of the head, empty line included, once `input` holds all of it.
+    /// Returns the length of the head including the empty line; None while `input` is incomplete.
     pub(super) fn find_end(&mut self, input: &[u8]) -> Result<Option<usize>, HttpRefusal> {
         loop {
             // Bytes from the space upwards are judged later: only control characters have a meaning here.
@@ -96,7 +96,7 @@ impl HeadScan {
     }
 }
 
-/// Checks a complete head.
+/// Checks a complete head. Fails with the refusal to answer with.
 pub(super) fn check(head: &[u8]) -> Result<Head, HttpRefusal> {
     let mut lines = Lines(head.strip_prefix(b"\r\n").unwrap_or(head));
     let http11 = check_request_line(lines.next().unwrap_or_default())?;
@@ -169,7 +169,7 @@ pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), HttpRefusal> {
     Ok((name, value.trim_ascii()))
 }
 
-/// Whether a byte may stand in a token (RFC 9110 section 5.6.2).
+/// Whether a byte is allowed in a token (RFC 9110 section 5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
