@@ -1,4 +1,4 @@
-//! The session cache: sidecars that speak Redis's protocol and share their entries.
+//! The session cache: sidecars that speak the Redis protocol and distribute the entries among each other.
 //!
 //! ```text
 //! proxy ──unix──► connection ─► router ─► shard (own keys)

@@ -274,7 +274,7 @@ impl ProxyConfig {
     }
 }
 
-/// Longest time for which a handshake may wait for the session cache (E6 of the requirements).
+/// Maximum time for which a handshake may wait for the session cache (E6 of the requirements).
 const LONGEST_LOOKUP: Duration = Duration::from_millis(50);
 
 fn default_lookup_timeout() -> Duration {
@@ -282,7 +282,7 @@ fn default_lookup_timeout() -> Duration {
 }
 
 impl Timeouts {
-    /// A limit that is zero, if any is: nothing could ever be in time.
+    /// Returns the name of a time limit that is zero, if any.
     fn zero(&self) -> Option<&'static str> {
         let limits = [
             ("handshake", self.handshake),

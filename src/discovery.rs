@@ -127,12 +127,12 @@ async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
 #[derive(Default)]
 struct Mirror {
     slices: BTreeMap<String, Slice>,
-    /// A new complete listing while it arrives. What was known before stays in use until it is complete.
+    /// A new complete list while it arrives. The previous state stays in use until it is complete.
     listing: BTreeMap<String, Slice>,
 }
 
 impl Mirror {
-    /// Takes in an event and tells whether there is a new state to use.
+    /// Applies an event; returns whether the state has changed.
     fn apply(&mut self, event: Event<EndpointSlice>) -> bool {
         match event {
             Event::Init => {

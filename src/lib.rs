@@ -1,7 +1,7 @@
 //! TLS session resumption on every replica of a web farm.
 //!
-//! `ARCHITECTURE.md` walks one connection and one rotation through these modules. Imports go downwards only;
-//! `tests/architecture.rs` holds the list.
+//! `ARCHITECTURE.md` follows one connection and one rotation through these modules. Modules may only import modules of
+//! lower layers; `tests/architecture.rs` enforces this.
 
 // Nothing that comes from outside may end a process: what may not be there is asked for, not indexed.
 #![warn(clippy::indexing_slicing)]

@@ -152,7 +152,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// An empty name, as from an environment variable that is set to nothing, must not come to mean all namespaces.
+/// Rejects empty names: an empty environment variable must not select all namespaces.
 fn namespace(text: &str) -> Result<String, &'static str> {
     let is_label = (1..=63).contains(&text.len())
         && text

@@ -158,7 +158,7 @@ pub fn run(args: ProbeArgs) -> Result<ExitCode, ProbeError> {
     Ok(ExitCode::from(u8::from(!clean)))
 }
 
-/// Probes as `args` say; says whether every session was resumed and every request served.
+/// Runs the probe; returns whether every session was resumed and every request was served.
 async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool, ProbeError> {
     let exchanger = Exchanger {
         clients: clients(args)?,

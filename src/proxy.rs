@@ -210,8 +210,7 @@ async fn follow_endpoints(shared: Arc<Shared>) {
     discovery::follow(shared.endpoints.clone(), namespace).await;
 }
 
-/// Keeps a connection of its own to the session cache, so that it is known whether the cache can be reached also while
-/// no client needs it.
+/// Keeps a separate connection to the session cache, so that its reachability is known even without client traffic.
 async fn follow_session_cache(shared: Arc<Shared>, metrics: SessionCacheMetrics) {
     let mut current = None;
     loop {

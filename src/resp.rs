@@ -46,7 +46,7 @@ pub enum ProtocolError {
     /// An array contains an element that is not a string.
     #[error("Protocol error: expected '$', got '{}'", .0.escape_ascii())]
     NotBulk(u8),
-    /// A line is too long.
+    /// A line exceeds the maximum length.
     #[error("Protocol error: too big inline request")]
     LongLine,
     /// An inline request contains quotes, which are not supported.

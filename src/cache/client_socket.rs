@@ -36,7 +36,7 @@ impl ClientSocket {
         self.watched.as_ref().ok_or(io::ErrorKind::NotConnected.into())
     }
 
-    /// What was heard before is heard again after this, if it is still so.
+    /// Registers for write readiness. Events that were already reported are reported again if they still apply.
     fn hear_of_room(&mut self) -> io::Result<()> {
         if let Some(watched) = self.watched.take() {
             let both = Interest::READABLE | Interest::WRITABLE;
@@ -96,7 +96,7 @@ impl AsyncWrite for ClientSocket {
         }
     }
 
-    /// Nothing is held back.
+    /// There is no write buffer to flush.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -188,7 +188,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A request whose arguments are looked at one by one.
+/// Accessors for the arguments of a request.
 #[derive(Clone, Copy)]
 struct Arguments<'a>(Request<'a>);
 
@@ -235,7 +235,7 @@ impl<'a> Arguments<'a> {
             .ok_or(CommandError::NotInteger)
     }
 
-    /// A lifetime, which must be one, and may be shortened.
+    /// Parses a lifetime and limits it to [`LONGEST_LIFETIME`]. Fails if it is not positive.
     fn lifetime(self, index: usize, unit: fn(u64) -> Duration) -> Result<Duration, CommandError> {
         match u64::try_from(self.integer(index)?) {
             Ok(number) if number > 0 => Ok(unit(number).min(LONGEST_LIFETIME)),
@@ -372,14 +372,14 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// A short word in upper case.
+/// A short keyword in upper case.
 struct Word {
     bytes: [u8; 8],
     length: usize,
 }
 
 impl Word {
-    /// None when it is longer than any that means something.
+    /// None if it is longer than any keyword.
     fn of(word: &[u8]) -> Option<Self> {
         let mut bytes = [0; 8];
         bytes.get_mut(..word.len())?.copy_from_slice(word);

@@ -103,19 +103,19 @@ struct Connection<S> {
     stream: S,
     common: Rc<Common>,
     session: ClientSession,
-    /// Received and not yet dealt with.
+    /// Input that has not been processed yet.
     kept: WipedBuffer,
-    /// Whether what is kept may hold whole requests, and not just the beginning of one.
+    /// Whether the kept input may contain complete requests.
     stalled: bool,
-    /// Replies that the client has not taken yet.
+    /// Replies that have not been written yet.
     unsent: WipedBuffer,
-    /// Whether something was written that may lie in a buffer of the stream yet.
+    /// Whether the stream has to be flushed.
     unflushed: bool,
-    /// Replies that come after those, in the order of the requests.
+    /// Pending replies after those, in the order of the requests.
     running: FuturesOrdered<LocalBoxFuture<'static, Reply>>,
-    /// Whether nothing more is read.
+    /// Whether the connection closes after the pending replies.
     closing: bool,
-    /// This connection's part of `Common::held`.
+    /// Share of this connection in `Common::held`.
     held: usize,
 }
 
@@ -147,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Ready once the connection is over.
+    /// Drives the connection; completes when it is closed.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         for _ in 0..MOST_ROUNDS {
             self.collect(cx);
@@ -170,7 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Pending
     }
 
-    /// Takes the replies of other caches that are there and next in order.
+    /// Collects completed replies of other caches, in order.
     fn collect(&mut self, cx: &mut Context<'_>) {
         while self.unsent.as_slice().len() < OUTPUT
             && let Poll::Ready(Some(reply)) = self.running.poll_next_unpin(cx)
@@ -182,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Ready once everything that was to be sent has been.
+    /// Completes when all replies have been written and flushed.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, self.unsent.as_slice()))?;
@@ -199,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and answers what came.
+    /// Reads once and processes the input.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         let common = Rc::clone(&self.common);
         let mut scratch = common.scratch.borrow_mut();
@@ -228,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Goes on with what was received before.
+    /// Processes input that was received earlier.
     fn resume(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let common = Rc::clone(&self.common);
         let mut scratch = common.scratch.borrow_mut();
@@ -249,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.send_at_once(cx, output)
     }
 
-    /// Answers the requests in `input`, until there are too many answers; how much of it they took.
+    /// Processes the requests in `input` until the output limit is reached; returns the number of bytes consumed.
     fn answer_all(&mut self, input: &[u8], decoder: &mut RequestDecoder, output: &mut Vec<u8>) -> usize {
         let node = Rc::clone(&self.common.node);
         let begin = Instant::now();
@@ -305,7 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.closing = true;
     }
 
-    /// Sends replies as far as they are taken at once, and keeps the rest.
+    /// Writes as much as possible without blocking, and keeps the rest.
     fn send_at_once(&mut self, cx: &mut Context<'_>, output: &mut Vec<u8>) -> io::Result<()> {
         let mut sent = 0;
         if self.unsent.is_empty()
@@ -320,7 +320,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(())
     }
 
-    /// Counts what this connection holds against what all may hold.
+    /// Updates the memory accounting. Fails if the limit of all connections is exceeded.
     fn account(&mut self) -> Result<(), End> {
         let held = self.kept.capacity() + self.unsent.capacity();
         let all = self.common.held.get() - self.held + held;
@@ -340,7 +340,7 @@ impl<S> Drop for Connection<S> {
     }
 }
 
-/// Empties a vector without giving up its memory, and leaves nothing in it.
+/// Zeroes and clears a vector, keeping its allocation.
 fn wipe(bytes: &mut Vec<u8>) {
     bytes.as_mut_slice().zeroize();
     bytes.clear();

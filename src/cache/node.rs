@@ -120,8 +120,8 @@ impl Node {
         NodeAnswer::Now(reply)
     }
 
-    /// What is stored without a lifetime gets that of the cache that the client asked, which no configuration makes
-    /// longer than any client may ask for.
+    /// Entries stored without a lifetime get the default of the cache that received the request, limited to the maximum
+    /// that a client may set.
     fn with_lifetime<'a>(&self, command: OneKey<'a>) -> OneKey<'a> {
         match command {
             OneKey::Set(set) => OneKey::Set(Set {
@@ -132,7 +132,7 @@ impl Node {
         }
     }
 
-    /// A command on one key of our own.
+    /// Executes a command on one key that this cache owns.
     fn on_key(&self, command: OneKey<'_>, now: Instant) -> Done {
         let value = |value: Option<_>| match value {
             Some(value) => (Reply::Bulk(value), CommandOutcome::Hit),
@@ -170,7 +170,7 @@ impl Node {
         }
     }
 
-    /// A command on several keys, each of which may be ours or another's.
+    /// Executes a command on several keys, which may have different owners.
     fn on_keys(
         self: &Rc<Self>,
         session: &ClientSession,
@@ -195,7 +195,7 @@ impl Node {
         self.later(verb, now, forward::sum(own, elsewhere))
     }
 
-    /// A command that concerns the connection or the process.
+    /// Executes a command on the connection or the process.
     fn on_connection(&self, session: &mut ClientSession, command: Other<'_>) -> Done {
         let reply = match command {
             Other::Ping(None) => Reply::Simple(Cow::Borrowed("PONG")),
@@ -261,8 +261,8 @@ impl Node {
         Ok(())
     }
 
-    /// The cache that a key belongs to, unless it is this one. What a peer asks for is ours: it is not passed on, so that
-    /// two caches that disagree about an owner do not ask each other forever.
+    /// Returns the client of the cache that owns a key; None if it is this cache. Requests of peers are never
+    /// forwarded, so that two caches that disagree about an owner do not forward to each other forever.
     fn peer(&self, session: &ClientSession, key: &[u8]) -> Option<Client> {
         if session.origin == Origin::Peer {
             return None;
@@ -315,7 +315,7 @@ fn found_reply(found: bool) -> Done {
     (Reply::Integer(i64::from(found)), hit_or_miss(found))
 }
 
-/// What became of a request that the owner of its key answered.
+/// Outcome of a forwarded request.
 fn outcome_at_owner(verb: Verb, reply: &forward::Forwarded) -> CommandOutcome {
     match (reply, verb) {
         (Err(_), _) => CommandOutcome::Unavailable,

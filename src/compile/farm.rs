@@ -94,7 +94,8 @@ pub fn sidecar(spec: &TLSFarmSpec) -> Option<&api::SessionCacheSpec> {
     (cache.mode == SessionCacheMode::Sidecar).then_some(cache)
 }
 
-/// How long sessions of TLS 1.2 may be resumed: their own keys are what is kept, so two rotation intervals at most.
+/// Lifetime of TLS 1.2 sessions: at most two rotation intervals, because tickets and entries contain the session's own
+/// keys.
 fn tls12_lifetime(tickets: &api::TicketsSpec) -> Duration {
     let two_intervals = Duration::from_secs(2 * tickets.rotation_interval.as_secs());
     tickets.lifetime.min(two_intervals)
@@ -164,7 +165,8 @@ fn redis_server(redis: &api::RedisSpec) -> RedisConfig {
     }
 }
 
-/// A little less than the proxy waits, so that it hears of a slow owner rather than giving up on its own cache.
+/// Time limit for requests to peers: slightly shorter than that of the proxy, so that a slow owner does not make the
+/// proxy's own cache time out.
 fn peer_timeout(lookup: Duration) -> Duration {
     let micros = lookup.as_std().as_micros() * 4 / 5;
     Duration::from_millis(u64::try_from(micros / 1000).unwrap_or(u64::MAX).max(1))

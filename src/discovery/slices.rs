@@ -1,4 +1,4 @@
-//! From EndpointSlices to addresses: what kube-proxy does for cluster IPs, without the cluster IP.
+//! Converts EndpointSlices to addresses, by the same rules as kube-proxy.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +12,13 @@ pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// Addresses by the Service's name and the port's name, which is empty when the port has none.
 pub(super) type Table = HashMap<String, HashMap<String, Arc<[SocketAddr]>>>;
 
-/// What matters of an EndpointSlice.
+/// The relevant fields of an EndpointSlice.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Slice {
     service: String,
     ports: Vec<(String, u16)>,
     ready: Vec<IpAddr>,
-    /// Endpoints that are ending but still serve.
+    /// Endpoints that are terminating but still serving.
     draining: Vec<IpAddr>,
 }
 
@@ -57,7 +57,7 @@ impl From<EndpointSlice> for Slice {
     }
 }
 
-/// The addresses of all ports. Endpoints that are ending are used only where no ready one is left.
+/// Collects the addresses of all ports. Terminating endpoints are used only if no ready one is left.
 pub(super) fn table<'a>(slices: impl Iterator<Item = &'a Slice>) -> Table {
     #[derive(Default)]
     struct Port {

@@ -154,10 +154,10 @@ impl Watching {
     }
 }
 
-/// The pause after the failure of any watch.
+/// Fixed back-off after the failure of a watch.
 ///
-/// All watches of a controller share it, and each of them fails when the API server goes: pauses that grow would add up
-/// to minutes after the server is back.
+/// All watches of a controller share it, and all of them fail when the API server is unreachable: exponential back-off
+/// would add up to minutes after the server is back.
 struct Pause;
 
 impl Iterator for Pause {

@@ -181,7 +181,7 @@ async fn within<T, E: std::error::Error>(
     }
 }
 
-/// An error and what is behind it, as far as that says more.
+/// Formats an error with its causes.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -275,7 +275,7 @@ impl SiteProbe<'_> {
         }
     }
 
-    /// Takes a session at `issuer` and offers it to `resumer`.
+    /// Gets a session from `issuer` and offers it to `resumer`.
     async fn fresh(&self, issuer: &TargetProxy, resumer: &TargetProxy) -> (Trial, Vec<Issue>) {
         let mut trial = Trial {
             issuer: issuer.name.clone(),
@@ -327,7 +327,7 @@ impl SiteProbe<'_> {
         (trial, Vec::new())
     }
 
-    /// Notes what `resumer` makes of `session`; gives the sessions that it issues meanwhile.
+    /// Offers `session` to `resumer` and records the outcome; returns the sessions that it issues.
     async fn offer(&self, trial: &mut Trial, session: Session, resumer: &TargetProxy) -> Vec<Issue> {
         let exchanged = self
             .exchanger
@@ -351,7 +351,7 @@ impl SiteProbe<'_> {
         }
     }
 
-    /// Offers a session that `resumer` has used up to the next proxy, in the very ClientHello that `resumer` had.
+    /// Replays the ClientHello of a resumed single-use session to the next proxy.
     async fn again(&self, trial: &mut Trial, hello: &[u8], resumer: &TargetProxy) -> TrialOutcome {
         let position = self.proxies.iter().position(|proxy| proxy == resumer);
         let next = position.and_then(|position| self.proxies.iter().cycle().nth(position + 1));

@@ -64,7 +64,7 @@ where
     }
 }
 
-/// What the ServerHello at the beginning of `handshake` says; nothing while it is not whole.
+/// Parses the ServerHello at the start of `handshake`; None while it is incomplete.
 fn server_hello(handshake: &[u8]) -> Option<Reply> {
     let (&[SERVER_HELLO, a, b, c], rest) = handshake.split_first_chunk::<4>()? else {
         return None;

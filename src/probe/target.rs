@@ -204,7 +204,7 @@ impl ClusterTargets {
         farm.spec.hosts.iter().filter_map(first_name).collect()
     }
 
-    /// The namespaces to ask for, one by one, or `None` once for all of them.
+    /// The namespaces to list, or one `None` for all of them.
     fn scopes(&self) -> Vec<Option<&str>> {
         match &self.namespaces {
             Some(namespaces) => namespaces.iter().map(|name| Some(name.as_str())).collect(),
@@ -221,7 +221,7 @@ impl ClusterTargets {
     }
 }
 
-/// Whether a farm that resumes as `resumption` says must resume by `mechanism` at `host`, or at a name of no host.
+/// Whether a farm with these `resumption` settings must support `mechanism` on `host`, or on a name without a host.
 fn offers(resumption: &Resumption, host: Option<&crate::api::HostSpec>, mechanism: Mechanism) -> bool {
     let tls12 = host.is_none_or(|host| host.tls.min_version == MinVersion::TLS12);
     let single_use = host.is_some_and(|host| host.tls.tickets.kind == TicketKind::SingleUse);
@@ -234,7 +234,7 @@ fn offers(resumption: &Resumption, host: Option<&crate::api::HostSpec>, mechanis
     }
 }
 
-/// The host that serves `name`: the one that names it, else the one with the wildcard above it.
+/// The host for `name`: an exact match, or else a wildcard match.
 fn named<'a>(hosts: &'a [crate::api::HostSpec], name: &str) -> Option<&'a crate::api::HostSpec> {
     let with = |wanted: &str| {
         let has = |host: &&crate::api::HostSpec| host.hostnames.iter().any(|hostname| hostname == wanted);
@@ -256,7 +256,7 @@ pub(super) fn ids(farms: &[TargetFarm]) -> BTreeSet<String> {
     proxies.map(|proxy| proxy.id.clone()).collect()
 }
 
-/// A pod that is ready and not about to go.
+/// Returns the proxy of a pod that is ready and not terminating.
 fn serving_proxy(pod: &Pod) -> Option<TargetProxy> {
     let status = pod.status.as_ref()?;
     let conditions = status.conditions.as_deref().unwrap_or_default();

@@ -40,7 +40,7 @@ pub struct Host {
     tls13_tickets: TicketPolicy,
     ticket_kind: TicketKind,
     session_ids: Option<TicketPolicy>,
-    /// Everything but certificate and tickets, which each connection adds.
+    /// TLS configuration without certificate resolver and tickets, which are set per connection.
     base: ServerConfig,
 }
 
@@ -127,13 +127,13 @@ impl Host {
         Some(Lookup { kind, name, scope })
     }
 
-    /// For how long the client may resume by session id, if it may.
+    /// Lifetimes of session ids for this client, if allowed.
     fn session_ids(&self, hello: &ClientHello) -> Option<TicketPolicy> {
         self.session_ids
             .filter(|_| !hello.offers_tls13 && hello.extended_master_secret)
     }
 
-    /// How the connection may resume, and what it is given to resume by.
+    /// Resumption policy of the connection.
     fn rules(&self, hello: &ClientHello) -> ResumptionRules {
         let (version, tickets) = if hello.offers_tls13 {
             (TicketVersion::Tls13, Some(self.tls13_tickets))
@@ -178,7 +178,7 @@ impl Host {
     }
 }
 
-/// Stands in [`Host::base`] for the choice that each connection brings.
+/// Placeholder in [`Host::base`] for the certificate resolver of each connection.
 #[derive(Debug)]
 struct NoCertificate;
 

@@ -166,7 +166,7 @@ fn text(cursor: &mut Cursor<'_>) -> Result<Option<Cow<'static, str>>, ProtocolEr
     Ok(Some(Cow::Owned(text.to_owned())))
 }
 
-/// The beginning of a string of that length; the string and [`write_line_end`] follow.
+/// Writes the header of a bulk string; the string and [`write_line_end`] must follow.
 pub(super) fn write_bulk_head(length: usize, out: &mut Vec<u8>) {
     write_number(b'$', length as i64, out);
 }
@@ -183,7 +183,7 @@ fn write_number(kind: u8, number: i64, out: &mut Vec<u8>) {
     write_line_end(out);
 }
 
-/// A line must not end within the text, whatever the text is.
+/// Writes a line; line ends within the text are replaced.
 fn write_line(kind: u8, text: &str, out: &mut Vec<u8>) {
     out.push(kind);
     let one_line = text.bytes().map(|byte| match byte {

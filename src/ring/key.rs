@@ -85,7 +85,7 @@ impl KeySecret {
         Ok(secret)
     }
 
-    /// The bytes themselves, for the ring document and for deriving keys; nothing else may ask for them.
+    /// The raw bytes, only for the ring document and key derivation.
     pub(super) fn expose(&self) -> &[u8; Self::LEN] {
         &self.0
     }
@@ -165,7 +165,7 @@ impl fmt::Debug for TicketKey {
     }
 }
 
-/// Keys are the same when their ids are; secrets are never compared.
+/// Keys are equal if their ids are; secrets are never compared.
 impl PartialEq for TicketKey {
     fn eq(&self, other: &Self) -> bool {
         (self.id, self.created_at, self.seal_until, self.open_until)

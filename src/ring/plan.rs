@@ -22,7 +22,7 @@ pub struct RotationRequest {
     pub seen_at: Timestamp,
 }
 
-/// What the ring needs now.
+/// The next action on the ring.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Plan {
     /// Nothing to do before `until`.

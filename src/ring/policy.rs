@@ -14,8 +14,7 @@ pub struct RotationPolicy {
 }
 
 impl RotationPolicy {
-    /// How long a proxy that is cut off from the operator goes on sealing with a key: a day, or two rotation intervals
-    /// where those are longer.
+    /// How long a proxy may encrypt with a key without loading a new ring: a day, or two rotation intervals if longer.
     pub(super) fn seal_window(&self) -> SignedDuration {
         SignedDuration::from_hours(24).max(self.rotation_interval * 2)
     }

@@ -17,7 +17,7 @@ pub fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// Without the excerpt of a file that a parser's error ends with.
+/// The first line of an error, without the file excerpt that parsers append.
 pub(crate) fn one_line(error: &(impl ToString + ?Sized)) -> String {
     let text = error.to_string();
     text.lines().next().unwrap_or_default().trim_end().to_owned()

@@ -32,7 +32,7 @@ impl FileIdentity {
 #[derive(Debug, Default)]
 pub struct WatchedFile {
     seen: Option<(PathBuf, FileIdentity)>,
-    /// Whether the last attempt to read it failed for a reason that may pass without a change to it.
+    /// Whether the last read failed with a transient error.
     retry: bool,
 }
 

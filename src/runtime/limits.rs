@@ -6,13 +6,13 @@
 
 use std::fs;
 
-/// Descriptors for everything but connections: listeners, the API server, files, the admin port.
+/// File descriptors reserved for listeners, the API server, files and the admin port.
 const RESERVED_FILES: u64 = 128;
 
-/// Most connections, whatever the limits are.
+/// Upper bound on the number of connections.
 const MOST: u64 = 65_536;
 
-/// Fewest connections, whatever the limits are.
+/// Lower bound on the number of connections.
 const LEAST: u64 = 64;
 
 /// Resources needed per connection.

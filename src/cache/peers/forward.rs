@@ -12,13 +12,13 @@ use crate::resp::client::{CacheError, Client};
 /// Result of a forwarded command. An error means that the owner did not reply.
 pub(crate) type Forwarded = Result<Reply, CacheError>;
 
-/// Sends a command on one key to its owner.
+/// Forwards a command on one key to its owner.
 pub(crate) fn command(owner: Client, command: &OneKey<'_>) -> impl Future<Output = Forwarded> + 'static {
     let words = words(command);
     async move { ask(&owner, &words).await }
 }
 
-/// Asks the owner of one of several keys, and counts what it found.
+/// Forwards a command on one of several keys to its owner; returns the count in the reply.
 pub(crate) fn count(
     owner: Client,
     verb: Verb,
@@ -53,7 +53,7 @@ async fn ask(owner: &Client, words: &Words) -> Forwarded {
     owner.call(&borrowed).await
 }
 
-/// The command as its owner is to get it. Lifetimes are spelled out, since its defaults may be others.
+/// Encodes the command for its owner. Lifetimes are explicit, because the owner's default may differ.
 fn words(command: &OneKey<'_>) -> Words {
     match *command {
         OneKey::Get(key) => copy(&[b"GET", key]),

@@ -99,8 +99,8 @@ struct Follower {
 }
 
 impl Follower {
-    /// Takes over the members if they have changed. Clients of those that stay are kept; those of the others end with
-    /// their last request.
+    /// Updates the router if the members have changed. Clients of unchanged members are kept; those of removed members
+    /// close after their last request.
     fn poll(&mut self, router: &Router) {
         let addresses = self.members.now();
         if Arc::ptr_eq(&addresses, &self.seen) {

@@ -82,7 +82,7 @@ struct Files {
     server_name: String,
     certificate: File,
     key: File,
-    authority: File,
+    ca: File,
     metrics: PeerMetrics,
 }
 
@@ -115,7 +115,7 @@ impl Files {
             server_name: peers.server_name.clone(),
             certificate: File::new(&peers.certificate),
             key: File::new(&peers.key),
-            authority: File::new(&peers.authority),
+            ca: File::new(&peers.authority),
             metrics,
         }
     }
@@ -144,7 +144,7 @@ impl Files {
     fn changed(&mut self) -> Result<bool, PeerTlsError> {
         let mut changed = false;
         let mut missing = None;
-        for file in [&mut self.certificate, &mut self.key, &mut self.authority] {
+        for file in [&mut self.certificate, &mut self.key, &mut self.ca] {
             match file.watched.poll(&file.path) {
                 None => {}
                 Some(Ok(contents)) => {
@@ -168,7 +168,7 @@ impl Files {
     }
 
     fn any_empty(&self) -> bool {
-        [&self.certificate, &self.key, &self.authority]
+        [&self.certificate, &self.key, &self.ca]
             .iter()
             .any(|file| file.contents.is_empty())
     }
@@ -178,8 +178,8 @@ impl Files {
         let name = ServerName::try_from(self.server_name.clone())
             .map_err(|error| PeerTlsError::ServerName(self.server_name.clone(), error))?;
         let mut roots = RootCertStore::empty();
-        for authority in self.authority.certificates()? {
-            roots.add(authority)?;
+        for ca in self.ca.certificates()? {
+            roots.add(ca)?;
         }
         let roots = Arc::new(roots);
         let chain = self.certificate.certificates()?;

@@ -1,20 +1,20 @@
-//! One part of a shard: entries in one block of memory, linked from the oldest to the newest.
+//! One bucket of a shard: entries in one block of memory, linked from the oldest to the newest.
 
 use zeroize::Zeroizing;
 
 use super::index::{Index, NOWHERE};
 use super::vault::Id;
 
-/// Fewest entries that there is room for once there is one.
+/// Minimum capacity of a bucket that has entries.
 const FEWEST: usize = 32;
 
-/// What the allocator needs beside a value, and what it rounds up to.
+/// Overhead of an allocation, and its alignment, in bytes.
 const ALLOCATION_HEAD: usize = 8;
 const ALLOCATION_STEP: usize = 16;
 
 struct Entry {
     id: Id,
-    /// When it expires, in milliseconds of the shard's time.
+    /// Expiry, in milliseconds of the shard's clock.
     expires: u64,
     value: Zeroizing<Box<[u8]>>,
     older: u32,
@@ -25,12 +25,12 @@ struct Entry {
 pub(super) struct Bucket {
     limit: usize,
     index: Index,
-    /// Without holes: the last moves to where one is taken out.
+    /// Contiguous: removing an entry moves the last one to its place.
     entries: Vec<Entry>,
     oldest: u32,
     newest: u32,
     value_bytes: usize,
-    /// Where to look next for what has expired.
+    /// Index of the next entry to check for expiry.
     swept: usize,
     evicted: u64,
     expired: u64,
@@ -160,7 +160,7 @@ impl Bucket {
         self.expired += 1;
     }
 
-    /// Takes an entry out; the last one moves to its place.
+    /// Removes an entry; the last one moves to its place.
     fn remove(&mut self, place: u32) -> Option<Entry> {
         let (id, older, newer) = self.links(place)?;
         self.join(older, newer);
@@ -184,7 +184,7 @@ impl Bucket {
         Some((entry.id, entry.older, entry.newer))
     }
 
-    /// Makes two places neighbours; the ends of the chain are where there is nothing on one side.
+    /// Links two entries; `NOWHERE` marks the end of the list.
     fn join(&mut self, older: u32, newer: u32) {
         match self.entries.get_mut(older as usize) {
             Some(entry) => entry.newer = newer,
@@ -200,7 +200,7 @@ impl Bucket {
         self.value_bytes + self.index.bytes() + self.entries.capacity() * size_of::<Entry>()
     }
 
-    /// Memory that one more entry takes besides its value.
+    /// Memory needed by one more entry, without its value, in bytes.
     fn growth(&self) -> usize {
         let block = match self.entries.len() == self.entries.capacity() {
             true => self.step() * size_of::<Entry>(),
@@ -209,7 +209,7 @@ impl Bucket {
         block + self.index.growth()
     }
 
-    /// By how many entries the block grows: an eighth, which wastes little and copies seldom.
+    /// Number of entries by which the block grows: an eighth, a compromise between unused memory and copying.
     fn step(&self) -> usize {
         (self.entries.capacity() / 8).max(FEWEST)
     }
@@ -220,7 +220,7 @@ fn tag(id: &Id) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// What the allocator takes for a value.
+/// Size of the allocation of a value, in bytes.
 fn allocation(length: usize) -> usize {
     (length + ALLOCATION_HEAD)
         .next_multiple_of(ALLOCATION_STEP)

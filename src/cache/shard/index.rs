@@ -1,11 +1,12 @@
-//! From a key's hash to a place, in eight bytes a slot: an open table that leaves no graves when entries go.
+//! Hash table from a key's hash to an entry's place, with eight bytes per slot: open addressing without tombstones.
 //!
-//! The standard map would take three times the memory, and would double when many entries came and went.
+//! The standard map would need three times the memory, and would double in size when many entries are added and
+//! removed.
 
-/// No place.
+/// Marks an empty slot or the end of a list.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
-/// Fewest slots of a table that has any.
+/// Minimum number of slots of a non-empty table.
 const FEWEST_SLOTS: usize = 64;
 
 #[derive(Clone, Copy)]
@@ -19,21 +20,21 @@ const FREE: Slot = Slot {
     place: NOWHERE,
 };
 
-/// Places by tag. Several places may have the same tag, and the caller tells them apart.
+/// Places by tag. Several places may have the same tag; the caller compares the entries.
 #[derive(Default)]
 pub(super) struct Index {
-    /// A power of two of them, at most three quarters used.
+    /// The number of slots is a power of two; at most three quarters are used.
     slots: Vec<Slot>,
     used: usize,
 }
 
 impl Index {
-    /// Memory that the table takes.
+    /// Memory of the table, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.slots.len() * size_of::<Slot>()
     }
 
-    /// Memory that one more place will take beyond that.
+    /// Additional memory needed by one more place, in bytes.
     pub(super) fn growth(&self) -> usize {
         match self.is_full() {
             true => self.slots.len().max(FEWEST_SLOTS) * size_of::<Slot>(),
@@ -65,7 +66,7 @@ impl Index {
         self.used += 1;
     }
 
-    /// Says that what was at `from` is at `to` now.
+    /// Records that an entry moved from `from` to `to`.
     pub(super) fn relocate(&mut self, tag: u32, from: u32, to: u32) {
         if let Some(at) = self.slot_of(tag, from)
             && let Some(slot) = self.slots.get_mut(at)
@@ -74,7 +75,7 @@ impl Index {
         }
     }
 
-    /// Takes a place out. What had to stand behind its home because of it moves up.
+    /// Removes a place and shifts displaced slots back.
     pub(super) fn remove(&mut self, tag: u32, place: u32) {
         let Some(mut hole) = self.slot_of(tag, place) else {
             return;

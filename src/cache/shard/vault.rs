@@ -13,7 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Id(pub(super) [u8; 16]);
 
-/// Bytes that a sealed value begins with: the number that made its nonce.
+/// Length of the prefix of an encrypted value: the counter of its nonce.
 const HEAD: usize = 8;
 
 /// The hash and encryption keys of one process.
@@ -76,7 +76,7 @@ impl Vault {
     }
 }
 
-/// No number is ever used twice under one key.
+/// Builds a nonce from a counter, which never repeats with one key.
 fn nonce(number: u64) -> Nonce {
     let mut nonce = [0; 12];
     let (head, _) = nonce.split_at_mut(HEAD);

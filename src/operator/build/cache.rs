@@ -147,7 +147,7 @@ fn container(cache: &api::SessionCacheSpec, image: &str, pull_policy: &str) -> C
     }
 }
 
-/// What a sidecar needs whose user says nothing: the allocator may hold as much again as the entries.
+/// Default resources of a sidecar: the allocator may need as much memory again as the entries.
 fn resources(size_mib: i32) -> ResourceRequirements {
     let limit = format!("{}Mi", 2 * i64::from(size_mib) + 64);
     ResourceRequirements {

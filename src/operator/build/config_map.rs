@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::compile::mounts::{CACHE_CONFIG_KEY, CONFIG_KEY};
 use crate::operator::names::FarmId;
 
-/// The file's text, for people too.
+/// Serializes a configuration file as indented JSON.
 pub(super) fn file(config: &impl Serialize) -> String {
     serde_json::to_string_pretty(config).expect("the configuration has string keys only")
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-/// Mounted secrets are readable for the process's group and nobody else.
+/// File mode of mounted Secrets: readable by owner and group only.
 const SECRET_MODE: i32 = 0o440;
 
 /// Security context of every container: the Pod Security level `restricted`, and a read-only root file system.

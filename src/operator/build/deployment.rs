@@ -165,8 +165,8 @@ fn container(farm: &TLSFarm, image: &str, pull_policy: &str, mounts: Vec<VolumeM
 
 /// The mounted files: configuration, ring and certificates.
 ///
-/// The kubelet empties a mount whose source goes away only when the source is optional. Certificates are, so that one
-/// that is missing does not keep the other hosts from starting; ring and configuration keep their last state.
+/// The kubelet removes the files of a deleted source only if the source is optional. Certificates are optional, so that
+/// a missing one does not prevent the pod from starting; the files of ring and configuration stay.
 fn files(farm: &TLSFarm, id: &FarmId) -> (Vec<Volume>, Vec<VolumeMount>) {
     let mut volumes = vec![
         Volume {

@@ -28,7 +28,7 @@ use crate::runtime::kubernetes::describe;
 /// Records of the objects that were applied.
 pub(crate) type Applied = BTreeMap<Key, Record>;
 
-/// Which object of the farm's namespace is meant.
+/// Kind and name of an object in the farm's namespace.
 type Key = (Kind, String);
 
 /// State of an object right after it was applied.
@@ -88,7 +88,7 @@ pub(crate) async fn inspect(
     Ok(Inspection::of(id, &wanted, found))
 }
 
-/// The wanted objects that are absent, or there without our label.
+/// The desired objects that do not exist or lack the farm's label.
 fn not_listed<'a>(wanted: &'a [Key], listed: &[(Kind, DynamicObject)]) -> Vec<&'a Key> {
     let listed: Vec<Key> = listed
         .iter()
@@ -114,9 +114,9 @@ pub(crate) fn conflict(object: &str, ownership: Ownership) -> Option<FarmRefusal
 }
 
 impl Inspection {
-    /// Sorts what was found: by the names that the farm wants, and by whose it is.
+    /// Classifies the objects by desired names and by owner.
     ///
-    /// Labels are anybody's to set, so what bears the farm's label and is not the farm's is none of its orphans.
+    /// Anyone can set labels, so an object with the farm's label that is not owned by the farm is not an orphan.
     fn of(id: &FarmId, wanted: &[Key], found: Vec<(Kind, DynamicObject)>) -> Self {
         let (mut live, mut orphans) = (BTreeMap::new(), Vec::new());
         for (kind, object) in found {
@@ -165,7 +165,7 @@ impl Inspection {
 /// One request to the API server.
 #[derive(Debug, PartialEq)]
 enum Request<'a> {
-    /// Ask whether the API server would take the object.
+    /// Check by dry run whether the API server accepts the object.
     DryRun(&'a Object),
     Apply(&'a Object),
     Delete(Kind, &'a DynamicObject),
@@ -203,10 +203,10 @@ pub(crate) async fn apply(
     Ok(inspection.live(id))
 }
 
-/// The requests that make `live` what it should be, in order.
+/// Returns the requests that bring `live` to the desired state, in order.
 ///
-/// A spec can make a Deployment or Service that the API server refuses; then nothing at all may change. So it is asked
-/// about all of those before the first write.
+/// If the API server rejects the Deployment or a Service of a spec, no object may be changed. So all of them are
+/// checked by dry run before the first write.
 fn requests<'a>(
     objects: &'a [Object],
     live: &BTreeMap<Key, DynamicObject>,
@@ -243,7 +243,7 @@ async fn patch(
     answer.map_err(|error| not_applied(object, error))
 }
 
-/// Tells a spec that makes no valid object from what may work the next time.
+/// Distinguishes an invalid object, caused by the spec, from an error to retry.
 fn not_applied(object: &Object, error: kube::Error) -> ApplyError {
     let what = format!("{} {}", object.kind, object.name);
     match &error {
@@ -278,7 +278,7 @@ async fn delete(client: &Client, id: &FarmId, kind: Kind, orphan: &DynamicObject
     Ok(())
 }
 
-/// Whether an orphan need not be deleted any more: it is gone, or another object has its name now.
+/// Whether an orphan no longer exists, or was replaced by an object of the same name.
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }

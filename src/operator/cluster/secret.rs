@@ -134,7 +134,7 @@ fn content(id: &FarmId, wanted: SecretToWrite, version: Option<&Version>) -> Con
     })
 }
 
-/// Whether a write in place of `version` failed because the Secret is already there, changed, or gone.
+/// Whether a write that replaces `version` failed because the Secret already exists, was changed, or was deleted.
 fn is_overtaken(error: &kube::Error, version: Option<&Version>) -> bool {
     match error {
         kube::Error::Api(status) => status.code == 409 || (status.code == 404 && version.is_some()),
@@ -169,7 +169,7 @@ pub(crate) async fn delete(
     }
 }
 
-/// What became of a deletion that the API server refused: it was gone already, or is another's by now.
+/// Outcome of a failed deletion: the Secret no longer exists, or has been changed.
 fn not_deleted(error: &kube::Error) -> Option<Written> {
     match error {
         kube::Error::Api(status) if status.code == 404 => Some(Written::Stored),

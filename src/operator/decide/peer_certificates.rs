@@ -72,13 +72,8 @@ pub(crate) enum Step {
 }
 
 /// Decides the next step from the existing CA and leaf certificate.
-pub(crate) fn plan(
-    authority: Option<&Authority>,
-    leaf: Option<&Leaf>,
-    server_name: &str,
-    now: Timestamp,
-) -> Step {
-    let Some(authority) = authority.filter(|authority| now < authority.certificate.renewal()) else {
+pub(crate) fn plan(ca: Option<&Authority>, leaf: Option<&Leaf>, server_name: &str, now: Timestamp) -> Step {
+    let Some(ca) = ca.filter(|ca| now < ca.certificate.renewal()) else {
         return Step::Found;
     };
     let Some(leaf) = leaf.filter(|leaf| leaf.is_usable(server_name, now)) else {
@@ -87,10 +82,10 @@ pub(crate) fn plan(
     let Some(trusted_since) = leaf.trusted_since.filter(|since| *since <= now + OVERLAP) else {
         return Step::Announce;
     };
-    if !leaf.authorities.contains(&authority.certificate.der) {
+    if !leaf.authorities.contains(&ca.certificate.der) {
         return Step::Announce;
     }
-    if !leaf.is_signed_by(&authority.certificate.der, server_name, now) {
+    if !leaf.is_signed_by(&ca.certificate.der, server_name, now) {
         let until = trusted_since + OVERLAP;
         return if now < until {
             Step::Keep { until }
@@ -103,7 +98,7 @@ pub(crate) fn plan(
     match leaf.authorities.len() {
         _ if now >= renewal => Step::Issue,
         0 | 1 => Step::Keep { until: renewal },
-        // Nobody presents a leaf of the old authority any more.
+        // Nobody presents a leaf certificate of the old CA any more.
         _ if now >= settled => Step::Announce,
         _ => Step::Keep { until: settled },
     }
@@ -144,7 +139,7 @@ impl Leaf {
     /// Issues a leaf certificate. The CA that signed `before` stays trusted, because some caches still present that
     /// certificate.
     pub(crate) fn issue(
-        authority: &Authority,
+        ca: &Authority,
         before: Option<&Self>,
         server_name: &str,
         now: Timestamp,
@@ -162,24 +157,24 @@ impl Leaf {
         ];
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, now, LEAF_LIFE);
-        let issuer = Issuer::new(authority_params(), KeyPair::from_pem(authority.key())?);
+        let issuer = Issuer::new(authority_params(), KeyPair::from_pem(ca.key())?);
         let certificate = params.signed_by(&key, &issuer)?;
         let before = before.filter(|before| before.is_usable(server_name, now));
         Ok(Self {
             certificate: Certificate::parse(certificate.der().clone()).ok_or(UNREADABLE)?,
             key: Zeroizing::new(key.serialize_pem()),
-            authorities: authorities(authority, before, server_name, now),
-            trusted_since: Some(trusted_since(authority, before, now)),
+            authorities: authorities(ca, before, server_name, now),
+            trusted_since: Some(trusted_since(ca, before, now)),
         })
     }
 
     /// The same leaf certificate with the CA certificates to trust from now on.
-    pub(crate) fn announcing(&self, authority: &Authority, server_name: &str, now: Timestamp) -> Self {
+    pub(crate) fn announcing(&self, ca: &Authority, server_name: &str, now: Timestamp) -> Self {
         Self {
             certificate: self.certificate.clone(),
             key: self.key.clone(),
-            authorities: authorities(authority, Some(self), server_name, now),
-            trusted_since: Some(trusted_since(authority, Some(self), now)),
+            authorities: authorities(ca, Some(self), server_name, now),
+            trusted_since: Some(trusted_since(ca, Some(self), now)),
         }
     }
 
@@ -228,17 +223,17 @@ impl Leaf {
         self.certificate.renewal()
     }
 
-    /// Whether caches that have it accept each other.
+    /// Whether caches with this certificate accept each other.
     fn is_usable(&self, server_name: &str, now: Timestamp) -> bool {
         self.authorities
             .iter()
-            .any(|authority| self.is_signed_by(authority, server_name, now))
+            .any(|ca| self.is_signed_by(ca, server_name, now))
     }
 
-    fn is_signed_by(&self, authority: &CertificateDer<'static>, server_name: &str, now: Timestamp) -> bool {
+    fn is_signed_by(&self, ca: &CertificateDer<'static>, server_name: &str, now: Timestamp) -> bool {
         let mut roots = RootCertStore::empty();
         let (Ok(()), Ok(name), Ok(now)) = (
-            roots.add(authority.clone()),
+            roots.add(ca.clone()),
             ServerName::try_from(server_name),
             u64::try_from(now.as_second()),
         ) else {
@@ -256,7 +251,7 @@ impl Leaf {
     }
 }
 
-/// A certificate and what is read from it.
+/// A certificate and its validity period.
 #[derive(Clone)]
 struct Certificate {
     der: CertificateDer<'static>,
@@ -280,16 +275,16 @@ impl Certificate {
         })
     }
 
-    /// Two thirds of its life are over then.
+    /// Time of renewal: two thirds of the validity period.
     fn renewal(&self) -> Timestamp {
         self.not_before + self.not_after.duration_since(self.not_before) / 3 * 2
     }
 }
 
-/// What was just made is read back; that cannot fail.
+/// Error for a new certificate that fails to parse, which does not happen.
 const UNREADABLE: rcgen::Error = rcgen::Error::CouldNotParseCertificate;
 
-/// What all authorities have in common; their keys tell them apart.
+/// Parameters shared by all CA certificates, which differ only in their keys.
 fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params
@@ -303,7 +298,7 @@ fn authority_params() -> CertificateParams {
     params
 }
 
-/// Sets the life of a certificate, which begins a little before `now`.
+/// Sets the validity period, which begins slightly before `now`.
 fn set_validity(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) {
     // The type is another crate's, and this its only constructor in sight.
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
@@ -312,14 +307,14 @@ fn set_validity(params: &mut CertificateParams, now: Timestamp, life: SignedDura
     params.not_after = at(now + life);
 }
 
-/// `authority`, and who signed `before`.
+/// CA certificates to trust: that of `ca`, and the one that signed `before`.
 fn authorities(
-    authority: &Authority,
+    ca: &Authority,
     before: Option<&Leaf>,
     server_name: &str,
     now: Timestamp,
 ) -> Vec<CertificateDer<'static>> {
-    let ours = &authority.certificate.der;
+    let ours = &ca.certificate.der;
     let older = before.and_then(|before| {
         let mut others = before.authorities.iter().filter(|other| *other != ours);
         others.find(|other| before.is_signed_by(other, server_name, now))
@@ -327,14 +322,14 @@ fn authorities(
     [Some(ours), older].into_iter().flatten().cloned().collect()
 }
 
-fn trusted_since(authority: &Authority, before: Option<&Leaf>, now: Timestamp) -> Timestamp {
+fn trusted_since(ca: &Authority, before: Option<&Leaf>, now: Timestamp) -> Timestamp {
     before
-        .filter(|before| before.authorities.contains(&authority.certificate.der))
+        .filter(|before| before.authorities.contains(&ca.certificate.der))
         .and_then(|before| before.trusted_since)
         .map_or(now, |since| since.min(now))
 }
 
-/// The key in PEM, if it belongs to `certificate`.
+/// The key as PEM, if it matches `certificate`.
 fn read_key(key: &[u8], certificate: &Certificate) -> Option<Zeroizing<String>> {
     let key = Zeroizing::new(std::str::from_utf8(key).ok()?.to_owned());
     let pair = KeyPair::from_pem(&key).ok()?;

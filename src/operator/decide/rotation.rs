@@ -9,7 +9,7 @@ use crate::ring::{
     Acknowledgement, KeySecret, Plan, RandomnessError, Ring, RotationPolicy, RotationRequest, plan,
 };
 
-/// A request's value is kept in the ring document, which is bounded; a longer one is told by its fingerprint.
+/// Maximum length of a request's value in the ring document; a longer one is replaced by its fingerprint.
 const LONGEST_REQUEST: usize = 128;
 
 /// What the operator knows about a farm's ring apart from the Secret.
@@ -37,7 +37,7 @@ pub(crate) enum Decision {
 pub(crate) enum Change {
     /// The farm had no ring.
     Created,
-    /// The Secret was missing, damaged or rolled back, as the text says.
+    /// The Secret was missing, damaged or rolled back; the text is the reason.
     Repaired(String),
     /// A rotation; `late` are the proxies that it did not wait for.
     Rotated { late: Vec<String> },
@@ -121,7 +121,7 @@ pub(crate) fn decide(
     Ok(Decision::Write(Box::new(ring), version, change))
 }
 
-/// Why a readable ring must not stay.
+/// Why a valid ring must be replaced.
 fn fault(ring: &Ring, known: KnownRing<'_>) -> Option<String> {
     if ring.generation < known.generation {
         return Some(format!(
@@ -153,7 +153,7 @@ fn carry_out(
     Ok(Decision::Write(Box::new(ring), Some(version), change))
 }
 
-/// A ring of new keys. A rotation that was asked for before is fulfilled by it.
+/// Creates a ring with new keys, which also satisfies a pending rotation request.
 fn fresh(
     generation: u64,
     policy: &RotationPolicy,

@@ -95,7 +95,7 @@ fn session_cache(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -> Op
     })
 }
 
-/// The load balancer's addresses and names, else the cluster's.
+/// Addresses and host names of the load balancer, or else the cluster IPs.
 fn addresses(live: &Live) -> Vec<String> {
     let Some(service) = &live.service else {
         return Vec::new();

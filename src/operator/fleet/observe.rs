@@ -20,7 +20,7 @@ use crate::ring::Acknowledgement;
 /// condition.
 const MOST_FAILURES: u32 = 3;
 
-/// Generations above this are no honest proxy's: the ring changes at most every few milliseconds.
+/// Reports with a higher generation are ignored as bogus: the ring changes at most every few milliseconds.
 const LARGEST_GENERATION: u64 = 1 << 48;
 
 /// State remembered of one proxy, by the UID of its pod.
@@ -67,7 +67,7 @@ pub(crate) async fn observe(
     Ok(proxies)
 }
 
-/// Whom to ask, by uid, and where: every proxy that may serve.
+/// UID and address of the proxies to poll: every proxy that may serve.
 fn reachable(proxies: &[ProxyPod]) -> Vec<(String, IpAddr)> {
     proxies
         .iter()
@@ -76,7 +76,7 @@ fn reachable(proxies: &[ProxyPod]) -> Vec<(String, IpAddr)> {
         .collect()
 }
 
-/// Remembers what proxies reported, or that they did not, and forgets proxies that are gone.
+/// Records reports and failed polls, and removes the state of deleted proxies.
 fn hear(
     proxies: &[ProxyPod],
     reports: Vec<(String, Option<ProxyReport>)>,

@@ -91,7 +91,7 @@ fn proxy(pod: &Pod) -> Option<ProxyPod> {
 
 /// Whether the pod may become ready with the files that it has mounted already.
 ///
-/// A container that crashed or whose image is missing cannot: its files are refreshed before it is started again.
+/// A container that crashed or whose image is missing does not count: its files are refreshed before it is restarted.
 fn may_become_ready(pod: &Pod) -> bool {
     if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
         return false;
@@ -110,8 +110,8 @@ fn may_become_ready(pod: &Pod) -> bool {
     }
 }
 
-/// What the scheduler or the kubelet says of a pod that does not run. The words must not change while nothing happens,
-/// so the kubelet's messages, which count seconds and tries, are left out.
+/// What the scheduler or the kubelet reports about a pod that does not run. The text must be stable, so the kubelet's
+/// messages, which contain counters, are omitted.
 fn obstacle(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_deref().unwrap_or_default();
     let unscheduled = conditions

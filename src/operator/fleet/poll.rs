@@ -22,7 +22,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(1);
 /// Maximum number of concurrent polls per farm.
 const CONCURRENCY: usize = 64;
 
-/// No honest report is larger: a hundred hosts with four certificates and long names each.
+/// Maximum size of a report in bytes: enough for a hundred hosts with four certificates and long names each.
 const MOST_BYTES: usize = 1 << 20;
 
 /// Why a poll failed.

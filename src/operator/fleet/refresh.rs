@@ -23,10 +23,10 @@ use crate::runtime::kubernetes::describe;
 /// Maximum number of concurrent patches per farm.
 const CONCURRENCY: usize = 16;
 
-/// How often a pod is told about one change. The kubelet may have read the object just before the change reached it.
+/// Maximum number of refreshes per change. The kubelet may have read the object just before the change.
 const MOST_REFRESHES: u32 = 3;
 
-/// How long the first refresh is given; each further one gets twice as long.
+/// Wait after the first refresh; it doubles with each further one.
 const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(2);
 
 /// The ring and configuration that proxies should have loaded.
@@ -76,12 +76,12 @@ pub(crate) async fn refresh(
     }
 }
 
-/// Notes how often a pod was told and when, also where that failed: it is told again after a while.
+/// Records number and time of refreshes, including failed ones, which are retried.
 fn remember(memory: &mut BTreeMap<String, ProxyMemory>, uid: String, count: u32, now: Timestamp) {
     memory.entry(uid).or_default().refreshes = Some((count, now));
 }
 
-/// What the pod's annotation should become, and how often it was told then; none when there is nothing to tell.
+/// The new value of the pod's annotation and the number of refreshes; None if no refresh is due.
 fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Option<(String, u32)> {
     let Observed { proxy, memory } = observed;
     let has_ring = target

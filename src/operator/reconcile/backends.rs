@@ -43,7 +43,7 @@ pub(crate) async fn resolve(
     Ok(resolved)
 }
 
-/// Name of a Service's TCP port, empty for a port without a name; none when there is no such port.
+/// Name of a Service's TCP port, empty for an unnamed port; None if the port does not exist.
 fn port_name(service: &Service, number: u16) -> Option<String> {
     let ports = service.spec.as_ref()?.ports.as_deref().unwrap_or_default();
     let port = ports.iter().find(|port| {

@@ -19,7 +19,7 @@ use crate::operator::context::Context;
 use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, MANAGER};
 
-/// Only a change of the farm can help.
+/// Requeue interval: only a change of the farm can fix it.
 const NEXT_LOOK: Duration = Duration::from_secs(300);
 
 const TYPES: [ConditionType; 7] = [
@@ -61,7 +61,7 @@ pub(crate) async fn report(
     Ok(NEXT_LOOK)
 }
 
-/// A status that says what is wrong, and is readable itself, whatever `before` was.
+/// A valid status with the parse error, whatever `before` was.
 fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmStatus {
     let generation = invalid.metadata.generation;
     let whole: Option<TLSFarmStatus> = serde_json::from_value(before.clone()).ok();
@@ -95,7 +95,7 @@ fn status(invalid: &InvalidObject, before: &Value, now: Timestamp) -> TLSFarmSta
     }
 }
 
-/// What the status says of the ring, or at least its generation, which must never be forgotten.
+/// The ring in the status, or at least its generation, which must be preserved.
 fn ring(before: &Value) -> Option<RingStatus> {
     let whole: Option<RingStatus> = serde_json::from_value(before.clone()).ok();
     whole.or_else(|| {

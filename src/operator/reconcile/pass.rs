@@ -75,7 +75,7 @@ struct Pass<'a> {
     failure: Option<ReconcileError>,
 }
 
-/// What all objects should be, and what they are.
+/// The desired and the existing objects.
 struct Prepared {
     desired: Desired,
     missing_backends: Vec<BackendRef>,
@@ -83,7 +83,7 @@ struct Prepared {
 }
 
 impl Pass<'_> {
-    /// What a step came to, or nothing when it failed.
+    /// Returns the result of a step; on failure records the error and returns the default.
     fn attempt<T: Default>(&mut self, outcome: Result<T, ReconcileError>) -> T {
         outcome.unwrap_or_else(|error| {
             self.failure.get_or_insert(error);
@@ -95,8 +95,8 @@ impl Pass<'_> {
         self.farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar
     }
 
-    /// Says which Services concern the farm from now on; tells whether any object of the farm has changed since the last
-    /// pass.
+    /// Records the Services that the farm routes to; returns whether any object of the farm has changed since the last
+    /// reconciliation.
     fn watch_backends(&self) -> bool {
         let services = backends::backends(self.farm).into_iter();
         let services = services.map(|backend| backend.service.clone());
@@ -119,7 +119,7 @@ impl Pass<'_> {
         judge(self.farm, self.id, known, ring, foreign_cache)
     }
 
-    /// Builds the farm's objects and looks at those that there are. None when nothing tells that they could have changed.
+    /// Builds the desired objects and inspects the existing ones. None if nothing can have changed.
     async fn prepare(
         &self,
         touched: bool,
@@ -162,7 +162,7 @@ impl Pass<'_> {
         self.attempt(step)
     }
 
-    /// Applies what was prepared, unless the farm is not accepted. Returns how the objects are known to be.
+    /// Applies the prepared objects, unless the farm was rejected. Returns the state of the objects.
     async fn apply_objects(
         &mut self,
         prepared: Option<Prepared>,
@@ -213,7 +213,7 @@ impl Pass<'_> {
         objects
     }
 
-    /// Deletes the certificates of caches that there are no more.
+    /// Deletes the certificate Secrets of a farm without sidecars.
     async fn remove_certificates(&mut self) {
         let has_failed = self.failure.is_some();
         if self
@@ -225,7 +225,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Hurries proxies that are behind, publishes events and status, and decides when to look again.
+    /// Refreshes proxies that are behind, publishes Events and status, and returns the time until the next
+    /// reconciliation.
     async fn finish(
         self,
         proxies: Vec<ProxyPod>,
@@ -294,7 +295,7 @@ impl Pass<'_> {
     }
 }
 
-/// What can be said against the farm before its objects are looked at. `known` are the farms of all namespaces.
+/// Validates the farm before its objects are inspected. `known` are the farms of all namespaces.
 fn judge<'a>(
     farm: &TLSFarm,
     id: &FarmId,
@@ -313,7 +314,7 @@ fn judge<'a>(
     conflict.map_or(Ok(()), Err)
 }
 
-/// Whether ready proxies are still loading what they should; measures how long a ring that we wrote took.
+/// Returns how long ready proxies have been loading a change; measures the time until a ring was acknowledged.
 fn count_acknowledgements(
     observed: &[Observed],
     target: RefreshTarget<'_>,
@@ -338,8 +339,7 @@ fn count_acknowledgements(
     !acknowledged || !configured
 }
 
-/// The first moment from now on at which there is something to do by the clock: for the ring, for the certificates of
-/// the caches, or because a proxy's acknowledgement is overdue then.
+/// The next scheduled time: of the ring, of the cache certificates, or when an acknowledgement becomes overdue.
 fn due(
     plan: Option<&Plan>,
     certificates: Option<Timestamp>,

@@ -94,7 +94,7 @@ pub(crate) async fn reconcile_ring(
     })
 }
 
-/// The highest ring generation that memory, status or any proxy speaks of; 0 when none does.
+/// The highest ring generation in memory, the status and the proxies' reports; 0 if unknown.
 fn newest_generation(farm: &TLSFarm, memory: &FarmMemory, acknowledgements: &[Acknowledgement]) -> u64 {
     let in_status = memory.status(farm).and_then(|status| status.ring.as_ref());
     let generations = [
@@ -105,7 +105,7 @@ fn newest_generation(farm: &TLSFarm, memory: &FarmMemory, acknowledgements: &[Ac
     generations.into_iter().flatten().max().unwrap_or_default()
 }
 
-/// Remembers a ring that stays as it is, so that it can be written back when it is lost.
+/// Remembers a ring that was kept, so that it can be restored if it is lost.
 fn kept(memory: &mut FarmMemory, ring: Ring, plan: Plan) -> RingStep {
     memory.ring = Some(ring);
     RingStep {
@@ -114,7 +114,7 @@ fn kept(memory: &mut FarmMemory, ring: Ring, plan: Plan) -> RingStep {
     }
 }
 
-/// Remembers a ring that was written, and what it repaired.
+/// Remembers a ring that was written, and what was repaired.
 fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
     memory.awaited = Some(ring.generation);
     memory.repaired = match change {

@@ -22,12 +22,12 @@ const AUTHORITY_KEY: &str = "ca.key";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 
-/// A founding and an announcement or issue, and one more look at what they made.
+/// Maximum number of steps per reconciliation: create, announce or issue, and one check of the result.
 const MOST_STEPS: usize = 3;
 
 /// State of the two Secrets.
 pub(crate) struct CacheSecrets {
-    authority: SecretState,
+    ca: SecretState,
     leaf: SecretState,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct CacheStep {
 /// Reads both Secrets.
 pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<CacheSecrets, ReconcileError> {
     Ok(CacheSecrets {
-        authority: secret::read(client, id, &id.cache_authority_name()).await?,
+        ca: secret::read(client, id, &id.cache_authority_name()).await?,
         leaf: secret::read(client, id, &id.cache_tls_name()).await?,
     })
 }
@@ -53,17 +53,17 @@ pub(crate) async fn read(client: &Client, id: &FarmId) -> Result<CacheSecrets, R
 impl CacheSecrets {
     /// The first of the two Secrets that is not owned by the farm.
     pub(crate) fn foreign(&self, id: &FarmId) -> Option<(String, Ownership)> {
-        match (&self.authority, &self.leaf) {
+        match (&self.ca, &self.leaf) {
             (SecretState::Foreign(ownership), _) => Some((id.cache_authority_name(), *ownership)),
             (_, SecretState::Foreign(ownership)) => Some((id.cache_tls_name(), *ownership)),
             _ => None,
         }
     }
 
-    /// Whether certificates may be written: a farm that is not accepted keeps what it has, renewed, and gets nothing new.
+    /// Whether certificates may be written: those of a rejected farm are renewed, but none are created.
     fn may_be_tended(&self, id: &FarmId, may_create: bool) -> bool {
         let exist = matches!(
-            (&self.authority, &self.leaf),
+            (&self.ca, &self.leaf),
             (SecretState::Ours(..), SecretState::Ours(..))
         );
         self.foreign(id).is_none() && (may_create || exist)
@@ -82,11 +82,11 @@ pub(crate) async fn reconcile_certificates(
         return Ok(CacheStep::default());
     }
     let server_name = id.cache_server_name();
-    let (mut authority, authority_version) = read_authority(secrets.authority);
+    let (mut ca, authority_version) = read_authority(secrets.ca);
     let (mut leaf, leaf_version) = read_leaf(secrets.leaf);
     for _ in 0..MOST_STEPS {
-        let step = plan(authority.as_ref(), leaf.as_ref(), &server_name, now);
-        let (wanted, version) = match (step, &authority) {
+        let step = plan(ca.as_ref(), leaf.as_ref(), &server_name, now);
+        let (wanted, version) = match (step, &ca) {
             (Step::Keep { until }, _) => {
                 return Ok(CacheStep {
                     overtaken: false,
@@ -94,16 +94,14 @@ pub(crate) async fn reconcile_certificates(
                     due: Some(until),
                 });
             }
-            (Step::Issue | Step::Announce, Some(authority)) => {
+            (Step::Issue | Step::Announce, Some(ca)) => {
                 let announced = match step {
-                    Step::Announce => leaf
-                        .as_ref()
-                        .map(|leaf| leaf.announcing(authority, &server_name, now)),
+                    Step::Announce => leaf.as_ref().map(|leaf| leaf.announcing(ca, &server_name, now)),
                     _ => None,
                 };
                 let next = match announced {
                     Some(leaf) => leaf,
-                    None => Leaf::issue(authority, leaf.as_ref(), &server_name, now)?,
+                    None => Leaf::issue(ca, leaf.as_ref(), &server_name, now)?,
                 };
                 let wanted = leaf_secret(id, &next);
                 leaf = Some(next);
@@ -112,7 +110,7 @@ pub(crate) async fn reconcile_certificates(
             (Step::Found | Step::Issue | Step::Announce, _) => {
                 let next = Authority::create(now)?;
                 let wanted = authority_secret(id, &next);
-                authority = Some(next);
+                ca = Some(next);
                 (wanted, &authority_version)
             }
         };
@@ -152,11 +150,11 @@ fn read_authority(found: SecretState) -> (Option<Authority>, Option<Version>) {
     let SecretState::Ours(content, version) = found else {
         return (None, None);
     };
-    let authority = content
+    let ca = content
         .get(AUTHORITY)
         .zip(content.get(AUTHORITY_KEY))
         .and_then(|(certificate, key)| Authority::read(certificate, key));
-    (authority, Some(version))
+    (ca, Some(version))
 }
 
 fn read_leaf(found: SecretState) -> (Option<Leaf>, Option<Version>) {
@@ -175,14 +173,14 @@ fn read_leaf(found: SecretState) -> (Option<Leaf>, Option<Version>) {
     (leaf, Some(version))
 }
 
-fn authority_secret(id: &FarmId, authority: &Authority) -> SecretToWrite {
+fn authority_secret(id: &FarmId, ca: &Authority) -> SecretToWrite {
     SecretToWrite {
         name: id.cache_authority_name(),
         type_: CACHE_AUTHORITY_SECRET_TYPE,
         annotations: BTreeMap::new(),
         data: vec![
-            (AUTHORITY, bytes(&authority.certificate())),
-            (AUTHORITY_KEY, bytes(authority.key())),
+            (AUTHORITY, bytes(&ca.certificate())),
+            (AUTHORITY_KEY, bytes(ca.key())),
         ],
     }
 }
@@ -224,8 +222,8 @@ mod tests {
 
     #[test]
     fn a_secret_of_somebody_else_is_told_by_name_the_authority_first() {
-        let told = |authority, leaf| {
-            let foreign = CacheSecrets { authority, leaf }.foreign(&id("shop"));
+        let told = |ca, leaf| {
+            let foreign = CacheSecrets { ca, leaf }.foreign(&id("shop"));
             foreign.map(|(name, _)| name)
         };
         assert_eq!(told(SecretState::Missing, SecretState::Missing), None);
@@ -243,9 +241,7 @@ mod tests {
 
     #[test]
     fn a_refused_farm_keeps_the_certificates_that_it_has_and_gets_none() {
-        let tended = |authority, leaf, may_create| {
-            CacheSecrets { authority, leaf }.may_be_tended(&id("shop"), may_create)
-        };
+        let tended = |ca, leaf, may_create| CacheSecrets { ca, leaf }.may_be_tended(&id("shop"), may_create);
         let ours = || stored(wanted("a"));
         assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));
         assert!(tended(SecretState::Missing, SecretState::Missing, true));
@@ -265,9 +261,9 @@ mod tests {
     #[test]
     fn certificates_that_are_written_are_read_back() {
         let (farm, name) = (id("shop"), id("shop").cache_server_name());
-        let authority = Authority::create(now()).expect("made");
-        let leaf = Leaf::issue(&authority, None, &name, now()).expect("made");
-        let (read_authority, version) = read_authority(stored(authority_secret(&farm, &authority)));
+        let ca = Authority::create(now()).expect("made");
+        let leaf = Leaf::issue(&ca, None, &name, now()).expect("made");
+        let (read_authority, version) = read_authority(stored(authority_secret(&farm, &ca)));
         assert_eq!(version, Some(Version("7".into())));
         let (read_leaf, version) = read_leaf(stored(leaf_secret(&farm, &leaf)));
         assert_eq!(version, Some(Version("7".into())));
@@ -284,8 +280,8 @@ mod tests {
 
     #[test]
     fn damaged_certificates_are_replaced_and_missing_ones_created() {
-        let (authority, version) = read_authority(stored(wanted("shop-cache-ca")));
-        assert!(authority.is_none() && version.is_some());
+        let (ca, version) = read_authority(stored(wanted("shop-cache-ca")));
+        assert!(ca.is_none() && version.is_some());
         let (leaf, version) = read_leaf(stored(wanted("shop-cache-tls")));
         assert!(leaf.is_none() && version.is_some());
         assert!(matches!(read_authority(SecretState::Missing), (None, None)));

@@ -29,7 +29,7 @@ pub(crate) enum RingFileState {
     Refused(RingRefusal),
 }
 
-/// Tells one ring from another, without its keys.
+/// Identifies a ring without containing its keys.
 struct Mark {
     generation: u64,
     digest: Digest,

@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     problems: Mutex<Problems>,
 }
 
-/// Why mounted files are not the ones in use.
+/// Errors of mounted files that could not be loaded.
 #[derive(Clone, Debug, Default)]
 struct Problems {
     config: Option<String>,

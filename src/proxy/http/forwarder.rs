@@ -48,13 +48,13 @@ pub struct Forwarder {
     sweeping: Cell<bool>,
 }
 
-/// How a request ended well.
+/// Result of a forwarded request.
 enum Forwarded {
-    /// With a backend's response.
+    /// The backend's response.
     Backend(Response<Incoming>, Lease, Duration),
-    /// With the backend's consent to switch protocols.
+    /// The backend switched protocols.
     Switched(response::Parts),
-    /// With a redirect to this URI.
+    /// A redirect to this URI.
     Redirect(HeaderValue),
 }
 
@@ -203,7 +203,7 @@ impl Forwarder {
             .await
     }
 
-    /// Sends the request to one endpoint of the route after another until there is a response.
+    /// Sends the request to endpoints of the route until one responds.
     async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -291,7 +291,7 @@ impl Forwarder {
         Err(bad_gateway())
     }
 
-    /// Completes a change of protocol on the backend's side.
+    /// Completes a protocol upgrade with the backend.
     async fn switch(
         &self,
         connection: &ConnectionState,
@@ -324,7 +324,7 @@ impl Forwarder {
     }
 }
 
-/// Waits for a response head at most `limit` long, counted from the last part of the request that was sent.
+/// Waits for a response head for at most `limit` after the last part of the request was sent.
 async fn within<T>(
     response: impl Future<Output = T>,
     limit: Duration,
@@ -340,8 +340,8 @@ async fn within<T>(
     }
 }
 
-/// Whether the connection ended before there was any response, as happens when a backend closes an unused connection
-/// while a request is on its way. With any other error of hyper the request comes back unsent, or there was a response.
+/// Whether the connection was closed before any response, for example because a backend closed an idle connection while
+/// a request was in flight. All other hyper errors return the request unsent, or occur after a response has begun.
 fn ended_without_response(error: &hyper::Error) -> bool {
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     error.is_incomplete_message() || io.is_some()
@@ -355,7 +355,7 @@ fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
     copy
 }
 
-/// An answer of our own: a short text without any inner details.
+/// Creates an error response: a short text without internal details.
 fn refuse(refusal: HttpRefusal, exchange: Exchange) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::text(format!("{}\n", refusal.reason), exchange));
     *response.status_mut() = refusal.status;

@@ -148,8 +148,8 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Drops what a client says about itself in the words of proxies. From a trusted one only the spellings with
-/// underscores are dropped, which CGI-like backends take for the others.
+/// Removes forwarding headers sent by a client. For a trusted proxy only spellings with underscores are removed, which
+/// CGI-like backends treat as the same headers.
 fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
     let dropped: Vec<HeaderName> = headers
         .keys()
@@ -161,7 +161,7 @@ fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
     }
 }
 
-/// Whether a field is one by which proxies tell backends about clients. `name` is in lower case.
+/// Whether a field is a forwarding header. `name` is in lower case.
 fn is_claim(name: &str) -> bool {
     const NAMES: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
     const PREFIXES: [&str; 3] = ["x-forwarded", "client-cert", "x-ssl-"];
@@ -265,7 +265,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<String>, otherwi
     headers.insert(name, value.unwrap_or_else(|| otherwise.clone()));
 }
 
-/// Says that the message came through here, and in which version it was received (RFC 9110 section 7.6.3).
+/// Appends the proxy and the received HTTP version to `Via` (RFC 9110 section 7.6.3).
 fn append_via(headers: &mut HeaderMap, version: Version) {
     let received = match version {
         Version::HTTP_2 => "2.0 tlsfarm",

@@ -106,7 +106,7 @@ pub(super) fn admit<'r>(
     })
 }
 
-/// The authority that counts: the one of the target, if it has one, else `Host`.
+/// The effective authority: that of the request target, or else `Host`.
 fn authority_of(parts: &Parts, default_port: u16) -> Result<HeaderValue, HttpRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();

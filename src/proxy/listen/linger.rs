@@ -24,11 +24,11 @@ pub(crate) struct Lingering<IO> {
     rest: Unread,
 }
 
-/// What is left to do before the connection may be dropped.
+/// Remaining steps before the connection may be dropped.
 enum Unread {
     /// It has not been shut down.
     Shutdown,
-    /// The client may still send so many bytes.
+    /// Reading up to this number of bytes until the timer expires.
     Read(usize, Pin<Box<Sleep>>),
     /// Nothing.
     Done,
@@ -45,7 +45,7 @@ impl<IO> Lingering<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Lingering<IO> {
-    /// Ready once reading on is of no use any more.
+    /// Completes when the client has closed or a limit is reached.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Unread::Read(left, limit) = &mut self.rest else {
             return Poll::Ready(());

@@ -23,7 +23,7 @@ pub(crate) struct PutBudget {
     began: Instant,
     cost: Duration,
     limit: Duration,
-    /// For each slot, how long after `began` all that was stored is paid for.
+    /// For each slot, the time after `began` at which the budget is full again.
     paid_after: Box<[Duration]>,
 }
 

@@ -62,14 +62,14 @@ impl SharedKeys {
     }
 }
 
-/// A sealed session.
+/// An encrypted session.
 struct SealedSession {
     bytes: Vec<u8>,
-    /// For how many seconds it may be used.
+    /// Lifetime in seconds.
     lifetime: u32,
 }
 
-/// Why a session was not sealed.
+/// Why a session was not encrypted.
 enum Unsealed {
     /// There is no ring, or no certificate.
     Unable,
@@ -123,16 +123,16 @@ pub(crate) struct ConnectionTickets {
 #[derive(Default)]
 struct State {
     tried: usize,
-    /// An opened session whose fate rustls has not told yet.
+    /// A decrypted session whose outcome is unknown yet.
     opened: Option<Opened>,
-    /// When the client last made a full handshake, once it is known that this is not one.
+    /// Time of the client's last full handshake, if this handshake is a resumption.
     authenticated_at: Option<Timestamp>,
     certificate_until: Option<Timestamp>,
-    /// Lifetime of the ticket that was sealed last.
+    /// Lifetime of the last ticket, in seconds.
     lifetime: u32,
-    /// What the session cache is to keep.
+    /// Sessions to store in the session cache.
     entries: Vec<StoredSession>,
-    /// Sessions that it would have kept of a client within its budget.
+    /// Number of sessions not stored because the client exceeded its budget.
     over_budget: usize,
 }
 
@@ -222,7 +222,7 @@ impl ConnectionTickets {
         }
     }
 
-    /// A ticket that is nothing but a name. The session itself goes to the cache.
+    /// Issues a single-use ticket: a random id. The session is stored in the cache.
     fn seal_single_use(
         &self,
         session: &[u8],
@@ -240,7 +240,7 @@ impl ConnectionTickets {
         })
     }
 
-    /// Seals a session for the cache and keeps it until the handshake asks for it. Returns its lifetime in seconds.
+    /// Encrypts a session for the cache and keeps it until `take_entries`. Returns its lifetime in seconds.
     fn seal_entry(
         &self,
         kind: CacheKind,
@@ -286,7 +286,7 @@ impl ConnectionTickets {
         }
     }
 
-    /// Keeps a session that has an id; says whether it is kept.
+    /// Keeps a session with a session id; returns whether it was kept.
     fn keep(&self, id: &[u8], session: &[u8], now: Timestamp) -> bool {
         let Some(policy) = self.rules.session_ids else {
             return false;
@@ -342,7 +342,7 @@ impl ConnectionTickets {
         }
     }
 
-    /// Opens what the cache had for this name.
+    /// Decrypts the cache entry for this id.
     fn open_found(
         &self,
         name: &[u8],
@@ -358,8 +358,8 @@ impl ConnectionTickets {
         )
     }
 
-    /// Remembers an opened session until its fate is known, and hands it to rustls, which owns the bytes from then on and
-    /// does not wipe them: only what it parses from them is wiped.
+    /// Remembers a decrypted session until its outcome is known, and passes it to rustls, which owns the bytes from
+    /// then on and does not zero them: only the parsed values are zeroed.
     fn opened(&self, opened: &OpenedTicket, by: OpenedBy) -> Vec<u8> {
         self.state().opened = Some(Opened {
             authenticated_at: opened.authenticated_at,
@@ -376,7 +376,7 @@ impl ConnectionTickets {
         }
     }
 
-    /// Whether the session cache takes one more session. Without, its name would be that of a session that is nowhere.
+    /// Whether one more session may be stored. If not, no id is issued, because lookups would miss.
     fn finds_room(&self) -> bool {
         if self.cached.room == StoreAllowance::OverBudget {
             self.state().over_budget += 1;
@@ -393,7 +393,7 @@ impl ConnectionTickets {
     }
 }
 
-/// TLS 1.2 sessions by id. All that rustls can find here was looked up before the handshake.
+/// TLS 1.2 sessions by id. rustls finds only the session that was looked up before the handshake.
 impl StoresServerSessions for ConnectionTickets {
     fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
         let session = Zeroizing::new(session);
@@ -450,7 +450,7 @@ impl Drop for ConnectionTickets {
     }
 }
 
-/// Names what opening came to. There is no result where there is no ring.
+/// Converts the result of decryption to an outcome. None: no ring is loaded.
 fn outcome_of(opened: Option<Result<OpenedTicket, OpenError>>) -> Result<OpenedTicket, TicketOutcome> {
     match opened {
         None => Err(TicketOutcome::NoRing),

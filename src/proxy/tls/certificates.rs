@@ -17,7 +17,7 @@ use crate::api::Reason;
 use crate::proxy::resume::tickets::ConnectionTickets;
 use crate::report::{CertificateReport, Problem};
 
-/// Stands for any label where a certificate is checked against a wildcard host name.
+/// Label that replaces `*` when a certificate is checked against a wildcard host name.
 const ANY_LABEL: &str = "any-label";
 
 /// A certificate chain with its matching private key.
@@ -286,12 +286,12 @@ impl HostCertificates {
         reports
     }
 
-    /// Chooses a certificate whose key can sign as the client wishes: one that is valid for the host name if there is
-    /// one, then one that has not expired, then the first. A client that is shown a bad certificate knows what to
-    /// complain about.
+    /// Chooses a certificate whose key supports one of the client's signature schemes: preferably one that is valid for
+    /// the host name, then one that has not expired, then the first. With an invalid certificate the client can report
+    /// the cause.
     ///
-    /// Of the client's signature schemes rustls leaves those that go with a common cipher suite. When none is left,
-    /// any certificate will do: rustls then finds that there is no such suite, and says so to the client.
+    /// rustls removes the client's signature schemes that match no common cipher suite. If none is left, any
+    /// certificate is returned: rustls then sends the alert for no common cipher suite.
     fn choose(
         &self,
         hostname: usize,

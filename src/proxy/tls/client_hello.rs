@@ -79,9 +79,9 @@ pub enum Progress {
 #[derive(Default)]
 pub struct ClientHelloReader {
     wire: Vec<u8>,
-    /// Bytes of `wire` whose meaning is known.
+    /// Number of bytes of `wire` that have been parsed.
     taken: usize,
-    /// Bytes that the current record still holds.
+    /// Remaining bytes of the current record.
     record_left: usize,
     message: Vec<u8>,
 }
@@ -229,8 +229,8 @@ fn parse(body: &[u8]) -> Result<ClientHello, Malformed> {
     Ok(hello)
 }
 
-/// The host name in a server name list; there can be but one (RFC 6066 section 3). None when the list begins with a name
-/// of another type.
+/// Parses the host name in a server name list, which has at most one (RFC 6066 section 3). None if the list begins with
+/// a name of another type.
 fn server_name(mut content: Cursor<'_>) -> Result<Option<String>, Malformed> {
     const HOST_NAME: u8 = 0;
     let mut names = content.vector16()?;
@@ -245,7 +245,7 @@ fn server_name(mut content: Cursor<'_>) -> Result<Option<String>, Malformed> {
     }
 }
 
-/// The message ends early, or a part of it cannot be what it should be.
+/// The message is truncated or malformed.
 #[derive(Debug, Eq, PartialEq)]
 struct Malformed;
 

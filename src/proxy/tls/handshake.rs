@@ -57,12 +57,12 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
 /// A handshake that failed.
 struct Failed<IO> {
     failure: HandshakeFailure,
-    /// The connection, where an alert is on its way to the client.
+    /// The connection, if an alert was sent.
     told: Option<IO>,
 }
 
 impl<IO> Failed<IO> {
-    /// The client is told nothing: it is gone, or the fault is ours.
+    /// Failure without an alert: the client disconnected, or an internal error.
     fn silently(failure: HandshakeFailure) -> Box<Self> {
         let told = None;
         Box::new(Self { failure, told })
@@ -135,7 +135,7 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
 /// A whole ClientHello.
 struct Received {
     hello: ClientHello,
-    /// All that came off the wire, for rustls.
+    /// All bytes read from the wire, for rustls.
     wire: Vec<u8>,
 }
 
@@ -163,7 +163,7 @@ async fn read_hello(io: &mut (impl AsyncRead + Unpin)) -> Result<Received, Clien
     }
 }
 
-/// No host takes the client.
+/// No host for the server name.
 struct Refused {
     alert: Alert,
     failure: HandshakeFailure,

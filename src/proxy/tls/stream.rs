@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(crate) struct TlsStream<IO> {
     io: IO,
     connection: ServerConnection,
-    /// Bytes off the wire that rustls has not taken yet.
+    /// Bytes read from the wire that rustls has not processed yet.
     prefix: Vec<u8>,
     prefix_taken: usize,
     at_end: bool,
@@ -70,7 +70,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         .await
     }
 
-    /// Writes what rustls has to say.
+    /// Writes the pending output of rustls.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.connection.wants_write() {
             let mut io = Blocking { io: &mut self.io, cx };
@@ -84,7 +84,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         Poll::Ready(Ok(()))
     }
 
-    /// Lets rustls take in some bytes; false at the end of the stream.
+    /// Passes input to rustls; returns false at the end of the stream.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, HandshakeError>> {
         let read = if self.prefix.is_empty() {
             self.connection.read_tls(&mut Blocking { io: &mut self.io, cx })
@@ -187,8 +187,8 @@ impl From<HandshakeError> for io::Error {
     }
 }
 
-/// An asynchronous connection as rustls wants to see it: an operation that would wait fails with `WouldBlock`, and the
-/// task is woken when it can go on.
+/// Adapter from an asynchronous connection to blocking I/O traits for rustls: an operation that would block fails with
+/// `WouldBlock`, and the task is woken when it can continue.
 struct Blocking<'a, 'b, IO> {
     io: &'a mut IO,
     cx: &'a mut Context<'b>,

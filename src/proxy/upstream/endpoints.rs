@@ -26,14 +26,14 @@ const POOL_IDLE: Duration = Duration::from_secs(45);
 const POOL_SIZE: usize = 64;
 /// How long an endpoint is avoided after a failed connection attempt, if there are others.
 const AVOID: Duration = Duration::from_secs(3);
-/// Upper bound on a response's head and on what is read of a body at once.
+/// Maximum size of a response head, and of one read of a body, in bytes.
 const READ_BUFFER: usize = 64 << 10;
 
 /// All endpoints that this thread sends requests to.
 #[derive(Default)]
 pub(crate) struct Upstreams {
     endpoints: RefCell<HashMap<SocketAddr, Rc<Endpoint>>>,
-    /// Until when some endpoint is to be avoided.
+    /// Until when any endpoint is avoided.
     avoiding: Cell<Option<Instant>>,
 }
 
@@ -54,7 +54,7 @@ struct Idle {
 pub(crate) struct Lease {
     sender: Option<SendRequest<RequestBody>>,
     endpoint: Rc<Endpoint>,
-    /// Whether it has served another request before.
+    /// Whether it has been used for an earlier request.
     pub(crate) reused: bool,
 }
 
@@ -166,7 +166,7 @@ impl Endpoint {
         None
     }
 
-    /// Keeps a connection for other requests, unless it is closed or there are enough.
+    /// Returns a connection to the pool, unless it is closed or the pool is full.
     fn keep(&self, sender: SendRequest<RequestBody>, now: Instant) {
         let mut idle = self.idle.borrow_mut();
         if !sender.is_closed() && idle.len() < POOL_SIZE {
@@ -192,8 +192,8 @@ impl Lease {
         sender.try_send_request(request).await
     }
 
-    /// The response is complete: puts the connection back. It is used again once hyper says that it is ready, which it is
-    /// not while the request is still being sent.
+    /// Returns the connection to the pool after a complete response, once hyper reports it ready, which it is not while
+    /// the request is still being sent.
     pub(crate) fn release(mut self) {
         if let Some(sender) = self.sender.take() {
             self.endpoint.keep(sender, Instant::now());

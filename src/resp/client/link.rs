@@ -50,13 +50,13 @@ pub(super) struct Link<'a, S> {
     keeper: &'a mut HealthRecorder,
     requests: &'a mut mpsc::Receiver<PendingRequest>,
     outstanding: Outstanding,
-    /// What is to be written, and how much of it has been.
+    /// Bytes to write.
     batch: Zeroizing<Vec<u8>>,
     written: usize,
     flushed: bool,
     received: Zeroizing<Vec<u8>>,
     last_sent: Instant,
-    /// One timer for all time limits. It is early when what it was set for has come to pass, never late.
+    /// One timer for all time limits. It may fire early, never late.
     timer: Pin<Box<Sleep>>,
     timer_at: Instant,
 }
@@ -128,7 +128,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         }
     }
 
-    /// Puts what waits into the batch. It breaks when all clients are gone.
+    /// Moves queued requests into the batch. Breaks if all clients were dropped.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> ControlFlow<()> {
         while self.outstanding.len() < MOST_OUTSTANDING && self.batch.len() < FULL_BATCH {
             match self.requests.poll_recv(cx) {
@@ -178,7 +178,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and gives out the replies.
+    /// Reads once and delivers the replies.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let mut buffer = ReadBuf::new(&mut self.received);
         match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
@@ -262,7 +262,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         ended
     }
 
-    /// Nothing that follows has a meaning; whoever is next was to have an answer.
+    /// Ends the connection after an invalid reply; fails the next waiting request.
     fn garbled(&mut self, what: &str) -> LinkEnd {
         if let Some(Waiting::Caller(_, answer)) = self.outstanding.replied() {
             let _ = answer.send(Err(CacheError::Garbled));
@@ -270,7 +270,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         LinkEnd::Broken(garbled(what))
     }
 
-    /// Ready when something was done, so that there may be more to do.
+    /// Handles expired time limits; ready if there was one, so that the caller polls again.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkEnd>> {
         let due = self.next_due();
         if due < self.timer_at {
@@ -327,7 +327,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         self.outstanding.oldest().map(|asked| asked + patience)
     }
 
-    /// Only a closed breaker's connection is probed for want of requests: trials look after the others.
+    /// Time of the next probe of an idle connection. Only with a closed breaker: otherwise trials are sent.
     fn idle_until(&self) -> Instant {
         match self.keeper.breaker().state() {
             BreakerState::Closed => self.last_sent + PROBE_INTERVAL,
@@ -340,7 +340,7 @@ fn garbled(what: &str) -> String {
     format!("invalid reply: {what}")
 }
 
-/// An error that is passed on tells of the request (`ERR`, a wrong type) or of the state that the server is in.
+/// Whether an error reply is caused by the state of the server, not by the request (`ERR`, `WRONGTYPE`).
 fn tells_of_the_server(error: &str) -> bool {
     !error.starts_with("ERR ") && !error.starts_with("WRONGTYPE ")
 }

@@ -44,7 +44,7 @@ impl Expects {
     }
 }
 
-/// A server's error without what it quotes of the request, which may be a key.
+/// The server's error message without quoted parts of the request, which may contain a key.
 fn presentable(text: &str) -> String {
     const LONGEST: usize = 120;
     let text = text.split_once(", with args").map_or(text, |(before, _)| before);

@@ -72,7 +72,7 @@ pub(super) async fn run(
     }
 }
 
-/// Answers what was asked just before the connection was known to be gone. It returns when all clients are gone.
+/// Fails queued requests while there is no connection. Returns when all clients were dropped.
 async fn turn_away(requests: &mut mpsc::Receiver<PendingRequest>) {
     while let Some(request) = requests.recv().await {
         let _ = request.answer.send(Err(CacheError::Unavailable));

@@ -131,7 +131,7 @@ async fn read_reply(stream: &mut Box<dyn Stream>, decoder: &mut ReplyDecoder) ->
     }
 }
 
-/// `AUTH`, as a request; empty when there is no password. A name is optional, also where its file is configured.
+/// Encodes `AUTH`; empty if there is no password. The user name is optional even if its file is configured.
 async fn authentication(server: &RedisConfig) -> Result<Zeroizing<Vec<u8>>, ConnectError> {
     let Some(password_file) = &server.password else {
         return Ok(Zeroizing::default());

@@ -8,7 +8,7 @@ fn day(day: i64) -> Timestamp {
 
 /// What a cache has loaded, and what the operator keeps.
 struct World {
-    authority: Option<Authority>,
+    ca: Option<Authority>,
     leaf: Option<Leaf>,
 }
 
@@ -17,16 +17,16 @@ impl World {
     fn tend(&mut self, now: Timestamp) -> Vec<Step> {
         let mut steps = Vec::new();
         for _ in 0..4 {
-            let step = plan(self.authority.as_ref(), self.leaf.as_ref(), NAME, now);
+            let step = plan(self.ca.as_ref(), self.leaf.as_ref(), NAME, now);
             steps.push(step);
-            match (step, &self.authority, &self.leaf) {
+            match (step, &self.ca, &self.leaf) {
                 (Step::Keep { .. }, ..) => return steps,
-                (Step::Found, ..) => self.authority = Some(Authority::create(now).expect("made")),
-                (Step::Announce, Some(authority), Some(leaf)) => {
-                    self.leaf = Some(leaf.announcing(authority, NAME, now));
+                (Step::Found, ..) => self.ca = Some(Authority::create(now).expect("made")),
+                (Step::Announce, Some(ca), Some(leaf)) => {
+                    self.leaf = Some(leaf.announcing(ca, NAME, now));
                 }
-                (Step::Issue, Some(authority), leaf) => {
-                    self.leaf = Some(Leaf::issue(authority, leaf.as_ref(), NAME, now).expect("made"));
+                (Step::Issue, Some(ca), leaf) => {
+                    self.leaf = Some(Leaf::issue(ca, leaf.as_ref(), NAME, now).expect("made"));
                 }
                 _ => panic!("{step:?} of what is not there"),
             }
@@ -35,10 +35,7 @@ impl World {
     }
 
     fn new(now: Timestamp) -> Self {
-        let mut world = Self {
-            authority: None,
-            leaf: None,
-        };
+        let mut world = Self { ca: None, leaf: None };
         world.tend(now);
         world
     }
@@ -62,17 +59,14 @@ fn again(leaf: &Leaf) -> Leaf {
 fn accept_each_other(one: &Leaf, other: &Leaf, now: Timestamp) -> bool {
     let trusts = |a: &Leaf, b: &Leaf| {
         let mut authorities = a.authorities.iter();
-        authorities.any(|authority| b.is_signed_by(authority, NAME, now))
+        authorities.any(|ca| b.is_signed_by(ca, NAME, now))
     };
     trusts(one, other) && trusts(other, one)
 }
 
 #[test]
 fn a_new_farm_gets_an_authority_and_a_leaf_that_last() {
-    let mut world = World {
-        authority: None,
-        leaf: None,
-    };
+    let mut world = World { ca: None, leaf: None };
     let steps = world.tend(day(0));
     assert_eq!(steps[..2], [Step::Found, Step::Issue]);
     let leaf = world.leaf();
@@ -89,8 +83,8 @@ fn a_new_farm_gets_an_authority_and_a_leaf_that_last() {
 #[test]
 fn an_authority_signs_leaves_and_no_leaf_signs_anything() {
     let world = World::new(day(0));
-    let authority = world.authority.as_ref().expect("there");
-    let (_, parsed) = x509_parser::parse_x509_certificate(&authority.certificate.der).expect("parses");
+    let ca = world.ca.as_ref().expect("there");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&ca.certificate.der).expect("parses");
     let constraints = parsed
         .basic_constraints()
         .expect("readable")
@@ -129,7 +123,7 @@ fn pem_has_lines_of_64_characters_as_every_reader_wants() {
 #[test]
 fn the_old_authority_is_trusted_until_every_cache_has_had_time_to_load_the_new_leaf() {
     let mut world = World::new(day(0));
-    world.authority = Some(Authority::create(day(1)).expect("made"));
+    world.ca = Some(Authority::create(day(1)).expect("made"));
     world.tend(day(1));
     let issued = day(1) + OVERLAP;
     let settled = issued + OVERLAP;
@@ -142,30 +136,30 @@ fn the_old_authority_is_trusted_until_every_cache_has_had_time_to_load_the_new_l
 
 #[test]
 fn an_authority_lasts_ten_years_and_is_replaced_after_two_thirds_of_them() {
-    let authority = Authority::create(day(0)).expect("made");
-    let due = authority.certificate.renewal();
+    let ca = Authority::create(day(0)).expect("made");
+    let due = ca.certificate.renewal();
     assert!((day(2433)..day(2434)).contains(&due), "{due}");
-    assert_eq!(authority.certificate.not_after, day(3650));
+    assert_eq!(ca.certificate.not_after, day(3650));
 }
 
 #[test]
 fn what_is_written_is_read_and_what_is_damaged_is_not() {
     let world = World::new(day(0));
-    let authority = world.authority.as_ref().expect("there");
-    let read = Authority::read(authority.certificate().as_bytes(), authority.key().as_bytes());
+    let ca = world.ca.as_ref().expect("there");
+    let read = Authority::read(ca.certificate().as_bytes(), ca.key().as_bytes());
     let step = plan(read.as_ref(), Some(&again(world.leaf())), NAME, day(1));
     assert!(matches!(step, Step::Keep { .. }), "{step:?}");
 
     let other = Authority::create(day(0)).expect("made");
-    assert!(Authority::read(authority.certificate().as_bytes(), other.key().as_bytes()).is_none());
-    assert!(Authority::read(b"", authority.key().as_bytes()).is_none());
-    assert!(Authority::read(authority.certificate().as_bytes(), b"\xff").is_none());
+    assert!(Authority::read(ca.certificate().as_bytes(), other.key().as_bytes()).is_none());
+    assert!(Authority::read(b"", ca.key().as_bytes()).is_none());
+    assert!(Authority::read(ca.certificate().as_bytes(), b"\xff").is_none());
     let leaf = world.leaf();
     let (certificate, key) = (leaf.certificate(), leaf.key());
     assert!(Leaf::read(certificate.as_bytes(), other.key().as_bytes(), b"", None).is_none());
     let trusting_nobody = Leaf::read(certificate.as_bytes(), key.as_bytes(), b"", Some(day(0)));
     assert_eq!(
-        plan(Some(authority), trusting_nobody.as_ref(), NAME, day(1)),
+        plan(Some(ca), trusting_nobody.as_ref(), NAME, day(1)),
         Step::Issue
     );
 }
@@ -188,7 +182,7 @@ fn a_leaf_is_renewed_after_two_thirds_of_its_life() {
 #[test]
 fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut world = World::new(day(0));
-    // The leaves of ten years, up to the day on which the authority is due.
+    // The leaves of ten years, up to the day on which the CA is due.
     let mut now = day(0);
     while now < day(2400) {
         let Some(Step::Keep { until }) = world.tend(now).pop() else {
@@ -198,7 +192,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
         now = until;
     }
     let mut before = again(world.leaf());
-    let due = world.authority.as_ref().expect("there").certificate.renewal();
+    let due = world.ca.as_ref().expect("there").certificate.renewal();
     let mut steps = Vec::new();
     let mut now = due;
     for _ in 0..3 {
@@ -222,7 +216,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
 fn an_announcement_that_comes_late_makes_the_overlap_no_shorter() {
     let mut world = World::new(day(0));
     // The operator was gone between the two writes.
-    world.authority = Some(Authority::create(day(1)).expect("made"));
+    world.ca = Some(Authority::create(day(1)).expect("made"));
     let steps = world.tend(day(30));
     assert_eq!(
         steps,
@@ -239,7 +233,7 @@ fn an_announcement_that_comes_late_makes_the_overlap_no_shorter() {
 fn a_lost_authority_is_replaced_without_a_gap_and_a_lost_leaf_at_once() {
     let mut world = World::new(day(0));
     let before = again(world.leaf());
-    world.authority = None;
+    world.ca = None;
     assert_eq!(world.tend(day(1))[..2], [Step::Found, Step::Announce]);
     assert!(accept_each_other(&before, world.leaf(), day(1)));
     world.tend(day(3));

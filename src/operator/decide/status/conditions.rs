@@ -11,7 +11,7 @@ use crate::ring::Plan;
 /// Maximum number of pods, hosts or Services listed in a message.
 const MOST_NAMED: usize = 8;
 
-/// A condition without its times.
+/// A condition without generation and transition time.
 struct Finding {
     status: ConditionStatus,
     reason: Reason,
@@ -148,8 +148,8 @@ fn available(facts: &StatusInputs<'_>) -> Finding {
     }
 }
 
-/// What keeps proxies from being started, or from running: ours, the ReplicaSet's, the scheduler's or the kubelet's words.
-/// Empty, or begins with a separator.
+/// What prevents proxies from starting or running, as reported by the operator, the ReplicaSet, the scheduler or the
+/// kubelet. Empty, or begins with a separator.
 fn obstacles(facts: &StatusInputs<'_>) -> String {
     let conditions = facts
         .live
@@ -232,7 +232,7 @@ fn is_overdue(one: &Observed, facts: &StatusInputs<'_>) -> bool {
         .is_some_and(|since| facts.now >= since + facts.policy.max_unacked_wait)
 }
 
-/// The pods by name, with what keeps them from loading the ring.
+/// The names of the pods, with the reason why they have not loaded the ring.
 fn told(pods: &[&Observed]) -> String {
     let pods: Vec<String> = pods
         .iter()
@@ -311,7 +311,7 @@ fn ready(facts: &StatusInputs<'_>, findings: &[(ConditionType, Finding)]) -> Fin
     }
 }
 
-/// What the proxies still have to become, if anything.
+/// What is still missing for the rollout to be complete, if anything.
 fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
     let wanted = facts.farm.spec.replicas;
     let Some(deployment) = &facts.live.deployment else {
@@ -364,7 +364,7 @@ fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
     Some(format!("the current configuration is not loaded yet by {named}"))
 }
 
-/// The first few of `words`, and how many more there are.
+/// The first [`MOST_NAMED`] of `words`, and the number of the others.
 fn some_of<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String {
     let words: Vec<&str> = words.collect();
     let named: Vec<&str> = words.iter().copied().take(MOST_NAMED).collect();

@@ -48,7 +48,7 @@ static CERTIFICATE: LazyLock<CertifiedKey<rcgen::KeyPair>> = LazyLock::new(|| {
     generate_simple_self_signed(names.map(String::from)).expect("generated")
 });
 
-/// What clients have to trust.
+/// The certificate that clients have to trust.
 pub(crate) fn certificate() -> CertificateDer<'static> {
     CERTIFICATE.cert.der().clone()
 }

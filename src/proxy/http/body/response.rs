@@ -82,7 +82,7 @@ impl ResponseBody {
 }
 
 impl Source {
-    /// The response is complete: its connection may serve others.
+    /// Returns the connection to the pool after a complete response.
     fn release(&mut self) {
         if let Self::Backend { lease, .. } = self
             && let Some(lease) = lease.take()

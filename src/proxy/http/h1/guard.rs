@@ -36,7 +36,7 @@ pub(crate) struct Guard<IO> {
     io: ClientIo<IO>,
     state: Rc<ConnectionState>,
     framing: Framing,
-    /// Bytes that hyper has not got yet, of which the first `passable` may pass.
+    /// Bytes that hyper has not read yet; the first `passable` of them may pass.
     held: BytesMut,
     passable: usize,
     end: Option<GuardEnd>,
@@ -46,7 +46,7 @@ pub(crate) struct Guard<IO> {
 enum GuardEnd {
     /// The client has closed its side.
     Eof,
-    /// A head was refused: the answer to it ends the connection.
+    /// A head was refused; the connection closes after the response.
     Refused,
     /// A body was malformed.
     Fault(HttpRefusal),
@@ -94,7 +94,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         (self.io, self.held.freeze())
     }
 
-    /// Judges what is held until nothing more can be said about it.
+    /// Checks the held bytes until more input is needed.
     fn judge_held(&mut self) {
         let at_head = self.framing.at_head();
         match self.framing.advance(&self.held) {
@@ -124,7 +124,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
         self.end = Some(GuardEnd::Refused);
     }
 
-    /// Notes since when a head is incomplete. One that may pass and has not been read yet is complete.
+    /// Records since when a head has been incomplete.
     fn note_partial_head(&self) {
         let partial = self.framing.at_head() && self.passable == 0 && !self.held.is_empty();
         if partial && self.state.heads.partial_since.get().is_none() {

@@ -75,8 +75,8 @@ impl Chunked {
         Progress::All
     }
 
-    /// The state after `byte`; none when it is the last one of the body. Changes nothing on an error, so that the same
-    /// byte is refused again.
+    /// Returns the state after `byte`; None if it is the last byte of the body. An error changes no state, so that the
+    /// same byte fails again.
     fn next(&mut self, byte: u8) -> Result<Option<State>, &'static str> {
         let state = match (self.state, byte) {
             (State::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
