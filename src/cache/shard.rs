@@ -29,7 +29,7 @@ const SWEPT_AT_ONCE: usize = 2;
 /// The entries of one process.
 pub struct Shard {
     vault: Vault,
-    /// A power of two of them.
+    /// The number of buckets is a power of two.
     buckets: Vec<Mutex<Bucket>>,
     epoch: Instant,
     limit: usize,

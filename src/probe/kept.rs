@@ -13,8 +13,8 @@ use super::target::{TargetFarm, TargetProxy};
 /// a client never offers an expired ticket.
 const LONGEST_KEPT: Duration = Duration::from_secs(600);
 
-/// Sessions kept for each issuer and resumer. One of them is drawn at random in each round, so their ages spread over
-/// some tens of rounds.
+/// Maximum number of sessions kept per issuer and resumer. One is drawn at random in each round, so that their ages are
+/// spread over tens of rounds.
 const KEPT_PER_PAIR: usize = 16;
 
 /// Farm, host and mechanism that a session belongs to.
@@ -25,7 +25,7 @@ pub(super) struct Site {
     pub(super) mechanism: Mechanism,
 }
 
-/// A session and who issued it.
+/// A session and its issuer.
 pub(super) struct Issue {
     /// Name of the proxy.
     pub(super) issuer: String,

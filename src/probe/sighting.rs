@@ -45,8 +45,8 @@ impl<S> Sighting<S> {
     }
 }
 
-/// Whether the handshake messages in the clear at the beginning of `stream` hold a NewSessionTicket that is not empty
-/// (RFC 5077 section 3.3: an empty one withdraws the promise of a ticket).
+/// Whether the plain-text handshake messages at the start of `stream` contain a non-empty NewSessionTicket (RFC 5077
+/// section 3.3: with an empty one the server issues no ticket).
 fn carries_ticket(stream: &[u8]) -> bool {
     let handshake = clear_handshake(stream);
     let mut messages = handshake.as_slice();
@@ -64,7 +64,7 @@ fn carries_ticket(stream: &[u8]) -> bool {
     false
 }
 
-/// The handshake messages in the clear at the beginning of `stream`, without the records around them.
+/// The plain-text handshake messages at the start of `stream`, without record headers.
 pub(super) fn clear_handshake(mut stream: &[u8]) -> Vec<u8> {
     let mut handshake = Vec::new();
     // Everything from the first record of another type on, ChangeCipherSpec, is encrypted.

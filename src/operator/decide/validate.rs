@@ -74,7 +74,7 @@ pub(crate) fn validate<'a>(
 /// Maximum number of conflicts listed in a message.
 const MOST_NAMED: usize = 4;
 
-/// The farm's host names and the host that has each.
+/// Maps the farm's host names to their hosts. Fails if two hosts have the same host name.
 fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, FarmRefusal> {
     let mut claims = BTreeMap::new();
     for host in &farm.spec.hosts {
@@ -91,7 +91,7 @@ fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, FarmRefusal> 
     Ok(claims)
 }
 
-/// Older farms come first; farms of one second are ordered by name.
+/// Orders farms by age; farms created in the same second are ordered by name.
 fn age_order(one: &TLSFarm, other: &TLSFarm) -> Ordering {
     let key = |farm: &TLSFarm| (farm.creation_timestamp().map(|time| time.0), farm.name_any());
     key(one).cmp(&key(other))

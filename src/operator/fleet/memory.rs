@@ -50,7 +50,7 @@ pub(crate) struct Objects {
     pub(crate) failed: bool,
 }
 
-/// A change that proxies are loading.
+/// A change that ready proxies are loading.
 struct Loading {
     ring: Option<u64>,
     config: Option<String>,
@@ -74,8 +74,8 @@ impl FarmMemory {
         })
     }
 
-    /// Whether the farm is accepted: by what spec, neighbours and ring say, and by its objects as they were inspected now
-    /// or else at the last look. A farm that is not gets no ring and no certificates.
+    /// Whether the farm is accepted, by the validation of spec, neighbours and ring, and by the current or else the
+    /// last inspection of its objects. A rejected farm gets no ring and no certificates.
     pub(crate) fn is_accepted(
         &self,
         verdict: &Result<(), FarmRefusal>,
@@ -89,7 +89,8 @@ impl FarmMemory {
             }
     }
 
-    /// Whether Secrets of the caches may be left and must go: from a farm without sidecars, once a pass has done all else.
+    /// Whether the Secrets of the caches may exist and must be deleted: for a farm without sidecars, at the end of a
+    /// reconciliation.
     pub(crate) fn must_remove_certificates(&self, has_sidecars: bool, has_failed: bool) -> bool {
         let accepted = self
             .objects
@@ -150,7 +151,7 @@ impl FarmMemory {
     }
 }
 
-/// Resource versions of one resource are numbers that grow.
+/// Parses a resource version; those of one resource increase.
 fn resource_version(farm: &TLSFarm) -> Option<u64> {
     farm.metadata.resource_version.as_ref()?.parse().ok()
 }
@@ -260,7 +261,7 @@ impl BackendIndex {
     }
 }
 
-/// Every value is whole between two statements, so a panic elsewhere does not spoil it.
+/// Locks a mutex and ignores poisoning: values are consistent between statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -122,7 +122,7 @@ impl ProxyMemory {
             .is_some_and(|report| report.config.fingerprint == config)
     }
 
-    /// Whether the last poll failed although earlier ones did not.
+    /// Whether the last poll failed after earlier ones succeeded.
     pub(crate) fn is_shaky(&self) -> bool {
         self.failures > 0 && self.report.is_some()
     }

@@ -32,10 +32,10 @@ impl ProxyPod {
     }
 }
 
-/// The proxies among the pods that carry the farm's labels, sorted by name.
+/// Returns the proxies among the pods with the farm's labels, sorted by name.
 ///
-/// Labels are anybody's to set, so a pod counts only when a ReplicaSet of the farm's Deployment controls it, and when it
-/// is not older than the farm: then it belonged to an earlier farm of the same name.
+/// Anyone can set labels, so a pod counts only if a ReplicaSet of the farm's Deployment controls it, and if it is not
+/// older than the farm: an older pod belonged to an earlier farm of the same name.
 pub(crate) fn proxies(pods: &[Pod], id: &FarmId, farm_created: Option<Timestamp>) -> Vec<ProxyPod> {
     let mut proxies: Vec<ProxyPod> = pods
         .iter()

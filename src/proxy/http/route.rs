@@ -7,7 +7,7 @@ pub(crate) struct Routes(Vec<Route>);
 
 /// A path prefix, its backend and its timeouts.
 pub(crate) struct Route {
-    /// Does not end with `/`; the root is empty.
+    /// Path prefix without a trailing `/`; empty for the root.
     prefix: String,
     pub(crate) backend: Backend,
     pub(crate) timeouts: Timeouts,
@@ -35,7 +35,7 @@ impl Routes {
 }
 
 impl Route {
-    /// Compares whole segments and decodes nothing: a backend may decode otherwise.
+    /// Compares whole segments without decoding, because a backend may decode differently.
     fn covers(&self, path: &str) -> bool {
         let rest = path.strip_prefix(self.prefix.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

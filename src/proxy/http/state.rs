@@ -1,8 +1,7 @@
 //! State of one client connection, shared by the guard, the service, and the loop that drives both.
 //!
-//! Each concern has states of its own, drawn where they are: [`Activity`], and for HTTP/1 [`Heads`] and [`Upgrade`].
-//! Draining begins once and never ends: HTTP/1 then closes after the next response, HTTP/2 sends GOAWAY after the first
-//! request.
+//! Each concern has its own state machine: [`Activity`], and for HTTP/1 [`Heads`] and [`Upgrade`]. Draining starts once
+//! and is never cancelled: HTTP/1 closes after the next response, HTTP/2 sends GOAWAY after the first request.
 
 pub(crate) mod activity;
 

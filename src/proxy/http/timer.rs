@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A timer whose deadline is given at each poll.
+/// A timer whose deadline is passed to each poll.
 ///
-/// Moving a deadline into the future costs nothing: the runtime's timer is left where it is and set anew only when it
-/// fires too early.
+/// Moving a deadline into the future is free: the runtime's timer is not changed, and is reset only when it fires too
+/// early.
 #[derive(Default)]
 pub(crate) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,

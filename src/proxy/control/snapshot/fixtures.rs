@@ -1,5 +1,5 @@
-//! A farm for tests: `shop` takes any client, `strict` wants TLS 1.3, tickets of `once` can be used once, and `bare` has
-//! no certificate.
+//! A farm for tests: `shop` accepts any client, `strict` requires TLS 1.3, `once` issues single-use tickets, and `bare`
+//! has no certificate.
 
 use std::sync::{Arc, LazyLock};
 

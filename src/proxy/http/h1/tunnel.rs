@@ -44,7 +44,7 @@ where
     }
 }
 
-/// Notes when bytes move from or to the client.
+/// Records progress when bytes are read from or written to the client.
 struct Watched<IO> {
     io: IO,
     moved: Rc<Cell<Instant>>,

@@ -28,7 +28,7 @@ pub(crate) struct Upstream {
 #[derive(Default)]
 pub(crate) struct Upgrade {
     state: RefCell<State>,
-    /// The guard, once it holds something back.
+    /// Waker of the guard while it holds bytes.
     guard: RefCell<Option<Waker>>,
 }
 

@@ -8,8 +8,8 @@
 //!      the last response is complete      the client takes a part
 //! ```
 //!
-//! Each arrow, each part of a body and each byte that the client takes is progress. The limits of the states run from the
-//! last progress; while serving, the backend's own limits hold.
+//! Each transition, each part of a body and each byte written to the client is progress. The time limits of the states
+//! run from the last progress; while serving, the backend's time limits apply.
 
 use std::cell::Cell;
 
@@ -28,7 +28,7 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    /// Nothing has happened yet.
+    /// Creates the activity of a new connection.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             used: Cell::new(false),
