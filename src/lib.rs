@@ -5,6 +5,7 @@
 
 // Nothing that comes from outside may end a process: what may not be there is asked for, not indexed.
 #![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::string_slice))]
 
 pub mod api;
 pub mod cache;

@@ -17,17 +17,17 @@ impl<'a> Authority<'a> {
     /// Parses a `Host` field or the authority of a URI. None if it is not `host[:port]`; user information is rejected
     /// too (RFC 9110 section 4.2.4).
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
-        let (written_host, port) = if text.starts_with('[') {
-            let end = text.find(']')?;
-            text[1..end].parse::<Ipv6Addr>().ok()?;
-            (&text[..=end], &text[end + 1..])
+        let (written_host, port) = if let Some(bracketed) = text.strip_prefix('[') {
+            let (address, _) = bracketed.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            text.split_at_checked(address.len() + 2)?
         } else {
             let end = text.find(':').unwrap_or(text.len());
-            let host = &text[..end];
+            let (host, port) = text.split_at_checked(end)?;
             if host.is_empty() || !host.bytes().all(is_host_byte) {
                 return None;
             }
-            (host, &text[end..])
+            (host, port)
         };
         let port = match port.strip_prefix(':') {
             None if port.is_empty() => None,
