@@ -166,6 +166,10 @@ impl Host {
     ) -> ConnectionTls {
         let rules = self.rules(hello);
         let tickets = Arc::new(ConnectionTickets::new(keys, rules, cached, metrics));
+        // Three seams of rustls, one object behind them: the ticketer, the session storage and the certificate resolver. The
+        // resolver tells the tickets when the chosen certificate expires, without which they seal nothing; ticketer and
+        // storage must agree on which of them a client gets. With two objects, or one of them shared between connections,
+        // a session could outlive its certificate or be resumed under another host's policy.
         let mut config = self.base.clone();
         config.ticketer = Arc::clone(&tickets) as _;
         config.session_storage = Arc::clone(&tickets) as _;

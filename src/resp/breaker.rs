@@ -75,6 +75,7 @@ impl Breaker {
 
     /// Records a successful request. Ignored while the breaker is open.
     pub fn succeeded(&mut self, now: Instant) {
+        // A late reply to a request from before says nothing about the next one. Only a trial does.
         if self.state == BreakerState::Closed {
             self.in_a_row = 0;
             self.window.count(now, 0);
@@ -83,6 +84,7 @@ impl Breaker {
 
     /// Records a failed request. Ignored while the breaker is open.
     pub fn failed(&mut self, now: Instant) {
+        // Requests that were already waiting fail after the breaker has opened. They must not postpone the trial.
         if self.state != BreakerState::Closed {
             return;
         }

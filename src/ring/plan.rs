@@ -64,10 +64,12 @@ pub fn plan(
     proxies: &[Acknowledgement],
     now: Timestamp,
 ) -> Plan {
+    // The ring itself remembers which request it answered, so an operator that restarts does not rotate again.
     let request = request.filter(|request| ring.handled_request.as_ref() != Some(&request.value));
     let scheduled = ring.rotated_at + policy.rotation_interval;
     let due = request.map_or(scheduled, |request| request.seen_at.min(scheduled));
     let expiry = ring.previous.iter().map(|key| key.open_until).min();
+    // A rotation removes expired keys anyway. Only while none is due are they worth a write of their own.
     if now < due {
         return match expiry {
             Some(expiry) if expiry <= now => Plan::Expire,
@@ -87,6 +89,7 @@ pub fn plan(
         })
         .map(|proxy| proxy.proxy.clone())
         .collect();
+    // Counted from the last write, too: after the operator was away `due` is long past, and proxies still need their time.
     let patience_ends = due.max(ring.changed_at) + policy.max_unacked_wait;
     if !missing.is_empty() && now < patience_ends {
         return Plan::Wait {

@@ -227,6 +227,7 @@ impl TicketKeys {
         if lifetime == 0 {
             return Err(SealError::SessionExpired);
         }
+        // The padding is encrypted with the session: outside it would show where the session ends.
         let smallest = HEADER + STATE_HEADER + session.len() + TAG_LEN;
         let size = BUCKETS
             .into_iter()
@@ -236,10 +237,12 @@ impl TicketKeys {
         let mut state = Zeroizing::new(Vec::with_capacity(size - HEADER));
         state.extend(now.as_second().to_be_bytes());
         state.extend((now.as_second() + i64::from(lifetime)).to_be_bytes());
+        // Copied from ticket to ticket, so that a chain of resumptions ends `max_age` after its full handshake.
         state.extend(age.authenticated_at.as_second().to_be_bytes());
         state.extend((session.len() as u16).to_be_bytes());
         state.extend_from_slice(session);
         state.resize(size - HEADER - TAG_LEN, 0);
+        // Proxies share the key and cannot share a counter. GCM-SIV tolerates that two random nonces are equal.
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| SealError::Cipher)?;
         let aad = associated_data(&self.primary, sealed_as, scope);
@@ -266,6 +269,7 @@ impl TicketKeys {
     ) -> Result<OpenedTicket, OpenError> {
         let Envelope { id, nonce, sealed } = Envelope::read(ticket).ok_or(OpenError::Malformed)?;
         let key = self.keys.get(&id).ok_or(OpenError::UnknownKey)?;
+        // The control thread removes expired keys. If it hangs, they must not live on.
         if now >= key.open_until {
             return Err(OpenError::Expired);
         }
@@ -276,6 +280,8 @@ impl TicketKeys {
             .cipher(sealed_as)
             .open_in_place(nonce, Aad::from(aad), &mut state)
             .map_err(|_| OpenError::NotAuthentic)?;
+        // Nobody without the key gets here: a release that changes the state must change FORMAT, and then its tickets fail
+        // to authenticate.
         let state = State::read(state).ok_or(OpenError::NotAuthentic)?;
         let from_the_future = state.issued.as_second() > now.as_second() + CLOCK_SKEW;
         // What the policy says now holds for tickets that were issued under a more generous one, too.

@@ -238,6 +238,7 @@ impl Forwarder {
                     continue;
                 }
             };
+            // hyper takes the request and does not return one that it began to send.
             let spare = repeatable.then(|| copy_head(&request));
             let limit = route.timeouts.response_head.as_std();
             let Some(sent) = within(lease.send(request), limit, upload).await else {

@@ -59,6 +59,7 @@ impl PutBudget {
             .cost
             .saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
         if let Some(paid_after) = self.paid_after.get_mut(slot) {
+            // A client that stored nothing for a long time has saved nothing up: the burst is the limit.
             *paid_after = age.max(*paid_after).saturating_add(cost);
         }
     }

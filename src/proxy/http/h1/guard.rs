@@ -119,6 +119,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
 
     fn refuse(&mut self, refusal: HttpRefusal) {
         self.state.heads.refuse(refusal);
+        // hyper must see a request, or it answers by itself, and out of turn: before responses that are still due.
         self.held = BytesMut::from(REFUSED_HEAD);
         self.passable = REFUSED_HEAD.len();
         self.end = Some(GuardEnd::Refused);
@@ -153,6 +154,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
             }
             match &this.end {
                 Some(GuardEnd::Eof) => return Poll::Ready(Ok(())),
+                // Not the end of the stream: hyper would close before it has written the answer.
                 Some(GuardEnd::Refused) => return Poll::Pending,
                 Some(GuardEnd::Fault(refusal)) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)));
