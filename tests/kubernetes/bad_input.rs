@@ -205,7 +205,7 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         ),
         (
             "/spec/resumption",
-            "maxAge must lie",
+            "maxAge must be between",
             json!({"tickets": {"lifetime": "4h", "maxAge": "3h"}}),
         ),
         (
@@ -215,7 +215,7 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         ),
         (
             "/spec/proxy",
-            "must be a network",
+            "must be a CIDR network",
             json!({"trustedProxies": ["10.0.0.0/33"]}),
         ),
         ("/spec/proxy", "between 1s and 1h", json!({"drainPeriod": "2h"})),
@@ -226,7 +226,7 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         ),
         (
             "/spec/service",
-            "needs type LoadBalancer",
+            "requires type LoadBalancer",
             json!({"type": "ClusterIP", "loadBalancerClass": "x/y"}),
         ),
     ];
@@ -238,9 +238,9 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         assert!(error.contains(expected), "{pointer}: {error}");
     }
     for (expected, cache) in [
-        ("mode Redis needs redis", json!({"mode": "Redis"})),
+        ("redis is required in mode Redis", json!({"mode": "Redis"})),
         (
-            "redis needs mode Redis",
+            "must not be set in other modes",
             json!({"mode": "Sidecar", "redis": {"address": "redis:6379"}}),
         ),
         (
