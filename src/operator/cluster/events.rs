@@ -57,19 +57,19 @@ impl Events {
     pub(crate) async fn publish(
         &self,
         farm: &ObjectReference,
-        happenings: impl IntoIterator<Item = NewEvent>,
+        events: impl IntoIterator<Item = NewEvent>,
         metrics: &OperatorMetrics,
     ) {
-        for happening in happenings {
+        for event in events {
             let event = Event {
-                type_: if happening.warning {
+                type_: if event.warning {
                     EventType::Warning
                 } else {
                     EventType::Normal
                 },
-                reason: happening.reason,
-                note: Some(shortened(happening.note)),
-                action: happening.action.to_owned(),
+                reason: event.reason,
+                note: Some(shortened(event.note)),
+                action: event.action.to_owned(),
                 secondary: None,
             };
             match self.recorder.publish(&event, farm).await {

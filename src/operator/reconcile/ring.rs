@@ -86,7 +86,7 @@ pub(crate) async fn reconcile_ring(
     if matches!(change, Change::Rotated { .. }) {
         context.metrics.rotated();
     }
-    let told = happenings(&change, generation, &ring.primary.id.to_string());
+    let told = events_of(&change, generation, &ring.primary.id.to_string());
     wrote(memory, ring, change);
     Ok(RingStep {
         told,
@@ -124,7 +124,7 @@ fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
     memory.ring = Some(ring);
 }
 
-fn happenings(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
+fn events_of(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
     match change {
         Change::Created | Change::Expired => Vec::new(),
         Change::Repaired(why) => vec![NewEvent::warning(Reason::RingRepaired, "RepairRing", why.clone())],
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn events_tell_of_rotations_of_whom_they_did_not_wait_for_and_of_repairs() {
-        let told = |change| happenings(&change, 7, "0a1b");
+        let told = |change| events_of(&change, 7, "0a1b");
         assert_eq!(told(Change::Created), []);
         assert_eq!(told(Change::Expired), []);
         assert_eq!(

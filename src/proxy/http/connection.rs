@@ -18,6 +18,7 @@ use super::state::{ConnectionState, Drain};
 /// `Connection: close`. On HTTP/2 this is the time to wait for the first request, because not every client retries a
 /// request after a GOAWAY.
 pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
 /// Serves the requests of one connection until it closes.
 ///
 /// Must run in a `LocalSet` of the forwarder's thread. Once `draining` is cancelled, clients are told to send no more

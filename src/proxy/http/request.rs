@@ -30,7 +30,8 @@ pub(super) enum Admission<'r> {
     Redirect(HeaderValue),
 }
 
-/// Checks a request from `connection` and finds its route. Fails with the refusal to answer with.
+/// Checks a request from `connection` and finds its route. Fails with the refusal to answer with. Makes this request the
+/// last of a connection that its host would no longer accept.
 pub(super) fn admit<'r>(
     parts: &Parts,
     connection: &ConnectionState,
