@@ -121,22 +121,25 @@ pub enum StartError {
 ///
 /// Fails if the configuration or a file that it refers to is invalid, or if binding an address fails.
 pub fn run(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
-    let text = read(config_file)?;
-    let config = CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
-        file: config_file.to_owned(),
-        error,
-    })?;
-    let needs_pod_ip = config.peers.as_ref().is_some_and(|peers| {
-        matches!(peers.members, Backend::Service(_)) && peers.listen.ip().is_unspecified()
-    });
-    if needs_pod_ip && pod_ip.is_none() {
-        return Err(StartError::NoPodIp);
-    }
+    let config = load(config_file, pod_ip)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(StartError::System)?;
     LocalSet::new().block_on(&runtime, work(&config, pod_ip))
+}
+
+/// Loads a configuration file and the files that it names, without opening a port; returns every problem.
+///
+/// # Errors
+///
+/// Fails if the configuration file itself is invalid.
+pub fn check(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<Vec<String>, StartError> {
+    let config = load(config_file, pod_ip)?;
+    let password = config.password.as_deref().map(read_password);
+    let password = password.and_then(Result::err).map(|error| error.to_string());
+    let peers = config.peers.as_ref().and_then(peers::tls::problem_of_files);
+    Ok(password.into_iter().chain(peers).collect())
 }
 
 async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
@@ -245,6 +248,21 @@ async fn sweep(shard: Arc<Shard>) {
     loop {
         let now = tick.tick().await;
         shard.sweep(SWEPT, now.into_std());
+    }
+}
+
+fn load(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<CacheConfig, StartError> {
+    let text = read(config_file)?;
+    let config = CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
+        file: config_file.to_owned(),
+        error,
+    })?;
+    let needs_pod_ip = config.peers.as_ref().is_some_and(|peers| {
+        matches!(peers.members, Backend::Service(_)) && peers.listen.ip().is_unspecified()
+    });
+    match needs_pod_ip && pod_ip.is_none() {
+        true => Err(StartError::NoPodIp),
+        false => Ok(config),
     }
 }
 

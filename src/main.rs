@@ -1,14 +1,17 @@
-//! The command line: `tlsfarm operator | proxy | cache | probe | crd`.
+//! The command line: `tlsfarm operator | proxy | cache | probe | crd | completion | man`.
 //!
-//! Exit codes: 0 for success, 1 if the probe found a session that was not resumed, 2 for invalid flags or files.
+//! Exit codes: 0 for success, 1 if the probe found a session that was not resumed, 2 for invalid flags or files, 141 if
+//! the reader of standard output is gone.
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use kube::CustomResourceExt;
 use tlsfarm::api::{TLSFarm, ports};
 use tlsfarm::cache;
@@ -17,9 +20,12 @@ use tlsfarm::probe::{self, ProbeArgs};
 use tlsfarm::proxy;
 use tlsfarm::runtime::telemetry::{self, LogFormat};
 
+/// What a shell reports for a program that SIGPIPE ended.
+const READER_IS_GONE: u8 = 141;
+
 /// TLS session resumption on every replica of a web farm.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = version(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,6 +43,16 @@ enum Command {
     Probe(ProbeArgs),
     /// Print the CustomResourceDefinition of TLSFarm as YAML
     Crd,
+    /// Print a script that completes commands and options in a shell
+    Completion {
+        /// Shell to write the script for
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages, one file per command
+    Man {
+        /// Existing directory, such as /usr/local/share/man/man1
+        directory: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -75,6 +91,10 @@ struct ProxyArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
+    /// Check the configuration file, the certificates and the ring, print every problem, and exit. Opens no port
+    #[arg(long)]
+    check: bool,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -88,6 +108,10 @@ struct CacheArgs {
     /// IP address of this pod, by which the other caches identify this one
     #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
     pod_ip: Option<IpAddr>,
+
+    /// Check the configuration file and the files that it names, print every problem, and exit. Opens no port
+    #[arg(long)]
+    check: bool,
 
     #[command(flatten)]
     log: LogArgs,
@@ -119,6 +143,7 @@ struct LogArgs {
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
+        Err(error) if is_broken_pipe(&*error) => ExitCode::from(READER_IS_GONE),
         Err(error) => {
             eprintln!("tlsfarm: {error}");
             ExitCode::from(2)
@@ -138,6 +163,10 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             };
             tokio::runtime::Runtime::new()?.block_on(operator::run(options))?;
         }
+        Command::Proxy(args) if args.check => return report(&args.config, proxy::check(&args.config)?),
+        Command::Cache(args) if args.check => {
+            return report(&args.config, cache::check(&args.config, args.pod_ip)?);
+        }
         Command::Proxy(args) => {
             args.log.init()?;
             proxy::run(&args.config)?;
@@ -147,9 +176,46 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             cache::run(&args.config, args.pod_ip)?;
         }
         Command::Probe(args) => return Ok(probe::run(args)?),
-        Command::Crd => print!("{}", serde_saphyr::to_string(&TLSFarm::crd())?),
+        Command::Crd => {
+            io::stdout().write_all(serde_saphyr::to_string(&TLSFarm::crd())?.as_bytes())?;
+        }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tlsfarm", &mut script);
+            io::stdout().write_all(&script)?;
+        }
+        Command::Man { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .map_err(|error| format!("failed to write man pages to {}: {error}", directory.display()))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the result of a check: to standard error and with exit code 2 if there are problems.
+fn report(config_file: &Path, problems: Vec<String>) -> Result<ExitCode, Box<dyn Error>> {
+    if problems.is_empty() {
+        writeln!(io::stdout(), "{}: no problems found", config_file.display())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for problem in problems {
+        writeln!(io::stderr(), "tlsfarm: {problem}")?;
+    }
+    Ok(ExitCode::from(2))
+}
+
+/// Whether standard output could not be written because its reader, such as `head`, has exited.
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Version of the release, with the commit if the build was told it.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("TLSFARM_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{} (commit {commit})", env!("CARGO_PKG_VERSION")),
+        _ => env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    &VERSION
 }
 
 /// Rejects empty names: an empty environment variable must not select all namespaces.

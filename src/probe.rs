@@ -11,6 +11,7 @@ mod matrix;
 mod output;
 mod replay;
 mod round;
+mod server_address;
 mod session;
 mod sighting;
 mod target;
@@ -19,8 +20,8 @@ mod tests;
 mod text;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -41,8 +42,9 @@ pub use target::TargetError;
 use crate::api::Duration;
 use exchange::Exchanger;
 use output::{Output, Style};
+use server_address::ServerAddress;
 use session::Clients;
-use target::{ClusterTargets, TargetFarm, TargetHost, TargetProxy, Targets, unready, why_nothing};
+use target::{ClusterTargets, TargetFarm, TargetHost, Targets, unready, why_nothing};
 
 /// Options of `tlsfarm probe`.
 #[derive(Args, Clone, Debug)]
@@ -64,16 +66,17 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
 
-    /// Probe this server instead of a farm's proxies, without using a cluster; repeat for several
+    /// Probe this server instead of a farm's proxies, without using a cluster; repeat for several. A name is resolved once,
+    /// and each of its addresses is probed. Default port: 443
     #[arg(
         long = "address",
-        value_name = "IP:PORT",
-        requires = "server_names",
+        value_name = "HOST:PORT",
         conflicts_with_all = ["farms", "namespaces", "all_namespaces", "context", "allow_empty"]
     )]
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<ServerAddress>,
 
-    /// Server name to send (SNI); repeat for several. Default: the first host name of each host of the farm
+    /// Server name to send (SNI); repeat for several. Default: the first host name of each host of the farm, or the
+    /// name given by --address
     #[arg(long = "server-name", value_name = "NAME", value_parser = server_name)]
     server_names: Vec<ServerName<'static>>,
 
@@ -203,11 +206,6 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
         chosen => chosen.to_vec(),
     };
     if !args.addresses.is_empty() {
-        let proxy = |address: &SocketAddr| TargetProxy {
-            name: address.to_string(),
-            id: address.to_string(),
-            address: *address,
-        };
         let host = |server_name: &ServerName<'static>| TargetHost {
             server_name: server_name.clone(),
             mechanisms: mechanisms.clone(),
@@ -217,8 +215,8 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
             ring: None,
             ticket_lifetime: None,
             wants_proxies: true,
-            proxies: args.addresses.iter().map(proxy).collect(),
-            hosts: args.server_names.iter().map(host).collect(),
+            proxies: ServerAddress::resolve(&args.addresses).await?,
+            hosts: server_names(args)?.iter().map(host).collect(),
         }));
     }
     let client = target::connect(args.context.as_deref()).await?;
@@ -234,6 +232,28 @@ async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
         server_names: args.server_names.clone(),
         mechanisms,
     }))
+}
+
+/// The server names to send to the servers given by `--address`.
+fn server_names(args: &ProbeArgs) -> Result<Vec<ServerName<'static>>, TargetError> {
+    if !args.server_names.is_empty() {
+        return Ok(args.server_names.clone());
+    }
+    let names: Option<BTreeSet<&str>> = args
+        .addresses
+        .iter()
+        .map(|address| match address {
+            ServerAddress::Ip(_) => None,
+            ServerAddress::Name(name, _) => Some(name.as_ref()),
+        })
+        .collect();
+    let mut names = names.unwrap_or_default().into_iter();
+    match (names.next(), names.next()) {
+        (Some(name), None) => server_name(name)
+            .map(|name| vec![name])
+            .map_err(|_| TargetError::NoServerName),
+        _ => Err(TargetError::NoServerName),
+    }
 }
 
 fn clients(args: &ProbeArgs) -> Result<Clients, ProbeError> {

@@ -99,6 +99,20 @@ pub fn run(config_file: &Path) -> Result<(), ProxyError> {
     control.block_on(control_thread(config_file))
 }
 
+/// Loads a configuration file and the files that it names, without opening a port; returns every problem.
+///
+/// # Errors
+///
+/// Fails if the configuration file itself is invalid.
+pub fn check(config_file: &Path) -> Result<Vec<String>, ProxyError> {
+    let runtime = runtime::Builder::new_current_thread()
+        .build()
+        .map_err(ProxyError::Start)?;
+    runtime
+        .block_on(control::check::problems(config_file, Timestamp::now()))
+        .map_err(|error| invalid(config_file, error))
+}
+
 async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let mut terminated = Terminated::new().map_err(ProxyError::Start)?;
     let mut registry = Registry::with_prefix("tlsfarm_proxy");
@@ -112,10 +126,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
         metrics,
         Timestamp::now(),
     )
-    .map_err(|error| ProxyError::Config {
-        file: config_file.to_owned(),
-        error,
-    })?;
+    .map_err(|error| invalid(config_file, error))?;
     let config = shared.snapshot.load().config.clone();
 
     let admin = TcpListener::bind(config.listen.admin)
@@ -167,6 +178,13 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
             .map_err(ProxyError::Start)?;
     }
     Ok(())
+}
+
+fn invalid(config_file: &Path, error: ConfigFileError) -> ProxyError {
+    ProxyError::Config {
+        file: config_file.to_owned(),
+        error,
+    }
 }
 
 type TrafficThread = JoinHandle<io::Result<()>>;

@@ -89,6 +89,17 @@ pub enum TargetError {
     /// The Kubernetes client configuration is invalid.
     #[error("invalid Kubernetes client configuration: {0}")]
     Client(String),
+    /// A name given by `--address` did not resolve to an address.
+    #[error("failed to resolve {name}: {why}")]
+    Resolve {
+        /// The name.
+        name: String,
+        /// The error.
+        why: String,
+    },
+    /// No server name is given, and the addresses do not tell which one is meant.
+    #[error("--server-name is required with IP addresses, and with several names")]
+    NoServerName,
     /// A list request to the API server failed.
     #[error("failed to list {what}: {why}")]
     List {

@@ -411,13 +411,37 @@ async fn watching_ends_after_its_rounds_with_a_summary() {
 #[test]
 fn wrong_usage_is_refused() {
     let refused = |args: &[&str]| arguments(args).expect_err("refused").to_string();
-    assert!(refused(&["--address=127.0.0.1:443"]).contains("--server-name"));
     assert!(
         refused(&["shop", "--address=127.0.0.1:443", "--server-name=a.b"]).contains("cannot be used with")
     );
-    assert!(refused(&["--address=localhost:443", "--server-name=a.b"]).contains("localhost:443"));
+    assert!(refused(&["--address=localhost:https", "--server-name=a.b"]).contains("localhost:https"));
     assert!(refused(&["--server-name=a b"]).contains("DNS name"));
     assert!(refused(&["--count=3"]).contains("--watch"));
     assert!(refused(&["--path=index.html"]).contains("begins with /"));
     assert!(arguments(&["shop", "-n", "a,b", "--watch", "--interval=0"]).is_ok());
+}
+
+#[test]
+fn one_name_to_probe_is_also_the_server_name_and_anything_else_needs_one() {
+    let names = |args: &[&str]| {
+        let names = super::server_names(&arguments(args).expect("valid"));
+        names.map(|names| {
+            names
+                .iter()
+                .map(|name| name.to_str().into_owned())
+                .collect::<Vec<_>>()
+        })
+    };
+    let of_name = names(&["--address=www.example.com", "--address=www.example.com:8443"]);
+    assert_eq!(of_name.expect("one name"), ["www.example.com"]);
+    let chosen = names(&["--address=www.example.com", "--server-name=shop.example.com"]);
+    assert_eq!(chosen.expect("one name"), ["shop.example.com"]);
+    for unclear in [
+        &["--address=192.0.2.1"][..],
+        &["--address=a.example.com", "--address=b.example.com"],
+        &["--address=a.example.com", "--address=192.0.2.1"],
+    ] {
+        let error = names(unclear).expect_err("refused").to_string();
+        assert!(error.contains("--server-name"), "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The control thread: reloads the proxy's files, reports the status, and drains.
 
 pub(crate) mod certificate_files;
+pub(crate) mod check;
 pub(crate) mod drain;
 pub(crate) mod host_names;
 pub(crate) mod reload;

@@ -30,6 +30,7 @@ use self::transport::Transport;
 use super::breaker::BreakerState;
 use super::{Reply, encoded_request};
 use crate::config::CacheServer;
+use crate::runtime::error_chain::with_causes;
 
 /// Maximum number of queued requests. Beyond that, requests fail immediately.
 const MOST_WAITING: usize = 1024;
@@ -64,6 +65,18 @@ impl Client {
         metrics: ClientMetrics,
     ) -> Self {
         Self::start_with(Transport::Peer(address, configs), timeout, metrics)
+    }
+
+    /// Why the files that connecting to `server` needs, such as certificates and passwords, cannot be used; None if they
+    /// can.
+    pub(crate) async fn problem_of_files(server: &CacheServer) -> Option<String> {
+        match server {
+            CacheServer::Unix(_) => None,
+            CacheServer::Redis(server) => transport::check_files(server)
+                .await
+                .err()
+                .map(|error| with_causes(&error)),
+        }
     }
 
     /// Returns the value of a key; None if it does not exist. Fails if the cache is unavailable or the request times

@@ -77,6 +77,13 @@ impl PeerTls {
     }
 }
 
+/// Why the certificate, key and CA files of `peers` cannot be used; None if they can.
+pub(crate) fn problem_of_files(peers: &Peers) -> Option<String> {
+    let mut files = Files::new(peers, PeerMetrics::default());
+    let loaded = files.changed().and_then(|_| files.configs());
+    loaded.err().map(|error| with_causes(&error))
+}
+
 /// The three files.
 struct Files {
     server_name: String,

@@ -117,6 +117,16 @@ impl Transport {
     }
 }
 
+/// Reads the files that connecting to `server` needs. Fails if one of them is missing or invalid.
+pub(super) async fn check_files(server: &RedisConfig) -> Result<(), ConnectError> {
+    authentication(server).await?;
+    if let Some(tls) = &server.tls {
+        server_name(&server.address, tls)?;
+        client_config(tls).await?;
+    }
+    Ok(())
+}
+
 async fn read_reply(stream: &mut Box<dyn Stream>, decoder: &mut ReplyDecoder) -> Result<Reply, ConnectError> {
     let mut bytes = [0; 256];
     loop {
