@@ -269,6 +269,13 @@ impl ProxyConfig {
             if let Some(route) = host.routes.iter().find(|route| !route.path.starts_with('/')) {
                 return value("path", &route.path, "must begin with /");
             }
+            if let Some(route) = host.routes.iter().find(|route| route.path.contains('*')) {
+                return value(
+                    "path",
+                    &route.path,
+                    "is a prefix and has no wildcards: write / for /*",
+                );
+            }
         }
         Ok(())
     }

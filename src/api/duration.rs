@@ -27,6 +27,25 @@ pub struct DurationError(String);
 /// Pattern of a duration, used in the CRD's schema.
 const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
 
+/// A CEL rule on an object with these durations. It holds if one of them is no duration: its own rule says so, and an
+/// error in this rule would be a second message about the same mistake.
+pub(super) fn rule(fields: &[&str], condition: &str) -> String {
+    let malformed = |field: &&str| format!("!self.{field}.matches('{PATTERN}') || ");
+    fields
+        .iter()
+        .map(malformed)
+        .chain([condition.to_owned()])
+        .collect()
+}
+
+/// A [`rule`] that the duration `field` is between `least` and `most`.
+pub(super) fn between(field: &str, least: &str, most: &str) -> String {
+    let condition = format!(
+        "duration(self.{field}) >= duration('{least}') && duration(self.{field}) <= duration('{most}')"
+    );
+    rule(&[field], &condition)
+}
+
 impl Duration {
     /// A duration of whole seconds.
     pub const fn from_secs(seconds: u64) -> Self {
@@ -132,7 +151,15 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": PATTERN, "maxLength": 28})
+        // A rule instead of `pattern`, whose message would be the pattern.
+        json_schema!({
+            "type": "string",
+            "maxLength": 28,
+            "x-kubernetes-validations": [{
+                "rule": format!("self.matches('{PATTERN}')"),
+                "message": "must be a duration such as 90s, 30m, 4h or 1h30m; the largest unit is h",
+            }],
+        })
     }
 }
 

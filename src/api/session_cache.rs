@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Duration;
+use super::duration::between;
 
 /// The session cache: stores the sessions of TLS 1.2 session ids and single-use TLS 1.3 tickets, shared by all proxies.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -13,7 +14,7 @@ use super::Duration;
 #[x_kube(
     validation = Rule::new("(self.mode == 'Redis') == has(self.redis)")
         .message("redis is required in mode Redis and must not be set in other modes"),
-    validation = Rule::new("duration(self.lookupTimeout) >= duration('1ms') && duration(self.lookupTimeout) <= duration('50ms')")
+    validation = Rule::new(between("lookupTimeout", "1ms", "50ms"))
         .message("lookupTimeout must be between 1ms and 50ms, because a handshake waits for it"),
 )]
 pub struct SessionCacheSpec {

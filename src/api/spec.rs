@@ -9,6 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::duration::{between, rule};
 use super::{Duration, SessionCacheSpec, TLSFarmStatus};
 
 /// A farm of TLS ingress proxies that resume each other's sessions.
@@ -168,11 +169,12 @@ pub enum MinVersion {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
-    /// Path prefix, compared segment by segment: `/a` covers `/a` and `/a/b` but not `/ab`.
+    /// Path prefix, compared segment by segment: `/a` covers `/a` and `/a/b` but not `/ab`. It has no wildcards.
     #[schemars(
         length(min = 1, max = 1024),
         regex(pattern = "^/[A-Za-z0-9/_.~!$&'()*+,;=:@-]*$")
     )]
+    #[x_kube(validation = Rule::new("!self.contains('*')").message("a path is a prefix and has no wildcards: write / for /*, and /shop for /shop/*"))]
     pub path: String,
 
     /// Backend that requests are forwarded to.
@@ -231,15 +233,15 @@ pub struct Resumption {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.rotationInterval) >= duration('5m') && duration(self.rotationInterval) <= duration('24h')")
+    validation = Rule::new(between("rotationInterval", "5m", "24h"))
         .message("rotationInterval must be between 5m and 24h (RFC 9325 section 3.4: ticket keys must be changed regularly)"),
-    validation = Rule::new("duration(self.lifetime) >= duration('1m') && duration(self.lifetime) <= duration('168h')")
+    validation = Rule::new(between("lifetime", "1m", "168h"))
         .message("lifetime must be between 1m and 168h (RFC 9846 section 4.7.1: at most 604800 seconds)"),
-    validation = Rule::new("duration(self.maxAge) >= duration(self.lifetime) && duration(self.maxAge) <= duration('168h')")
+    validation = Rule::new(rule(&["maxAge", "lifetime"], "duration(self.maxAge) >= duration(self.lifetime) && duration(self.maxAge) <= duration('168h')"))
         .message("maxAge must be between lifetime and 168h"),
-    validation = Rule::new("duration(self.maxUnackedWait) >= duration('30s') && duration(self.maxUnackedWait) <= duration('24h')")
+    validation = Rule::new(between("maxUnackedWait", "30s", "24h"))
         .message("maxUnackedWait must be between 30s and 24h"),
-    validation = Rule::new("duration(self.lifetime).getSeconds() + duration(self.maxUnackedWait).getSeconds() <= 24 * duration(self.rotationInterval).getSeconds()")
+    validation = Rule::new(rule(&["lifetime", "maxUnackedWait", "rotationInterval"], "duration(self.lifetime).getSeconds() + duration(self.maxUnackedWait).getSeconds() <= 24 * duration(self.rotationInterval).getSeconds()"))
         .message("lifetime plus maxUnackedWait must be at most 24 times rotationInterval: the ring must hold every key that can still decrypt a ticket, and holds at most 32"),
 )]
 pub struct TicketsSpec {
@@ -342,7 +344,7 @@ pub enum IpFamilyPolicy {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("duration(self.drainPeriod) >= duration('1s') && duration(self.drainPeriod) <= duration('1h')")
+    validation = Rule::new(between("drainPeriod", "1s", "1h"))
         .message("drainPeriod must be between 1s and 1h"),
 )]
 pub struct Proxy {
