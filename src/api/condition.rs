@@ -49,7 +49,9 @@ pub enum ConditionType {
     KeysSynced,
     /// Every ready proxy can reach the session cache, if the farm has one.
     SessionCacheReady,
-    /// All conditions above are True, and every proxy runs the current spec.
+    /// `proxy.trustedProxies` covers no address from which untrusted clients arrive. It does not affect Ready.
+    TrustedProxiesSafe,
+    /// All conditions above but TrustedProxiesSafe are True, and every proxy runs the current spec.
     Ready,
 }
 
@@ -111,6 +113,10 @@ pub enum Reason {
     CacheUnreachable,
     /// SessionCacheReady: the session cache is disabled.
     CacheDisabled,
+    /// TrustedProxiesSafe: trustedProxies covers no node of the farm, or clients do not arrive from nodes.
+    NodesNotTrusted,
+    /// TrustedProxiesSafe: trustedProxies covers a node of the farm, and clients arrive from the addresses of nodes.
+    NodesTrusted,
     /// Ready: all checks passed.
     FarmReady,
     /// Ready: proxies are being started, replaced or reconfigured.

@@ -18,8 +18,8 @@ use crate::config::{
 /// Lifetime of entries stored without one. Proxies always set one.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// EndpointSlice port name of every backend of a spec; None if the Service or its port does not exist.
-pub type ResolvedPorts = BTreeMap<api::BackendRef, Option<String>>;
+/// EndpointSlice port names of the backends of a spec whose Service and port exist.
+pub type ResolvedPorts = BTreeMap<api::BackendRef, String>;
 
 /// Builds the configuration of the proxies of `farm`, given as `namespace/name`.
 pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) -> ProxyConfig {
@@ -140,7 +140,7 @@ fn host_config(host: &api::HostSpec, resolved: &ResolvedPorts) -> HostConfig {
                 backend: Backend::Service(ServicePort {
                     name: route.backend.service.clone(),
                     port: route.backend.port,
-                    port_name: resolved.get(&route.backend).cloned().flatten(),
+                    port_name: resolved.get(&route.backend).cloned(),
                 }),
             })
             .collect(),

@@ -141,7 +141,7 @@ pub(super) mod tests {
                 service: "web".into(),
                 port: 8080,
             },
-            Some("http".into()),
+            "http".into(),
         )]);
         build(&farm(spec), &id("shop"), &ports, &image)
     }

@@ -82,17 +82,26 @@ impl Events {
 
 /// Returns the Events for a change of conditions.
 pub(crate) fn transitions(before: &[Condition], after: &[Condition]) -> Vec<NewEvent> {
-    after
-        .iter()
+    changed(before, after)
         .filter_map(|condition| transition(before, condition))
         .collect()
 }
 
+/// The conditions in `after` whose status or reason differs from `before`.
+pub(crate) fn changed<'a>(
+    before: &'a [Condition],
+    after: &'a [Condition],
+) -> impl Iterator<Item = &'a Condition> {
+    after.iter().filter(|condition| {
+        let same = |last: &Condition| {
+            (last.type_, last.status, last.reason) == (condition.type_, condition.status, condition.reason)
+        };
+        !before.iter().any(same)
+    })
+}
+
 fn transition(before: &[Condition], after: &Condition) -> Option<NewEvent> {
     let last = before.iter().find(|condition| condition.type_ == after.type_);
-    if last.is_some_and(|last| (last.status, last.reason) == (after.status, after.reason)) {
-        return None;
-    }
     match (after.type_, after.status) {
         (ConditionType::Ready, ConditionStatus::True) => {
             Some(NewEvent::normal(after.reason, "Reconcile", after.message.clone()))
@@ -240,6 +249,11 @@ mod tests {
                 ConditionType::SessionCacheReady,
                 Reason::CacheReachable,
                 Reason::CacheUnreachable,
+            ),
+            (
+                ConditionType::TrustedProxiesSafe,
+                Reason::NodesNotTrusted,
+                Reason::NodesTrusted,
             ),
         ] {
             let warning = [NewEvent::warning(bad, "Reconcile", "why")];

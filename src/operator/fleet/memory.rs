@@ -8,8 +8,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::observe::ProxyMemory;
-use crate::api::{BackendRef, TLSFarm, TLSFarmStatus};
+use crate::api::{TLSFarm, TLSFarmStatus};
 use crate::operator::cluster::apply::{Applied, Inspection, Live};
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::names::{FarmId, FarmKey};
 use crate::ring::{Ring, RotationRequest};
@@ -44,7 +45,7 @@ pub(crate) struct Objects {
     pub(crate) verdict: Result<(), FarmRefusal>,
     /// Why the farm was rejected, if it was.
     pub(crate) refusal: Option<FarmRefusal>,
-    pub(crate) missing_backends: Vec<BackendRef>,
+    pub(crate) backend_faults: Vec<BackendFault>,
     pub(crate) live: Live,
     /// Whether a failure requires another inspection.
     pub(crate) failed: bool,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 
 use crate::api::REFRESH_ANNOTATION;
 use crate::operator::build::CONTAINER;
@@ -16,6 +16,8 @@ pub(crate) struct ProxyPod {
     pub(crate) uid: String,
     /// IP address of the pod.
     pub(crate) address: Option<IpAddr>,
+    /// IP addresses of its node.
+    pub(crate) node_addresses: Vec<IpAddr>,
     /// Time at which it became ready; None while it is not ready.
     pub(crate) ready_since: Option<Timestamp>,
     /// Whether it serves clients, or may soon do so with the ring that it has already mounted.
@@ -78,6 +80,7 @@ fn proxy(pod: &Pod) -> Option<ProxyPod> {
         address: status
             .and_then(|status| status.pod_ip.as_deref())
             .and_then(|address| address.parse().ok()),
+        node_addresses: status.map(node_addresses).unwrap_or_default(),
         ready_since,
         may_serve: ready_since.is_some() || may_become_ready(pod),
         obstacle: obstacle(pod),
@@ -87,6 +90,17 @@ fn proxy(pod: &Pod) -> Option<ProxyPod> {
             .as_ref()
             .and_then(|annotations| annotations.get(REFRESH_ANNOTATION).cloned()),
     })
+}
+
+fn node_addresses(status: &PodStatus) -> Vec<IpAddr> {
+    let of_both_families = status.host_ips.iter().flatten().map(|host| host.ip.as_str());
+    let mut addresses: Vec<IpAddr> = of_both_families
+        .chain(status.host_ip.as_deref())
+        .filter_map(|address| address.parse().ok())
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 /// Whether the pod may become ready with the files that it has mounted already.

@@ -7,6 +7,7 @@ use kube::{Api, Client};
 
 use crate::api::{BackendRef, TLSFarm};
 use crate::compile::farm::ResolvedPorts;
+use crate::operator::decide::backend::{BackendFault, port_name};
 use crate::operator::error::ReconcileError;
 use crate::operator::names::FarmId;
 
@@ -18,15 +19,26 @@ pub(crate) fn backends(farm: &TLSFarm) -> BTreeSet<&BackendRef> {
         .collect()
 }
 
+/// The backends of a farm.
+pub(crate) struct ResolvedBackends {
+    /// Port names of those that exist.
+    pub(crate) ports: ResolvedPorts,
+    /// What is wrong with the others.
+    pub(crate) faults: Vec<BackendFault>,
+}
+
 /// Reads the Services of the farm's backends and resolves their ports. Fails if a request to the API server fails.
 pub(crate) async fn resolve(
     client: &Client,
     id: &FarmId,
     farm: &TLSFarm,
-) -> Result<ResolvedPorts, ReconcileError> {
+) -> Result<ResolvedBackends, ReconcileError> {
     let api: Api<Service> = Api::namespaced(client.clone(), id.namespace());
     let mut services: BTreeMap<&str, Option<Service>> = BTreeMap::new();
-    let mut resolved = ResolvedPorts::new();
+    let mut resolved = ResolvedBackends {
+        ports: ResolvedPorts::new(),
+        faults: Vec::new(),
+    };
     for backend in backends(farm) {
         let name = backend.service.as_str();
         if !services.contains_key(name) {
@@ -35,21 +47,14 @@ pub(crate) async fn resolve(
             services.insert(name, found);
         }
         let service = services.get(name).and_then(Option::as_ref);
-        resolved.insert(
-            backend.clone(),
-            service.and_then(|service| port_name(service, backend.port)),
-        );
+        match port_name(backend, service) {
+            Ok(name) => drop(resolved.ports.insert(backend.clone(), name)),
+            Err(fault) => resolved.faults.push(fault),
+        }
     }
+    // Two ports of a Service that does not exist are one mistake.
+    resolved.faults.dedup();
     Ok(resolved)
-}
-
-/// Name of a Service's TCP port, empty for an unnamed port; None if the port does not exist.
-fn port_name(service: &Service, number: u16) -> Option<String> {
-    let ports = service.spec.as_ref()?.ports.as_deref().unwrap_or_default();
-    let port = ports.iter().find(|port| {
-        port.port == i32::from(number) && port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-    })?;
-    Some(port.name.clone().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -57,25 +62,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn ports_are_found_by_number_among_tcp_ports() {
-        let service: Service = serde_json::from_value(json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "web"},
-            "spec": {"ports": [
-                {"name": "dns", "port": 53, "protocol": "UDP"},
-                {"name": "web", "port": 80, "protocol": "TCP"},
-                {"port": 81},
-            ]},
-        }))
-        .expect("a Service");
-        assert_eq!(port_name(&service, 80), Some("web".into()));
-        assert_eq!(port_name(&service, 81), Some(String::new()));
-        assert_eq!(port_name(&service, 53), None);
-        assert_eq!(port_name(&service, 443), None);
-    }
 
     #[test]
     fn a_backend_of_several_routes_is_looked_up_once() {

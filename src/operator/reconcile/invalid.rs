@@ -22,13 +22,14 @@ use crate::operator::names::{FarmId, MANAGER};
 /// Requeue interval: only a change of the farm can fix it.
 const NEXT_LOOK: Duration = Duration::from_secs(300);
 
-const TYPES: [ConditionType; 7] = [
+const TYPES: [ConditionType; 8] = [
     ConditionType::Accepted,
     ConditionType::CertificatesReady,
     ConditionType::BackendsReady,
     ConditionType::Available,
     ConditionType::KeysSynced,
     ConditionType::SessionCacheReady,
+    ConditionType::TrustedProxiesSafe,
     ConditionType::Ready,
 ];
 

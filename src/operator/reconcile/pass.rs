@@ -14,12 +14,13 @@ use kube::Resource;
 use super::ring::{self, RingInputs, RingStep, reconcile_ring};
 use super::session_cache::{self, CacheSecrets, CacheStep};
 use super::{backends, status};
-use crate::api::{BackendRef, SessionCacheMode, TLSFarm, TLSFarmStatus};
+use crate::api::{SessionCacheMode, TLSFarm, TLSFarmStatus};
 use crate::operator::build::{self, Desired};
 use crate::operator::cluster::apply::{self, ApplyError, Inspection, Live};
 use crate::operator::cluster::ring_secret::{self, StoredRing};
 use crate::operator::context::Context;
 use crate::operator::decide;
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::rotation;
 use crate::operator::decide::schedule::{ScheduleInputs, next_pass};
 use crate::operator::decide::status::{StatusInputs, is_ready};
@@ -78,7 +79,7 @@ struct Pass<'a> {
 /// The desired and the existing objects.
 struct Prepared {
     desired: Desired,
-    missing_backends: Vec<BackendRef>,
+    backend_faults: Vec<BackendFault>,
     inspection: Inspection,
 }
 
@@ -130,11 +131,10 @@ impl Pass<'_> {
             return Ok(None);
         }
         let client = &self.context.client;
-        let ports = backends::resolve(client, self.id, self.farm).await?;
-        let missing = ports.iter().filter(|(_, name)| name.is_none());
-        let desired = build::build(self.farm, self.id, &ports, &self.context.image);
+        let backends = backends::resolve(client, self.id, self.farm).await?;
+        let desired = build::build(self.farm, self.id, &backends.ports, &self.context.image);
         Ok(Some(Prepared {
-            missing_backends: missing.map(|(backend, _)| backend.clone()).collect(),
+            backend_faults: backends.faults,
             inspection: apply::inspect(client, self.id, &desired).await?,
             desired,
         }))
@@ -179,7 +179,7 @@ impl Pass<'_> {
     async fn apply_prepared(&mut self, prepared: Prepared, verdict: Result<(), FarmRefusal>) -> Objects {
         let Prepared {
             desired,
-            missing_backends,
+            backend_faults,
             inspection,
         } = prepared;
         let conflict = inspection.conflict.clone();
@@ -188,7 +188,7 @@ impl Pass<'_> {
             generation: self.farm.metadata.generation,
             verdict,
             refusal,
-            missing_backends,
+            backend_faults,
             live: inspection.live(self.id),
             failed: self.failure.is_some(),
         };
@@ -265,7 +265,7 @@ impl Pass<'_> {
             farm,
             id,
             refusal: objects.refusal.as_ref(),
-            missing_backends: &objects.missing_backends,
+            backend_faults: &objects.backend_faults,
             live: &objects.live,
             problem: problem.as_deref(),
             proxies: &observed,

@@ -4,9 +4,10 @@ use kube::api::{Patch, PatchParams};
 use kube::core::ApiResource;
 use kube::{Api, Resource};
 use serde_json::{Value, json};
+use tracing::info;
 
 use crate::api::{TLSFarm, TLSFarmStatus};
-use crate::operator::cluster::events::transitions;
+use crate::operator::cluster::events::{changed, transitions};
 use crate::operator::context::Context;
 use crate::operator::error::ReconcileError;
 use crate::operator::fleet::memory::FarmMemory;
@@ -35,6 +36,17 @@ pub(crate) async fn publish(
         .await;
     let written = answer.map_err(ReconcileError::api("update", "the status"))?;
     context.metrics.wrote("TLSFarm");
+    for condition in changed(old_conditions, &status.conditions) {
+        info!(
+            namespace = id.namespace(),
+            farm = id.name(),
+            condition = %condition.type_,
+            status = %condition.status,
+            reason = %condition.reason,
+            message = condition.message,
+            "condition changed"
+        );
+    }
     memory.wrote_status(&written);
     context
         .events

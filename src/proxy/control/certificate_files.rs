@@ -14,6 +14,7 @@ use crate::config::{self, ProxyConfig};
 use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::proxy::tls::certificates::{
     CertificateFault, CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
+    MOST_FILES_NAMED,
 };
 use crate::runtime::files::FileIdentity;
 
@@ -165,7 +166,58 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
     };
     match fs::read(file) {
         Ok(bytes) => Ok(Zeroizing::new(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertificateFault::Missing(name())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertificateFault::Missing {
+            file: name(),
+            others: others_beside(file),
+        }),
         Err(error) => Err(CertificateFault::Unreadable(name(), error.kind())),
+    }
+}
+
+/// Names of other files in the directory of `file`, sorted. The kubelet's own links, which begin with two dots, do not
+/// count.
+fn others_beside(file: &Path) -> Vec<String> {
+    let Some(entries) = file.parent().and_then(|dir| fs::read_dir(dir).ok()) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| !name.starts_with(".."))
+        .collect();
+    names.sort();
+    names.truncate(MOST_FILES_NAMED);
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::test_dir::TestDir;
+
+    #[test]
+    fn a_secret_that_is_missing_and_one_of_another_kind_are_told_apart() {
+        let dir = TestDir::new();
+        let fault = || read(&dir.join("tls.crt")).expect_err("missing").to_string();
+        dir.write("..data", "");
+        assert_eq!(
+            fault(),
+            "no file tls.crt: the Secret does not exist, or is not mounted yet"
+        );
+        dir.write("tls.key", "");
+        dir.write("cert.pem", "");
+        assert_eq!(
+            fault(),
+            "no file tls.crt, but cert.pem, tls.key: a Secret of type kubernetes.io/tls has tls.crt and tls.key"
+        );
+    }
+
+    #[test]
+    fn a_directory_of_many_files_is_not_listed_whole() {
+        let dir = TestDir::new();
+        for number in 0..9 {
+            dir.write(&number.to_string(), "");
+        }
+        assert_eq!(others_beside(&dir.join("tls.crt")), ["0", "1", "2", "3"]);
+        assert_eq!(others_beside(&dir.join("absent/tls.crt")), [""; 0]);
     }
 }

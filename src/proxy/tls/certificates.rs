@@ -34,8 +34,13 @@ pub(crate) struct LoadedCertificate {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CertificateFault {
     /// A file does not exist.
-    #[error("{0} is missing")]
-    Missing(String),
+    #[error("no file {file}{}", what_is_there(.others))]
+    Missing {
+        /// Name of the file.
+        file: String,
+        /// Names of the other files in its directory, at most [`MOST_FILES_NAMED`].
+        others: Vec<String>,
+    },
     /// Reading a file failed.
     #[error("failed to read {0}: {1}")]
     Unreadable(String, std::io::ErrorKind),
@@ -59,11 +64,24 @@ pub(crate) enum CertificateFault {
     NotYetValid(Timestamp),
 }
 
+/// Maximum number of files listed in a [`CertificateFault::Missing`].
+pub(crate) const MOST_FILES_NAMED: usize = 4;
+
+fn what_is_there(others: &[String]) -> String {
+    match others {
+        [] => ": the Secret does not exist, or is not mounted yet".into(),
+        _ => format!(
+            ", but {}: a Secret of type kubernetes.io/tls has tls.crt and tls.key",
+            others.join(", ")
+        ),
+    }
+}
+
 impl CertificateFault {
     /// The reason for the condition CertificatesReady.
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Missing(_) => Reason::CertificateMissing,
+            Self::Missing { .. } => Reason::CertificateMissing,
             Self::Unreadable(..) | Self::BadCertificate | Self::BadKey => Reason::CertificateInvalid,
             Self::KeyMismatch => Reason::KeyMismatch,
             Self::NameMismatch => Reason::NameMismatch,
@@ -392,7 +410,10 @@ mod tests {
         let wrong_name = pair(&["other.example.com"], &PKCS_ECDSA_P256_SHA256);
         for (read, expected) in [
             (
-                Err(CertificateFault::Missing("tls.crt".into())),
+                Err(CertificateFault::Missing {
+                    file: "tls.crt".into(),
+                    others: Vec::new(),
+                }),
                 Reason::CertificateMissing,
             ),
             (load("nonsense", &good.key), Reason::CertificateInvalid),

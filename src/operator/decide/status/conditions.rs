@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::facts::{StatusInputs, whole_second};
-use crate::api::{Condition, ConditionStatus, ConditionType, Reason, SessionCacheMode};
+use crate::api::{
+    Condition, ConditionStatus, ConditionType, ExternalTrafficPolicy, Reason, ServiceType, SessionCacheMode,
+};
 use crate::operator::fleet::observe::Observed;
 use crate::report::Problem;
 use crate::ring::Plan;
@@ -48,7 +50,7 @@ impl Finding {
     }
 }
 
-/// All conditions, in the order in which `Ready` reports the first that is not True.
+/// All conditions. `Ready` reports the first of those before TrustedProxiesSafe that is not True.
 pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
     let mut findings = vec![
         (ConditionType::Accepted, accepted(facts)),
@@ -59,6 +61,8 @@ pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
         (ConditionType::SessionCacheReady, session_cache_ready(facts)),
     ];
     let ready = ready(facts, &findings);
+    // A warning: the farm serves as its spec says.
+    findings.push((ConditionType::TrustedProxiesSafe, trusted_proxies_safe(facts)));
     findings.push((ConditionType::Ready, ready));
     findings
         .into_iter()
@@ -114,22 +118,15 @@ fn certificates_ready(facts: &StatusInputs<'_>) -> Finding {
 }
 
 fn backends_ready(facts: &StatusInputs<'_>) -> Finding {
-    if facts.missing_backends.is_empty() {
+    if facts.backend_faults.is_empty() {
         return Finding::is_true(
             Reason::BackendsResolved,
             "every backend refers to an existing Service and port",
         );
     }
-    let missing: Vec<String> = facts
-        .missing_backends
-        .iter()
-        .map(|backend| format!("{}:{}", backend.service, backend.port))
-        .collect();
-    let named = some_of(missing.iter().map(String::as_str), ", ");
-    Finding::is_false(
-        Reason::BackendNotFound,
-        format!("Service or port not found: {named}"),
-    )
+    let faults: Vec<String> = facts.backend_faults.iter().map(ToString::to_string).collect();
+    let named = some_of(faults.iter().map(String::as_str), "; ");
+    Finding::is_false(Reason::BackendNotFound, named)
 }
 
 fn available(facts: &StatusInputs<'_>) -> Finding {
@@ -285,6 +282,50 @@ fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
         Reason::CacheReachable,
         "every ready proxy can reach the session cache",
     )
+}
+
+fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
+    let spec = &facts.farm.spec;
+    let trusted = &spec.proxy.trusted_proxies;
+    if trusted.is_empty() {
+        return Finding::is_true(Reason::NodesNotTrusted, "no proxies are trusted");
+    }
+    // With the policy Cluster a node that forwards a connection replaces the client's address with its own.
+    let replaced = spec.service.type_ != ServiceType::ClusterIP
+        && spec.service.external_traffic_policy != Some(ExternalTrafficPolicy::Local);
+    if !replaced {
+        return Finding::is_true(
+            Reason::NodesNotTrusted,
+            "clients from outside the cluster keep their addresses",
+        );
+    }
+    // Of its pod network too: some networks send such connections from there.
+    let mut of_nodes = facts.proxies.iter().flat_map(|one| {
+        let proxy = &one.proxy;
+        proxy.node_addresses.iter().chain(&proxy.address)
+    });
+    if of_nodes.clone().next().is_none() {
+        return Finding::pending("no proxy has an address yet");
+    }
+    let covered = of_nodes.find_map(|address| {
+        let network = trusted.iter().find(|network| network.contains(address))?;
+        Some((network, address))
+    });
+    match covered {
+        None => Finding::is_true(
+            Reason::NodesNotTrusted,
+            "trustedProxies covers no node of the farm",
+        ),
+        Some((network, address)) => Finding::is_false(
+            Reason::NodesTrusted,
+            format!(
+                "trustedProxies contains {network}, which covers {address}, an address of a node or its pods: with \
+                 externalTrafficPolicy Cluster clients arrive from such addresses, so that any client can forge \
+                 X-Forwarded-For; list only the addresses of the proxies in front, or set \
+                 service.externalTrafficPolicy to Local"
+            ),
+        ),
+    }
 }
 
 fn ready(facts: &StatusInputs<'_>, findings: &[(ConditionType, Finding)]) -> Finding {

@@ -2,8 +2,9 @@
 
 use jiff::{Timestamp, Unit};
 
-use crate::api::{BackendRef, TLSFarm};
+use crate::api::TLSFarm;
 use crate::operator::cluster::apply::Live;
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::fleet::observe::Observed;
 use crate::operator::names::FarmId;
@@ -15,8 +16,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) id: &'a FarmId,
     /// Why the farm was rejected.
     pub(crate) refusal: Option<&'a FarmRefusal>,
-    /// Backends whose Service or port does not exist.
-    pub(crate) missing_backends: &'a [BackendRef],
+    /// What is wrong with the backends.
+    pub(crate) backend_faults: &'a [BackendFault],
     pub(crate) live: &'a Live,
     /// Error of this reconciliation that the spec did not cause.
     pub(crate) problem: Option<&'a str>,

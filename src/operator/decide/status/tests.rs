@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use self::world::{World, parse, problem, with_sidecars};
 use super::*;
-use crate::api::{BackendRef, Reason};
+use crate::api::Reason;
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::names::id;
 use crate::ring::Plan;
@@ -13,6 +14,7 @@ use crate::ring::fixtures::{POLICY, at, ring, secret};
 use ConditionStatus::{False, True, Unknown};
 use ConditionType::{
     Accepted, Available, BackendsReady, CertificatesReady, KeysSynced, Ready, SessionCacheReady,
+    TrustedProxiesSafe,
 };
 
 #[test]
@@ -43,6 +45,7 @@ fn a_good_farm_is_ready_and_says_what_kubectl_prints() {
             Available,
             KeysSynced,
             SessionCacheReady,
+            TrustedProxiesSafe,
             Ready
         ]
     );
@@ -97,6 +100,7 @@ fn every_condition_is_there_from_the_start() {
         (Available, False),
         (KeysSynced, Unknown),
         (SessionCacheReady, True),
+        (TrustedProxiesSafe, True),
         (Ready, False),
     ];
     assert_eq!(found, expected);
@@ -135,14 +139,13 @@ fn certificates_are_unknown_until_a_proxy_runs_the_current_configuration() {
 #[test]
 fn missing_backends_are_named() {
     let missing = |world: &mut World| {
-        world.missing_backends = vec![BackendRef {
+        world.backend_faults = vec![BackendFault::NoService {
             service: "late".into(),
-            port: 80,
         }]
     };
     let (status, reason, message) = World::after(BackendsReady, missing);
     assert_eq!((status, reason), (False, Reason::BackendNotFound));
-    assert!(message.contains("late:80"), "{message}");
+    assert!(message.contains("Service late not found"), "{message}");
     assert_eq!(World::after(Ready, missing).1, Reason::BackendNotFound);
 }
 
@@ -458,4 +461,55 @@ fn an_address_goes_before_a_name_of_the_same_load_balancer() {
         "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "hostname": "lb.example.com"}]}},
     })));
     assert_eq!(world.status(None).addresses, ["192.0.2.1"]);
+}
+
+#[test]
+fn trusting_the_addresses_of_nodes_is_a_warning_where_clients_arrive_from_them() {
+    let trusting = |networks: Value, service: Value| {
+        World::after(TrustedProxiesSafe, |world| {
+            world.farm.spec.proxy.trusted_proxies = parse(networks);
+            world.farm.spec.service = parse(service);
+            world.proxies[1].proxy.node_addresses = vec!["192.168.7.2".parse().expect("an address")];
+            world.proxies[2].proxy.address = Some("10.244.1.7".parse().expect("an address"));
+        })
+    };
+    let (status, reason, message) = trusting(json!(["10.0.0.0/8"]), json!({}));
+    assert_eq!((status, reason), (False, Reason::NodesTrusted));
+    for word in ["10.0.0.0/8", "10.244.1.7", "externalTrafficPolicy"] {
+        assert!(message.contains(word), "{message}");
+    }
+    let of_a_node = trusting(
+        json!(["203.0.113.0/24", "192.168.0.0/16"]),
+        json!({"type": "NodePort"}),
+    );
+    assert_eq!((of_a_node.0, of_a_node.1), (False, Reason::NodesTrusted));
+
+    for (networks, service) in [
+        (json!([]), json!({})),
+        (json!(["203.0.113.0/24"]), json!({})),
+        (json!(["10.0.0.0/8"]), json!({"externalTrafficPolicy": "Local"})),
+        (json!(["10.0.0.0/8"]), json!({"type": "ClusterIP"})),
+    ] {
+        let (status, reason, _) = trusting(networks.clone(), service.clone());
+        assert_eq!(
+            (status, reason),
+            (True, Reason::NodesNotTrusted),
+            "{networks} {service}"
+        );
+    }
+}
+
+#[test]
+fn a_warning_about_trusted_proxies_does_not_make_the_farm_unready() {
+    let trusting = |world: &mut World| {
+        world.farm.spec.proxy.trusted_proxies = parse(json!(["10.0.0.0/8"]));
+        world.proxies[0].proxy.address = Some("10.244.1.7".parse().expect("an address"));
+    };
+    assert_eq!(World::after(TrustedProxiesSafe, trusting).0, False);
+    assert_eq!(World::after(Ready, trusting).1, Reason::FarmReady);
+    let without_addresses = |world: &mut World| {
+        world.farm.spec.proxy.trusted_proxies = parse(json!(["10.0.0.0/8"]));
+    };
+    assert_eq!(World::after(TrustedProxiesSafe, without_addresses).0, Unknown);
+    assert_eq!(World::after(Ready, without_addresses).1, Reason::FarmReady);
 }

@@ -50,7 +50,7 @@ fn looked(change: impl FnOnce(&mut Objects)) -> FarmMemory {
         generation: Some(4),
         verdict: Ok(()),
         refusal: None,
-        missing_backends: Vec::new(),
+        backend_faults: Vec::new(),
         live: Live::default(),
         failed: false,
     };

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::super::tests::world::{World, parse, problem, proxy, with_sidecars};
 use super::*;
-use crate::api::BackendRef;
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::validate::FarmRefusal;
 use crate::ring::fixtures::{POLICY, at};
 
@@ -151,8 +151,8 @@ fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
         ),
         (
             Box::new(|world| {
-                let (service, port) = ("late".into(), 80);
-                world.missing_backends = vec![BackendRef { service, port }];
+                let service = "late".into();
+                world.backend_faults = vec![BackendFault::NoService { service }];
             }),
             BackendsReady,
             False,

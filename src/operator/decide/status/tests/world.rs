@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::*;
-use crate::api::{BackendRef, Condition, ConditionStatus, ConditionType, Reason, TLSFarm};
+use crate::api::{Condition, ConditionStatus, ConditionType, Reason, TLSFarm};
+use crate::operator::decide::backend::BackendFault;
 use crate::operator::decide::validate::FarmRefusal;
 use crate::operator::fleet::observe::{Observed, ProxyMemory};
 use crate::operator::fleet::pods::ProxyPod;
@@ -18,7 +19,7 @@ pub(in crate::operator::decide::status) struct World {
     pub(in crate::operator::decide::status) farm: TLSFarm,
     id: FarmId,
     pub(in crate::operator::decide::status) refusal: Option<FarmRefusal>,
-    pub(in crate::operator::decide::status) missing_backends: Vec<BackendRef>,
+    pub(in crate::operator::decide::status) backend_faults: Vec<BackendFault>,
     pub(in crate::operator::decide::status) live: Live,
     pub(in crate::operator::decide::status) problem: Option<String>,
     pub(in crate::operator::decide::status) proxies: Vec<Observed>,
@@ -41,7 +42,7 @@ impl World {
             farm: serde_json::from_value(farm).expect("a farm"),
             id: id("shop"),
             refusal: None,
-            missing_backends: Vec::new(),
+            backend_faults: Vec::new(),
             live: Live {
                 deployment: Some(parse(json!({
                     "metadata": {"generation": 2},
@@ -67,7 +68,7 @@ impl World {
             farm: &self.farm,
             id: &self.id,
             refusal: self.refusal.as_ref(),
-            missing_backends: &self.missing_backends,
+            backend_faults: &self.backend_faults,
             live: &self.live,
             problem: self.problem.as_deref(),
             proxies: &self.proxies,
@@ -123,6 +124,7 @@ pub(in crate::operator::decide::status) fn proxy(name: &str) -> Observed {
             name: name.into(),
             uid: format!("uid-of-{name}"),
             address: None,
+            node_addresses: Vec::new(),
             ready_since: Some(at(0)),
             may_serve: true,
             obstacle: None,
