@@ -377,15 +377,12 @@ fn every_sample_is_accepted_by_the_api_server() {
 #[test]
 fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
     let _only = only_operator();
-    let kustomization = scratch_overlay();
-    let apply = [
-        "apply",
-        "--server-side",
-        "--force-conflicts",
-        "-k",
-        &kustomization,
-    ];
-    run("kubectl", &apply, None).unwrap_or_else(|error| panic!("{error}"));
+    let crds = repository().join("crds");
+    let operator = scratch_overlay();
+    for kustomization in [crds.to_str().expect("UTF-8"), &operator] {
+        let apply = ["apply", "--server-side", "--force-conflicts", "-k", kustomization];
+        run("kubectl", &apply, None).unwrap_or_else(|error| panic!("{error}"));
+    }
     let rollout = [
         "--namespace",
         "tlsfarm-system",
@@ -401,30 +398,34 @@ fn plain_kubectl_installs_an_operator_that_serves_every_namespace() {
     namespace.create_certificate("shop-tls", &["shop.example.com"]);
     namespace.apply(&farm("shop", 1, &[("shop", "shop.example.com")]));
     namespace.wait_ready("shop");
-    namespace.kubectl(&["delete", "tlsfarm", "shop"]);
-    namespace.delete();
 
-    // All but the CRD, which other tests use.
+    let before = crd(&namespace);
+    run("kubectl", &["delete", "-k", &operator, "--wait"], None).unwrap_or_else(|error| panic!("{error}"));
     for (kind, name) in [
         ("namespace", "tlsfarm-system"),
         ("clusterrole", "tlsfarm"),
-        ("clusterrole", "tlsfarm-view"),
-        ("clusterrole", "tlsfarm-edit"),
         ("clusterrolebinding", "tlsfarm"),
     ] {
-        run("kubectl", &["delete", kind, name, "--ignore-not-found"], None)
-            .unwrap_or_else(|error| panic!("{error}"));
+        assert!(namespace.get(kind, name).is_none(), "{kind} {name} stayed");
     }
+    assert_eq!(crd(&namespace), before);
+    assert_eq!(
+        namespace.proxies("shop").len(),
+        1,
+        "the farm went with its operator"
+    );
+    namespace.kubectl(&["delete", "tlsfarm", "shop"]);
+    namespace.delete();
 }
 
-/// An overlay of `deploy/` with the image under test, as a user would write one to pin an image.
+/// An overlay of `deploy/operator` with the image under test, as a user would write one to pin an image.
 fn scratch_overlay() -> String {
     let image = image();
     let (name, tag) = image.rsplit_once(':').expect("the image has a tag");
     let dir = repository().join("target/kustomize");
     std::fs::create_dir_all(&dir).expect("created");
     let overlay = format!(
-        "resources: [../../deploy]
+        "resources: [../../deploy/operator]
 images: [{{name: ghcr.io/tlsfarm/tlsfarm, newName: {name}, newTag: {tag}}}]
 replacements:
 - source: {{kind: Deployment, name: tlsfarm, fieldPath: 'spec.template.spec.containers.[name=operator].image'}}
