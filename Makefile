@@ -11,7 +11,7 @@
 #   make mutants-change   the same for only the lines you changed since CHANGE_BASE, the previous commit by default
 #   make coverage         which lines the unit and loopback tests run, by module
 #   make bench-cache      compares the session cache with redis-server; prints the table of docs/performance.md
-#   make lint             formatting, clippy, documentation, dependencies, scripts, chart, rendered manifests; needs no Kubernetes
+#   make lint             formatting, clippy, documentation, dependencies, scripts, charts, rendered manifests; needs no Kubernetes
 #   make crds             writes the CustomResourceDefinition again after a change of src/api
 #   make image            the container image, as dist/tlsfarm.tar
 
@@ -49,10 +49,11 @@ test-unit:
 	cargo test --locked --lib --bin tlsfarm --test architecture --test crd --test loopback
 	cargo test --locked --doc
 
+# The README's release of the CRD. A cluster that was left running may have a CRD from elsewhere, hence the flags.
 test-kubernetes: cluster
 	tests/packages
 	eval "$$($(CLUSTER) env)"; \
-	kubectl apply --server-side --force-conflicts -f crds/tlsfarm.yaml; \
+	helm upgrade --install tlsfarm-crds charts/tlsfarm-crds --namespace default --take-ownership --force-conflicts; \
 	TLSFARM_TEST_IMAGE=$(IMAGE) cargo test --locked --test kubernetes -- --test-threads=2 --show-output
 
 # Stable Rust and a C++ compiler are enough: coverage guides the search, and no sanitizer is needed where unsafe is forbidden.
@@ -115,4 +116,4 @@ cluster-down:
 
 crds:
 	cargo run --locked --quiet -- crd >crds/tlsfarm.yaml
-	cp crds/tlsfarm.yaml charts/tlsfarm/files/tlsfarm.yaml
+	cp crds/tlsfarm.yaml charts/tlsfarm-crds/files/tlsfarm.yaml

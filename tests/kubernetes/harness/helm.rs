@@ -5,15 +5,13 @@ use std::time::Duration;
 use super::{Namespace, image, repository, run, wait_for};
 
 impl Namespace {
-    /// Installs or upgrades the release, as the chart's defaults are but for `settings` and what several installations in
-    /// one cluster cannot share; waits until its pods are ready.
+    /// Installs or upgrades the release with the image under test and `settings`; waits until its pods are ready. All
+    /// releases of the tests share the CRD that `make test-kubernetes` has installed.
     pub fn helm(&self, command: &str, settings: &str) {
         let image = image();
         let (repository_name, tag) = image.rsplit_once(':').expect("the image has a tag");
         let chart = repository().join("charts/tlsfarm");
-        let settings = format!(
-            "image.repository={repository_name},image.tag={tag},crds.enabled=false,rbac.userRoles=false,{settings}"
-        );
+        let settings = format!("image.repository={repository_name},image.tag={tag},{settings}");
         let chart = chart.to_str().expect("UTF-8");
         let args = [
             command,
