@@ -13,12 +13,12 @@ use std::sync::LazyLock;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use kube::CustomResourceExt;
-use tlsfarm::api::{TLSFarm, ports};
+use tlsfarm::api::{LogFormat, TLSFarm, ports};
 use tlsfarm::cache;
-use tlsfarm::operator::{self, OperatorOptions};
+use tlsfarm::operator::{self, LogSettings, OperatorOptions};
 use tlsfarm::probe::{self, ProbeArgs};
 use tlsfarm::proxy;
-use tlsfarm::runtime::telemetry::{self, LogFormat};
+use tlsfarm::runtime::telemetry;
 
 /// What a shell reports for a program that SIGPIPE ended.
 const READER_IS_GONE: u8 = 141;
@@ -77,6 +77,20 @@ struct OperatorArgs {
     )]
     proxy_image: String,
 
+    /// What proxies and caches log, for farms that do not set spec.proxy.log.filter
+    #[arg(long, value_name = "FILTER", env = "TLSFARM_PROXY_LOG", default_value = "info", value_parser = log_filter)]
+    proxy_log_filter: String,
+
+    /// Log format of proxies and caches, for farms that do not set spec.proxy.log.format
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "TLSFARM_PROXY_LOG_FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Json
+    )]
+    proxy_log_format: LogFormat,
+
     /// Listen address for /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS", default_value_t = (Ipv6Addr::UNSPECIFIED, ports::ADMIN.1).into())]
     admin: SocketAddr,
@@ -119,14 +133,8 @@ struct CacheArgs {
 
 #[derive(Args)]
 struct LogArgs {
-    // kube_client logs every request that fails while the API server is away, and so do we, with what was wanted.
     /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
-    #[arg(
-        long,
-        value_name = "FILTER",
-        env = "TLSFARM_LOG",
-        default_value = "info,kube_client=off"
-    )]
+    #[arg(long, value_name = "FILTER", env = "TLSFARM_LOG", default_value = "info", value_parser = log_filter)]
     log_filter: String,
 
     /// Log format
@@ -159,6 +167,10 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
                 namespaces: args.namespaces,
                 proxy_image: args.proxy_image,
                 image_pull_policy: None,
+                proxy_log: LogSettings {
+                    filter: args.proxy_log_filter,
+                    format: args.proxy_log_format,
+                },
                 admin: args.admin,
             };
             tokio::runtime::Runtime::new()?.block_on(operator::run(options))?;
@@ -232,9 +244,12 @@ fn namespace(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn log_filter(text: &str) -> Result<String, telemetry::ParseError> {
+    telemetry::check(text).map(|()| text.to_owned())
+}
+
 impl LogArgs {
-    fn init(&self) -> Result<(), String> {
+    fn init(&self) -> Result<(), telemetry::ParseError> {
         telemetry::init(self.log_format, &self.log_filter)
-            .map_err(|error| format!("invalid --log-filter {:?}: {error}", self.log_filter))
     }
 }

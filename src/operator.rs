@@ -29,7 +29,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::build::ProxyImage;
+pub use self::build::LogSettings;
+use self::build::PodDefaults;
 use self::cluster::events::Events;
 use self::context::Context;
 use self::controller::Watching;
@@ -54,6 +55,8 @@ pub struct OperatorOptions {
     pub proxy_image: String,
     /// `imagePullPolicy` of the proxies: `Always`, `IfNotPresent` (the default) or `Never`.
     pub image_pull_policy: Option<String>,
+    /// Log settings of proxies and caches for farms that do not set theirs.
+    pub proxy_log: LogSettings,
     /// Listen address for `/healthz`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
 }
@@ -102,9 +105,10 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let (metrics, registry) = OperatorMetrics::new();
     let (metrics, farms) = (Arc::new(metrics), Arc::new(Farms::default()));
     let events = Arc::new(Events::new(client.clone()));
-    let image = ProxyImage {
+    let pod_defaults = PodDefaults {
         image: options.proxy_image,
         pull_policy: options.image_pull_policy.unwrap_or_else(|| "IfNotPresent".into()),
+        log: options.proxy_log,
     };
     let stop = CancellationToken::new();
     let mut scopes: Vec<Option<String>> = options.namespaces.into_iter().map(Some).collect();
@@ -130,7 +134,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
         let context = Context {
             client: client.clone(),
             store: watching.store(),
-            image: image.clone(),
+            pod_defaults: pod_defaults.clone(),
             farms: Arc::clone(&farms),
             metrics: Arc::clone(&metrics),
             events: Arc::clone(&events),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use kube::{CustomResource, KubeSchema};
@@ -358,6 +359,10 @@ pub struct Proxy {
     #[schemars(schema_with = "super::resources::schema")]
     pub resources: ResourceRequirements,
 
+    /// Logs of the proxies and their cache sidecars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<Log>,
+
     /// Scheduling constraints of the proxy pods. Pods are always spread over nodes where possible.
     #[serde(default)]
     pub scheduling: Scheduling,
@@ -373,6 +378,31 @@ pub struct Proxy {
     /// reconnect, and finishes running requests.
     #[serde(default = "defaults::drain_period")]
     pub drain_period: Duration,
+}
+
+/// Logs of the proxies and their cache sidecars. What is not set here is set for all farms by the operator.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Log {
+    /// What to log: a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(validation = Rule::new("self.matches('^(([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))(,([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))*$')").message("must be a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas"))]
+    pub filter: Option<String>,
+
+    /// Text writes lines for people, and Json one JSON object per line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<LogFormat>,
+}
+
+/// Format of logs.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 /// Scheduling constraints of the proxy pods.
@@ -412,6 +442,7 @@ impl Default for Proxy {
         Self {
             image: None,
             resources: defaults::resources(),
+            log: None,
             scheduling: Scheduling::default(),
             trusted_proxies: Vec::new(),
             drain_period: defaults::drain_period(),

@@ -23,7 +23,8 @@ use super::names::FarmId;
 use crate::api::TLSFarm;
 use crate::compile::farm::{self, ResolvedPorts};
 
-pub(super) use deployment::{CONTAINER, ProxyImage};
+pub use containers::LogSettings;
+pub(super) use deployment::{CONTAINER, PodDefaults};
 
 /// The desired objects of a farm, except the Secrets.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ pub(super) struct Object {
 }
 
 /// Builds the desired objects of `farm`, except the Secrets.
-pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &ProxyImage) -> Desired {
+pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, defaults: &PodDefaults) -> Desired {
     let name = format!("{}/{}", id.namespace(), id.name());
     let file = config_map::file(&farm::proxy_config(&name, &farm.spec, ports));
     let cache_config = farm::cache_config(&farm.spec, &id.cache_name(), &id.cache_server_name());
@@ -63,7 +64,7 @@ pub(super) fn build(farm: &TLSFarm, id: &FarmId, ports: &ResolvedPorts, image: &
         service: network::service(farm, id),
         metrics_service: network::metrics_service(farm, id),
         cache_service: cache::service(farm, id),
-        deployment: deployment::deployment(farm, id, image, cache_file.as_deref()),
+        deployment: deployment::deployment(farm, id, defaults, cache_file.as_deref()),
         disruption_budget: deployment::disruption_budget(id),
         config_fingerprint: crate::config::fingerprint(file.as_bytes()),
         config_map: config_map::config_map(id, file, cache_file),
@@ -107,7 +108,7 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::BackendRef;
+    use crate::api::{BackendRef, LogFormat};
     use crate::operator::names::id;
 
     pub(super) fn farm(spec: Value) -> TLSFarm {
@@ -132,9 +133,13 @@ pub(super) mod tests {
     }
 
     pub(in crate::operator) fn desired(spec: Value) -> Desired {
-        let image = ProxyImage {
+        let defaults = PodDefaults {
             image: "tlsfarm:1".into(),
             pull_policy: "IfNotPresent".into(),
+            log: LogSettings {
+                filter: "info".into(),
+                format: LogFormat::Json,
+            },
         };
         let ports = ResolvedPorts::from([(
             BackendRef {
@@ -143,7 +148,7 @@ pub(super) mod tests {
             },
             "http".into(),
         )]);
-        build(&farm(spec), &id("shop"), &ports, &image)
+        build(&farm(spec), &id("shop"), &ports, &defaults)
     }
 
     pub(super) fn built(spec: Value) -> BTreeMap<(String, String), Value> {

@@ -6,7 +6,7 @@ use kube::Client;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::Store;
 
-use super::build::ProxyImage;
+use super::build::PodDefaults;
 use super::cluster::events::Events;
 use super::fleet::memory::Farms;
 use super::metrics::OperatorMetrics;
@@ -17,7 +17,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     /// The farms that the same controller watches.
     pub(crate) store: Store<DeserializeGuard<TLSFarm>>,
-    pub(crate) image: ProxyImage,
+    pub(crate) pod_defaults: PodDefaults,
     pub(crate) farms: Arc<Farms>,
     pub(crate) metrics: Arc<OperatorMetrics>,
     pub(crate) events: Arc<Events>,

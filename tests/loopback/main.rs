@@ -9,6 +9,7 @@ mod cache_peers;
 mod cache_process;
 mod certificates;
 mod client;
+mod command_line;
 mod drain;
 mod evil_cache;
 mod files;

@@ -106,6 +106,8 @@ enum PeerTlsError {
     File { file: PathBuf, error: io::Error },
     #[error("failed to parse {} as PEM: {error}", file.display())]
     Pem { file: PathBuf, error: pem::Error },
+    #[error("{} contains no certificate", .0.display())]
+    NoCertificate(PathBuf),
     #[error("{0:?} is not a valid DNS name")]
     ServerName(String, #[source] InvalidDnsNameError),
     #[error("invalid CA certificate")]
@@ -225,9 +227,13 @@ impl File {
     }
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, PeerTlsError> {
-        CertificateDer::pem_slice_iter(&self.contents)
+        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.contents)
             .collect::<Result<_, _>>()
-            .map_err(|error| self.is_no_pem(error))
+            .map_err(|error| self.is_no_pem(error))?;
+        match found.is_empty() {
+            true => Err(PeerTlsError::NoCertificate(self.path.clone())),
+            false => Ok(found),
+        }
     }
 
     fn is_no_pem(&self, error: pem::Error) -> PeerTlsError {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::containers::{container_ports, mount, probe, restricted, secret_volume};
+use super::containers::{ContainerDefaults, container_ports, mount, probe, restricted, secret_volume};
 use crate::api::{self, SessionCacheMode, TLSFarm, ports};
 use crate::compile::farm::sidecar;
 use crate::compile::mounts::{
@@ -19,6 +19,7 @@ use crate::compile::mounts::{
 use crate::operator::names::FarmId;
 
 const CONTAINER: &str = "cache";
+
 /// Parts of the pod template for the session cache.
 #[derive(Default)]
 pub(super) struct PodParts {
@@ -52,12 +53,12 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
     })
 }
 
-/// Builds the parts of the pod template; `image` and `pull_policy` are those of the proxy.
-pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &str) -> PodParts {
+/// Builds the parts of the pod template.
+pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, shared: &ContainerDefaults<'_>) -> PodParts {
     let cache = &farm.spec.resumption.session_cache;
     match (cache.mode, &cache.redis) {
         (SessionCacheMode::Sidecar, _) => PodParts {
-            sidecar: Some(container(cache, image, pull_policy)),
+            sidecar: Some(container(cache, shared)),
             volumes: vec![
                 Volume {
                     name: "run".into(),
@@ -103,28 +104,29 @@ pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, image: &str, pull_policy: &
 /// A native sidecar: it starts before the proxy and stops after it.
 ///
 /// It has no readiness probe: a failing cache causes full handshakes, and must not make the proxy unready.
-fn container(cache: &api::SessionCacheSpec, image: &str, pull_policy: &str) -> Container {
+fn container(cache: &api::SessionCacheSpec, shared: &ContainerDefaults<'_>) -> Container {
+    let pod_ip = EnvVar {
+        name: "POD_IP".into(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "status.podIP".into(),
+                ..ObjectFieldSelector::default()
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
     Container {
         name: CONTAINER.into(),
-        image: Some(image.into()),
-        image_pull_policy: Some(pull_policy.into()),
+        image: Some(shared.image.into()),
+        image_pull_policy: Some(shared.pull_policy.into()),
         restart_policy: Some("Always".into()),
         args: Some(vec![
             "cache".into(),
             "--config".into(),
             format!("{CONFIG_DIR}/{CACHE_CONFIG_KEY}"),
         ]),
-        env: Some(vec![EnvVar {
-            name: "POD_IP".into(),
-            value_from: Some(EnvVarSource {
-                field_ref: Some(ObjectFieldSelector {
-                    field_path: "status.podIP".into(),
-                    ..ObjectFieldSelector::default()
-                }),
-                ..EnvVarSource::default()
-            }),
-            ..EnvVar::default()
-        }]),
+        env: Some([&[pod_ip], shared.env.as_slice()].concat()),
         ports: Some(container_ports(&[ports::CACHE_PEERS, ports::CACHE_ADMIN])),
         volume_mounts: Some(vec![
             mount("config", CONFIG_DIR.into()),

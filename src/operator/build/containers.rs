@@ -1,13 +1,52 @@
 //! Settings shared by all containers of a pod.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ContainerPort, HTTPGetAction, Probe, SecretVolumeSource, SecurityContext, Volume,
+    Capabilities, ContainerPort, EnvVar, HTTPGetAction, Probe, SecretVolumeSource, SecurityContext, Volume,
     VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::api::{Log, LogFormat};
+
 /// File mode of mounted Secrets: readable by owner and group only.
 const SECRET_MODE: i32 = 0o440;
+
+/// What to log, and how.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// A level, or target=level pairs separated by commas.
+    pub filter: String,
+    /// Format.
+    pub format: LogFormat,
+}
+
+/// What all containers of a pod have in common.
+pub(super) struct ContainerDefaults<'a> {
+    /// Image.
+    pub(super) image: &'a str,
+    /// `imagePullPolicy`.
+    pub(super) pull_policy: &'a str,
+    /// Environment variables.
+    pub(super) env: Vec<EnvVar>,
+}
+
+/// The environment variables with the log settings of a farm.
+pub(super) fn log_env(log: Option<&Log>, defaults: &LogSettings) -> Vec<EnvVar> {
+    let filter = log
+        .and_then(|log| log.filter.as_ref())
+        .unwrap_or(&defaults.filter);
+    let format = match log.and_then(|log| log.format).unwrap_or(defaults.format) {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    [("TLSFARM_LOG", filter.as_str()), ("TLSFARM_LOG_FORMAT", format)]
+        .map(|(name, value)| EnvVar {
+            name: name.into(),
+            value: Some(value.into()),
+            ..EnvVar::default()
+        })
+        .into()
+}
 
 /// Security context of every container: the Pod Security level `restricted`, and a read-only root file system.
 pub(super) fn restricted() -> SecurityContext {

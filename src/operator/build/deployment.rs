@@ -12,7 +12,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::cache;
-use super::containers::{container_ports, mount, probe, restricted, secret_volume};
+use super::containers::{
+    ContainerDefaults, LogSettings, container_ports, log_env, mount, probe, restricted, secret_volume,
+};
 use crate::api::{HttpMode, TLSFarm, ports};
 use crate::compile::mounts::{CONFIG_DIR, CONFIG_KEY, RING_DIR, certificate_dir};
 use crate::operator::names::FarmId;
@@ -34,19 +36,21 @@ const GRACE_SECONDS: u64 = 5;
 /// change restarts the pods.
 const CACHE_CONFIG_ANNOTATION: &str = "tlsfarm.dev/cache-config";
 
-/// Image settings of the proxies from the operator's command line.
+/// Settings of the pods from the operator's command line.
 #[derive(Clone, Debug)]
-pub(in crate::operator) struct ProxyImage {
+pub(in crate::operator) struct PodDefaults {
     /// Proxy image for farms that do not set one.
     pub(in crate::operator) image: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub(in crate::operator) pull_policy: String,
+    /// Log settings for farms that do not set theirs.
+    pub(in crate::operator) log: LogSettings,
 }
 
 pub(super) fn deployment(
     farm: &TLSFarm,
     id: &FarmId,
-    image: &ProxyImage,
+    defaults: &PodDefaults,
     cache_file: Option<&str>,
 ) -> Deployment {
     let annotations = cache_file.map(|file| {
@@ -73,7 +77,7 @@ pub(super) fn deployment(
                     annotations,
                     ..ObjectMeta::default()
                 }),
-                spec: Some(pod(farm, id, image)),
+                spec: Some(pod(farm, id, defaults)),
             },
             ..DeploymentSpec::default()
         }),
@@ -95,17 +99,21 @@ pub(super) fn disruption_budget(id: &FarmId) -> PodDisruptionBudget {
     }
 }
 
-fn pod(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> PodSpec {
+fn pod(farm: &TLSFarm, id: &FarmId, defaults: &PodDefaults) -> PodSpec {
     let proxy = &farm.spec.proxy;
     let scheduling = &proxy.scheduling;
     let (mut volumes, mut mounts) = files(farm, id);
-    let proxy_image = proxy.image.as_deref().unwrap_or(&image.image);
-    let cache = cache::pod_parts(farm, id, proxy_image, &image.pull_policy);
+    let shared = ContainerDefaults {
+        image: proxy.image.as_deref().unwrap_or(&defaults.image),
+        pull_policy: &defaults.pull_policy,
+        env: log_env(proxy.log.as_ref(), &defaults.log),
+    };
+    let cache = cache::pod_parts(farm, id, &shared);
     volumes.extend(cache.volumes);
     mounts.extend(cache.mounts);
     PodSpec {
         init_containers: cache.sidecar.map(|sidecar| vec![sidecar]),
-        containers: vec![container(farm, proxy_image, &image.pull_policy, mounts)],
+        containers: vec![container(farm, shared, mounts)],
         volumes: Some(volumes),
         service_account_name: Some(id.proxy_name()),
         automount_service_account_token: Some(true),
@@ -138,7 +146,7 @@ fn pod(farm: &TLSFarm, id: &FarmId, image: &ProxyImage) -> PodSpec {
     }
 }
 
-fn container(farm: &TLSFarm, image: &str, pull_policy: &str, mounts: Vec<VolumeMount>) -> Container {
+fn container(farm: &TLSFarm, shared: ContainerDefaults<'_>, mounts: Vec<VolumeMount>) -> Container {
     let proxy = &farm.spec.proxy;
     let mut listened_on = vec![ports::HTTPS, ports::ADMIN];
     if farm.spec.http.mode != HttpMode::Disabled {
@@ -146,8 +154,9 @@ fn container(farm: &TLSFarm, image: &str, pull_policy: &str, mounts: Vec<VolumeM
     }
     Container {
         name: CONTAINER.into(),
-        image: Some(image.into()),
-        image_pull_policy: Some(pull_policy.into()),
+        image: Some(shared.image.into()),
+        image_pull_policy: Some(shared.pull_policy.into()),
+        env: Some(shared.env),
         args: Some(vec![
             "proxy".into(),
             "--config".into(),
@@ -274,5 +283,28 @@ mod tests {
             deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"],
             65
         );
+    }
+
+    #[test]
+    fn a_farm_chooses_what_its_containers_log_and_else_the_operator_does() {
+        let environment = |proxy: Value| {
+            let deployment = deployment_of(|spec| {
+                spec["proxy"] = proxy;
+                spec["resumption"] = json!({"sessionCache": {"mode": "Sidecar"}});
+            });
+            let pod = &deployment["spec"]["template"]["spec"];
+            ["containers", "initContainers"].map(|kind| {
+                let env = pod[kind][0]["env"].as_array().expect("a list").clone();
+                ["TLSFARM_LOG", "TLSFARM_LOG_FORMAT"].map(|name| {
+                    let variable = env.iter().find(|variable| variable["name"] == name);
+                    variable.expect("set")["value"].as_str().expect("text").to_owned()
+                })
+            })
+        };
+        assert_eq!(environment(json!({})), [["info", "json"]; 2]);
+        let chosen = json!({"log": {"filter": "warn,tlsfarm=debug", "format": "Text"}});
+        assert_eq!(environment(chosen), [["warn,tlsfarm=debug", "text"]; 2]);
+        let filter_only = json!({"log": {"filter": "debug"}});
+        assert_eq!(environment(filter_only), [["debug", "json"]; 2]);
     }
 }

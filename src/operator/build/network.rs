@@ -8,9 +8,9 @@ use crate::operator::names::FarmId;
 
 pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
     let wanted = &farm.spec.service;
-    let mut service_ports = vec![port(443, ports::HTTPS.0, "https")];
+    let mut service_ports = vec![port(443, ports::HTTPS.0)];
     if farm.spec.http.mode != HttpMode::Disabled {
-        service_ports.push(port(80, ports::HTTP.0, "http"));
+        service_ports.push(port(80, ports::HTTP.0));
     }
     let mut metadata = id.metadata(id.proxy_name());
     if !wanted.annotations.is_empty() {
@@ -33,13 +33,9 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Service {
 
 /// The Service for monitoring: the admin ports of all pods, including those that are not ready.
 pub(super) fn metrics_service(farm: &TLSFarm, id: &FarmId) -> Service {
-    let mut service_ports = vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0, "http")];
+    let mut service_ports = vec![port(i32::from(ports::ADMIN.1), ports::ADMIN.0)];
     if farm.spec.resumption.session_cache.mode == SessionCacheMode::Sidecar {
-        service_ports.push(port(
-            i32::from(ports::CACHE_ADMIN.1),
-            ports::CACHE_ADMIN.0,
-            "http",
-        ));
+        service_ports.push(port(i32::from(ports::CACHE_ADMIN.1), ports::CACHE_ADMIN.0));
     }
     Service {
         metadata: id.metadata(id.metrics_name()),
@@ -54,13 +50,14 @@ pub(super) fn metrics_service(farm: &TLSFarm, id: &FarmId) -> Service {
     }
 }
 
-fn port(number: i32, name: &str, protocol: &str) -> ServicePort {
+/// A TCP port without `appProtocol`: some load balancers would derive an HTTPS health check of `/` from it, to which
+/// proxies do not answer 200, because such checks send no host name.
+fn port(number: i32, name: &str) -> ServicePort {
     ServicePort {
         name: Some(name.into()),
         port: number,
         target_port: Some(IntOrString::String(name.into())),
         protocol: Some("TCP".into()),
-        app_protocol: Some(protocol.into()),
         ..ServicePort::default()
     }
 }
@@ -81,6 +78,7 @@ mod tests {
     fn clients_reach_the_named_container_ports() {
         let service = service_of(|_| {});
         assert_eq!(service["spec"]["type"], "LoadBalancer");
+        assert_eq!(service["spec"]["ports"][0]["appProtocol"], Value::Null);
         let reached: Vec<_> = service["spec"]["ports"]
             .as_array()
             .expect("ports")

@@ -132,7 +132,7 @@ impl Pass<'_> {
         }
         let client = &self.context.client;
         let backends = backends::resolve(client, self.id, self.farm).await?;
-        let desired = build::build(self.farm, self.id, &backends.ports, &self.context.image);
+        let desired = build::build(self.farm, self.id, &backends.ports, &self.context.pod_defaults);
         Ok(Some(Prepared {
             backend_faults: backends.faults,
             inspection: apply::inspect(client, self.id, &desired).await?,
