@@ -5,6 +5,9 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
+# What --version says of the commit: --build-arg COMMIT=$(git rev-parse --short=12 HEAD)
+ARG COMMIT=
+ENV TLSFARM_COMMIT="${COMMIT}"
 # crt-static: the last stage has no libc. It takes effect on this target only when --target is named.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

@@ -12,7 +12,7 @@
 #   make coverage         which lines the unit and loopback tests run, by module
 #   make bench-cache      compares the session cache with redis-server; prints the table of docs/performance.md
 #   make lint             formatting, clippy, documentation, dependencies, scripts, charts, rendered manifests; needs no Kubernetes
-#   make crds             writes the CustomResourceDefinition again after a change of src/api
+#   make crds             writes the CustomResourceDefinition and docs/api.md again after a change of src/api
 #   make image            the container image, as dist/tlsfarm.tar
 
 SHELL := /bin/bash
@@ -102,6 +102,7 @@ bench-cache:
 	benches/cache.py $(BINARY)
 
 # The last stage of the Dockerfile around a binary that cargo built here: no registry is asked for anything.
+image: export TLSFARM_COMMIT = $(shell git describe --always --dirty --abbrev=12 --match='')
 image:
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
 	tests/cluster/image $(BINARY) $(IMAGE) dist/tlsfarm.tar
@@ -117,3 +118,4 @@ cluster-down:
 crds:
 	cargo run --locked --quiet -- crd >crds/tlsfarm.yaml
 	cp crds/tlsfarm.yaml charts/tlsfarm-crds/files/tlsfarm.yaml
+	UPDATE=1 cargo test --locked --quiet --test crd the_api_reference

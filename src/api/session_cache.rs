@@ -19,23 +19,24 @@ use super::duration::between;
 )]
 pub struct SessionCacheSpec {
     /// Sidecar runs a cache next to every proxy, Redis uses your own Redis or Valkey server, and Disabled stores no
-    /// sessions.
+    /// sessions. A change restarts the proxies.
     #[serde(default)]
     pub mode: SessionCacheMode,
 
     /// Memory limit for the entries of one sidecar, in MiB. An entry takes about 600 bytes; the oldest are evicted first.
+    /// A change restarts the proxies.
     #[serde(default = "default_size_mib", rename = "sizeMiB")]
     #[schemars(range(min = 1, max = 65536))]
     pub size_mib: i32,
 
     /// Resources of the sidecar. Default: requests of 50m CPU and 32Mi of memory, and a memory limit of twice sizeMiB
-    /// plus 64Mi, for entries, allocator overhead and connections.
+    /// plus 64Mi, for entries, allocator overhead and connections. A change restarts the proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::resources::schema")]
     pub resources: Option<ResourceRequirements>,
 
     /// How long a handshake may wait for the cache, between 1ms and 50ms. If the lookup times out, the client gets a
-    /// full handshake.
+    /// full handshake. A change restarts the proxies.
     #[serde(default = "default_lookup_timeout")]
     pub lookup_timeout: Duration,
 
@@ -71,7 +72,8 @@ pub struct RedisSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RedisTlsSpec>,
 
-    /// Secret in the farm's namespace with the key `password` and, for an ACL user, `username`.
+    /// Secret in the farm's namespace with the key `password` and, for an ACL user, `username`. A
+    /// change restarts the proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
 }
@@ -81,7 +83,8 @@ pub struct RedisSpec {
 #[serde(rename_all = "camelCase")]
 pub struct RedisTlsSpec {
     /// Secret in the farm's namespace with the key `ca.crt`: the CA certificates that the server's certificate is
-    /// verified against. If the Secret also has `tls.crt` and `tls.key`, proxies present them as client certificate.
+    /// verified against. If the Secret also has `tls.crt` and `tls.key`, proxies present them as client certificate. A
+    /// change restarts the proxies.
     pub secret_ref: SecretRef,
 
     /// DNS name that the server's certificate must be valid for. Default: the host of `address`.

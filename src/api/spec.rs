@@ -110,7 +110,7 @@ pub struct HostSpec {
 #[serde(rename_all = "camelCase")]
 pub struct HostTls {
     /// Secrets of type kubernetes.io/tls in the farm's namespace. List an ECDSA and an RSA certificate to support old
-    /// clients; each client gets the first certificate that it can verify.
+    /// clients; each client gets the first certificate that it can verify. A change restarts the proxies.
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub certificate_refs: Vec<CertificateRef>,
@@ -200,7 +200,7 @@ pub struct BackendRef {
 #[serde(rename_all = "camelCase")]
 pub struct Http {
     /// Redirect answers every request with a 308 redirect to https, Serve forwards requests as on the TLS port, and
-    /// Disabled does not listen for plain HTTP.
+    /// Disabled does not listen for plain HTTP. A change restarts the proxies.
     #[serde(default)]
     pub mode: HttpMode,
 }
@@ -349,21 +349,23 @@ pub enum IpFamilyPolicy {
         .message("drainPeriod must be between 1s and 1h"),
 )]
 pub struct Proxy {
-    /// Container image of the proxies. Default: the image that the operator is configured with.
+    /// Container image of the proxies. Default: the image that the operator is configured with. A change restarts the
+    /// proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
 
-    /// Resources of the proxy container. The proxy runs one thread per CPU of the limit.
+    /// Resources of the proxy container. The proxy runs one thread per CPU of the limit. A change restarts the proxies.
     #[serde(default = "defaults::resources")]
     #[schemars(schema_with = "super::resources::schema")]
     pub resources: ResourceRequirements,
 
-    /// Logs of the proxies and their cache sidecars.
+    /// Logs of the proxies and their cache sidecars. A change restarts the proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<Log>,
 
-    /// Scheduling constraints of the proxy pods. Pods are always spread over nodes where possible.
+    /// Scheduling constraints of the proxy pods. Pods are always spread over nodes where possible. A change restarts the
+    /// proxies.
     #[serde(default)]
     pub scheduling: Scheduling,
 
@@ -375,7 +377,7 @@ pub struct Proxy {
     pub trusted_proxies: Vec<IpNet>,
 
     /// How long a proxy keeps serving after SIGTERM, between 1s and 1h. It leaves the Service at once, tells clients to
-    /// reconnect, and finishes running requests.
+    /// reconnect, and finishes running requests. A change restarts the proxies.
     #[serde(default = "defaults::drain_period")]
     pub drain_period: Duration,
 }

@@ -1,4 +1,6 @@
-//! The committed CRD and the chart's copy are what the types say, and fit for `kubectl explain`.
+//! The committed CRD, the chart's copy and the API reference are what the types say, and fit for `kubectl explain`.
+
+mod reference;
 
 use std::path::Path;
 use std::process::Command;
@@ -40,6 +42,18 @@ fn every_reason_of_a_condition_is_explained() {
             "docs/conditions.md does not explain {reason}"
         );
     }
+}
+
+/// `make crds` sets UPDATE, and the page is written.
+#[test]
+fn the_api_reference_is_what_the_crd_says() {
+    let crd: Value = serde_saphyr::from_str(&read("crds/tlsfarm.yaml")).expect("YAML");
+    let (page, file) = (reference::page(&crd), "docs/api.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), page).expect("written");
+        return;
+    }
+    assert!(read(file) == page, "{file} is out of date: run `make crds`");
 }
 
 fn check(path: &str, schema: &Value) {
