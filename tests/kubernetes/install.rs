@@ -126,7 +126,7 @@ fn the_crd_changes_hands_from_a_release_that_becomes_an_operator_and_no_farm_goe
 }
 
 /// Held by tests that uninstall the release `tlsfarm-crds` or give the CRD to another. The CRD itself always stays.
-fn release_of_the_crd() -> MutexGuard<'static, ()> {
+pub fn release_of_the_crd() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

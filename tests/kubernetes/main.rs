@@ -5,6 +5,7 @@ mod bad_ring;
 mod cache_chart;
 mod cached_farm;
 mod due;
+mod first_farm;
 mod harness;
 mod id_traffic;
 mod install;
