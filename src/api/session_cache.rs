@@ -23,8 +23,8 @@ pub struct SessionCacheSpec {
     #[serde(default)]
     pub mode: SessionCacheMode,
 
-    /// Memory limit for the entries of one sidecar, in MiB. An entry takes about 600 bytes; the oldest are evicted first.
-    /// A change restarts the proxies.
+    /// Memory limit for the entries of one sidecar, in MiB. An entry takes 350 to 600 bytes; the oldest are evicted first. A
+    /// change restarts the proxies.
     #[serde(default = "default_size_mib", rename = "sizeMiB")]
     #[schemars(range(min = 1, max = 65536))]
     pub size_mib: i32,
