@@ -12,6 +12,7 @@ use rustls::{HandshakeKind, ProtocolVersion};
 
 use crate::api::KeyRole;
 use crate::ring::{OpenError, SealError};
+use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// The metrics of one process; clones share their values.
 #[derive(Clone, Default)]
@@ -120,11 +121,6 @@ struct HandshakeLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OutcomeLabel {
     outcome: &'static str,
 }
@@ -147,85 +143,27 @@ struct CertificateLabels {
 
 impl ProxyMetrics {
     /// Creates and registers the metrics.
+    #[rustfmt::skip] // Each metric on one line.
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        registry.register(
-            "handshakes",
-            "Successful TLS handshakes, by version and whether the session was resumed",
-            m.handshakes.clone(),
-        );
-        registry.register(
-            "handshake_failures",
-            "Failed TLS handshakes, by reason",
-            m.handshake_failures.clone(),
-        );
-        registry.register(
-            "tickets_offered",
-            "Session tickets offered by clients, by outcome",
-            m.tickets_offered.clone(),
-        );
-        registry.register(
-            "tickets_issued",
-            "Attempts to issue session tickets, by outcome",
-            m.tickets_issued.clone(),
-        );
-        registry.register(
-            "session_ids_offered",
-            "TLS 1.2 session ids offered by clients and found in the session cache, by outcome",
-            m.session_ids_offered.clone(),
-        );
-        registry.register("connections", "Open client connections", m.connections.clone());
-        registry.register("connections_accepted", "Connections accepted", m.accepted.clone());
-        registry.register(
-            "connections_refused",
-            "Connections closed on accept because the connection limit was reached",
-            m.refused.clone(),
-        );
-        registry.register(
-            "accept_errors",
-            "Errors while accepting connections, such as too many open files",
-            m.accept_errors.clone(),
-        );
-        registry.register(
-            "ring_generation",
-            "Generation of the loaded ring; 0 if none is loaded",
-            m.ring_generation.clone(),
-        );
-        registry.register(
-            "ring_changed_timestamp_seconds",
-            "Unix time at which the loaded ring was written",
-            m.ring_changed.clone(),
-        );
-        registry.register(
-            "ring_can_seal",
-            "1 if the primary key may seal tickets, else 0",
-            m.ring_can_seal.clone(),
-        );
-        registry.register(
-            "tickets_disabled",
-            "1 if no tickets are issued because no ring is loaded or no key may seal, else 0",
-            m.tickets_disabled.clone(),
-        );
-        registry.register(
-            "reloads",
-            "Successful reloads of changed files, by file",
-            m.reloads.clone(),
-        );
-        registry.register(
-            "reload_failures",
-            "Failed reloads of changed files, by file; the loaded version stays in use",
-            m.reload_failures.clone(),
-        );
-        registry.register(
-            "certificate_not_after_timestamp_seconds",
-            "Unix time at which the certificate in use expires",
-            m.certificate_not_after.clone(),
-        );
-        registry.register(
-            "ready",
-            "1 if the proxy is ready for new clients, else 0",
-            m.ready.clone(),
-        );
+        let m = Self {
+            handshakes: registry.create("handshakes", "Successful TLS handshakes, by version and kind"),
+            handshake_failures: registry.create("handshake_failures", "Failed TLS handshakes, by reason"),
+            tickets_offered: registry.create("tickets_offered", "Session tickets that clients offered, by outcome"),
+            tickets_issued: registry.create("tickets_issued", "Attempts to issue a session ticket, by outcome"),
+            session_ids_offered: registry.create("session_ids_offered", "Session ids found in the cache, by outcome"),
+            connections: registry.create("connections", "Open client connections, by port"),
+            accepted: registry.create("connections_accepted", "Client connections accepted, by port"),
+            refused: registry.create("connections_refused", "Client connections refused at the limit, by port"),
+            accept_errors: registry.create("accept_errors", "Errors while accepting connections"),
+            ring_generation: registry.create("ring_generation", "Generation of the loaded ring, 0 if none is loaded"),
+            ring_changed: registry.create("ring_changed_timestamp_seconds", "Time when the loaded ring was written"),
+            ring_can_seal: registry.create("ring_can_seal", "Whether the primary key may encrypt tickets"),
+            tickets_disabled: registry.create("tickets_disabled", "Whether no tickets are issued for lack of a key"),
+            reloads: registry.create("reloads", "Changed files loaded, by kind of file"),
+            reload_failures: registry.create("reload_failures", "Changed files rejected, by kind of file"),
+            certificate_not_after: registry.create("certificate_not_after_timestamp_seconds", "Certificate expiry"),
+            ready: registry.create("ready", "Whether the proxy accepts new clients"),
+        };
         m.start_at_zero();
         m
     }
