@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod error_chain;
+pub(crate) mod exposition;
 pub mod files;
 pub mod kubernetes;
 pub(crate) mod limits;
