@@ -3,6 +3,9 @@
 
 pub(crate) mod http;
 
+use std::ops::Range;
+
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,8 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustls::{HandshakeKind, ProtocolVersion};
 
-use crate::api::KeyRole;
-use crate::ring::{OpenError, SealError};
+use crate::api::{Duration, KeyRole};
+use crate::ring::{OpenError, Ring, SealError};
 use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// The metrics of one process; clones share their values.
@@ -28,10 +31,14 @@ pub(crate) struct ProxyMetrics {
     accept_errors: Counter,
     ring_generation: Gauge,
     ring_changed: Gauge,
+    ring_rotated: Gauge,
+    rotation_interval: Gauge,
     ring_can_seal: Gauge,
     tickets_disabled: Gauge,
     reloads: Family<FileLabel, Counter>,
     reload_failures: Family<FileLabel, Counter>,
+    file_faults: Family<FileLabel, Gauge>,
+    certificate_not_before: Family<CertificateLabels, Gauge>,
     certificate_not_after: Family<CertificateLabels, Gauge>,
     ready: Gauge,
 }
@@ -157,10 +164,14 @@ impl ProxyMetrics {
             accept_errors: registry.create("accept_errors", "Errors while accepting connections"),
             ring_generation: registry.create("ring_generation", "Generation of the loaded ring, 0 if none is loaded"),
             ring_changed: registry.create("ring_changed_timestamp_seconds", "Time when the loaded ring was written"),
+            ring_rotated: registry.create("ring_rotated_timestamp_seconds", "Time when the loaded ring was rotated"),
+            rotation_interval: registry.create("ring_rotation_interval_seconds", "Interval of rotations, 0 if unknown"),
             ring_can_seal: registry.create("ring_can_seal", "Whether the primary key may encrypt tickets"),
             tickets_disabled: registry.create("tickets_disabled", "Whether no tickets are issued for lack of a key"),
             reloads: registry.create("reloads", "Changed files loaded, by kind of file"),
             reload_failures: registry.create("reload_failures", "Changed files rejected, by kind of file"),
+            file_faults: registry.create("file_faults", "Files missing or unusable at present, by kind of file"),
+            certificate_not_before: registry.create("certificate_not_before_timestamp_seconds", "Start of validity"),
             certificate_not_after: registry.create("certificate_not_after_timestamp_seconds", "Certificate expiry"),
             ready: registry.create("ready", "Whether the proxy accepts new clients"),
         };
@@ -242,11 +253,26 @@ impl ProxyMetrics {
             .inc();
     }
 
+    /// Sets the number of files of a kind that are missing or unusable.
+    pub(crate) fn set_file_faults(&self, file: FileKind, count: usize) {
+        self.file_faults
+            .get_or_create(&FileLabel { file: file.label() })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     /// Sets the gauges of the loaded ring.
-    pub(crate) fn set_ring(&self, generation: u64, changed_at: jiff::Timestamp) {
+    pub(crate) fn set_ring(&self, ring: &Ring) {
         self.ring_generation
-            .set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.ring_changed.set(changed_at.as_second());
+            .set(i64::try_from(ring.generation).unwrap_or(i64::MAX));
+        self.ring_changed.set(ring.changed_at.as_second());
+        self.ring_rotated.set(ring.rotated_at.as_second());
+    }
+
+    /// Sets the interval at which the ring is rotated; None if it is unknown.
+    pub(crate) fn set_rotation_interval(&self, interval: Option<Duration>) {
+        let seconds = interval.map_or(0, Duration::as_secs);
+        self.rotation_interval
+            .set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// Sets whether tickets can be issued.
@@ -260,20 +286,24 @@ impl ProxyMetrics {
         self.ready.set(i64::from(ready));
     }
 
-    /// Replaces the expiry of all certificates: host, name and time of each.
+    /// Replaces the validity periods of all certificates: host, name and period of each.
     pub(crate) fn set_certificates<'a>(
         &self,
-        certificates: impl Iterator<Item = (&'a str, &'a str, jiff::Timestamp)>,
+        certificates: impl Iterator<Item = (&'a str, &'a str, Range<Timestamp>)>,
     ) {
+        self.certificate_not_before.clear();
         self.certificate_not_after.clear();
-        for (host, certificate, not_after) in certificates {
+        for (host, certificate, validity) in certificates {
             let labels = CertificateLabels {
                 host: host.into(),
                 certificate: certificate.into(),
             };
+            self.certificate_not_before
+                .get_or_create(&labels)
+                .set(validity.start.as_second());
             self.certificate_not_after
                 .get_or_create(&labels)
-                .set(not_after.as_second());
+                .set(validity.end.as_second());
         }
     }
 
@@ -289,6 +319,7 @@ impl ProxyMetrics {
             let label = FileLabel { file: file.label() };
             drop(self.reloads.get_or_create(&label));
             drop(self.reload_failures.get_or_create(&label));
+            drop(self.file_faults.get_or_create(&label));
         }
         for port in [Port::Https, Port::Http] {
             let label = PortLabel { port: port.label() };

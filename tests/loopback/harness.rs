@@ -141,6 +141,7 @@ impl Farm {
                 lifetime: "4h".parse().expect("valid"),
                 max_age: "24h".parse().expect("valid"),
                 tls12_lifetime: Some("2h".parse().expect("valid")),
+                rotation_interval: Some("1h".parse().expect("valid")),
             },
             session_cache: None,
             http: HttpMode::Redirect,
