@@ -1,13 +1,19 @@
 //! What proxies, caches and operators print on `/metrics`: in which format, whether Prometheus's own linter accepts it, and
 //! that the page on metrics explains it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
+use jiff::{SignedDuration, Timestamp};
+use tlsfarm::ring::{KeySecret, Ring};
+
 use crate::cache_peers::Caches;
-use crate::harness::{Farm, PATIENCE, Reserved, get_answer, get_page, visit, wait_for};
+use crate::harness::{
+    Farm, PATIENCE, POLICY, Reserved, get_answer, get_page, put, put_config, visit, wait_for,
+};
 
 const PROMETHEUS_ACCEPTS: &str = "Accept: application/openmetrics-text;version=1.0.0,\
      application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n";
@@ -54,6 +60,87 @@ fn the_format_is_the_one_that_the_client_asks_for() {
     );
     assert!(page.contains("# TYPE tlsfarm_proxy_handshakes counter\n"));
     assert!(page.ends_with("\n# EOF\n"));
+}
+
+/// Alerts compare these.
+#[test]
+fn an_overdue_rotation_and_a_bad_file_can_be_told_from_the_metrics() {
+    let farm = Farm::new("web/shop");
+    let rotated_at = Timestamp::now() - SignedDuration::from_hours(5);
+    let secret = || KeySecret::generate().expect("the system has randomness");
+    let ring = Ring::new(1, secret(), secret(), &POLICY, rotated_at);
+    farm.put_ring(&ring);
+    let proxy = farm.start();
+    let becomes = |series: &str, expected: u64| {
+        let series = format!("tlsfarm_proxy_{series}");
+        wait_for(&format!("{expected} in {series}"), || {
+            (proxy.metric(&series) == expected).then_some(())
+        });
+    };
+    let rotated = rotated_at.as_second().unsigned_abs();
+    becomes("ring_rotated_timestamp_seconds", rotated);
+    becomes("ring_rotation_interval_seconds", 3600);
+
+    farm.put_ring(&ring.without_expired(Timestamp::now()));
+    becomes("ring_generation", 2);
+    becomes("ring_rotated_timestamp_seconds", rotated);
+    assert!(proxy.metric("tlsfarm_proxy_ring_changed_timestamp_seconds") > rotated);
+
+    let mut config = proxy.config.clone();
+    config.tickets.rotation_interval = Some("6h".parse().expect("valid"));
+    put_config(&proxy.config_file, &config);
+    becomes("ring_rotation_interval_seconds", 6 * 3600);
+
+    let faulty = |file: &str| format!("file_faults{{file=\"{file}\"}}");
+    for file in ["config", "ring", "certificate"] {
+        becomes(&faulty(file), 0);
+    }
+    let [certificate, _] = farm.certificate_files("blog");
+    let files = [
+        ("config", &proxy.config_file),
+        ("ring", &farm.ring_file()),
+        ("certificate", &certificate),
+    ];
+    for (kind, file) in files {
+        let good = fs::read(file).expect("readable");
+        put(file, b"nonsense");
+        becomes(&faulty(kind), 1);
+        put(file, &good);
+        becomes(&faulty(kind), 0);
+    }
+}
+
+#[test]
+fn every_alert_is_tested_and_it_and_its_metrics_are_explained() {
+    let rules = include_str!("../../deploy/prometheus/alerts.yaml");
+    let tests = include_str!("../../deploy/prometheus/alerts_test.yaml");
+    let documentation = include_str!("../../docs/metrics.md");
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.strip_prefix("  - alert: "))
+        .collect();
+    assert!(alerts.len() >= 10, "{alerts:?}");
+    for alert in alerts {
+        let fires = format!("alertname=\"{alert}\"");
+        assert!(tests.contains(&fires), "no test has {alert} fire");
+        let explained = format!("| {alert} | ");
+        assert!(
+            documentation.contains(&explained),
+            "docs/metrics.md does not explain {alert}"
+        );
+        let page = format!("runbook: docs/runbook.md#{}\n", alert.to_lowercase());
+        assert!(rules.contains(&page), "{alert} does not refer to the runbook");
+    }
+    let word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let words = rules.split(|letter| !word(letter));
+    let metrics: BTreeSet<&str> = words.filter(|name| name.starts_with("tlsfarm_")).collect();
+    assert!(metrics.len() > 10, "{metrics:?}");
+    for metric in metrics {
+        assert!(
+            documentation.contains(&format!("| `{metric}` |")),
+            "an alert uses {metric}, which docs/metrics.md does not explain"
+        );
+    }
 }
 
 /// Has promtool check a page, and looks up each of its metrics in the documentation. Returns how many there are.
