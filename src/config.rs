@@ -78,6 +78,10 @@ pub struct TicketConfig {
     /// Maximum lifetime of TLS 1.2 tickets; no TLS 1.2 tickets are issued if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls12_lifetime: Option<Duration>,
+    /// Interval between rotations of the ring. Only a metric, from which an alert knows that a rotation is overdue: the
+    /// proxy does not rotate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_interval: Option<Duration>,
 }
 
 /// Settings of the session cache that the proxy uses.

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::command::Verb;
 use super::shard::Shard;
+use crate::runtime::metrics::NewMetric;
 
 /// Bucket bounds in seconds, from 10 µs to 1 s.
 const DURATION_BUCKETS: [f64; 12] = [
@@ -101,56 +102,20 @@ const OUTCOMES: [(CommandOutcome, &str); 7] = [
 
 impl CacheMetrics {
     /// Creates and registers the metrics, including those of `shard`.
+    #[rustfmt::skip] // Each metric on one line.
     pub(crate) fn register(registry: &mut Registry, shard: &Arc<Shard>) -> Self {
         let m = Self {
-            requests: Family::default(),
+            requests: registry.create("requests", "Requests answered, by command and outcome"),
             counters: Default::default(),
-            duration: Histogram::new(DURATION_BUCKETS),
-            connections: Family::default(),
-            accepted: Family::default(),
-            refused: Family::default(),
-            accept_errors: Counter::default(),
-            protocol_errors: Counter::default(),
-            crowded: Counter::default(),
-            authentication_failures: Counter::default(),
+            duration: registry.histogram("request_duration_seconds", "Time from request to reply", DURATION_BUCKETS),
+            connections: registry.create("connections", "Open connections, by origin"),
+            accepted: registry.create("connections_accepted", "Connections accepted, by origin"),
+            refused: registry.create("connections_refused", "Connections refused at the limit, by origin"),
+            accept_errors: registry.create("accept_errors", "Errors while accepting connections"),
+            protocol_errors: registry.create("protocol_errors", "Connections closed after a protocol error"),
+            crowded: registry.create("connections_crowded_out", "Connections closed at the memory limit for buffers"),
+            authentication_failures: registry.create("authentication_failures", "Attempts with a wrong password"),
         };
-        registry.register(
-            "requests",
-            "Requests answered, by command and outcome",
-            m.requests.clone(),
-        );
-        registry.register(
-            "request_duration_seconds",
-            "Time from reading a request to its reply",
-            m.duration.clone(),
-        );
-        registry.register("connections", "Open connections", m.connections.clone());
-        registry.register("connections_accepted", "Connections accepted", m.accepted.clone());
-        registry.register(
-            "connections_refused",
-            "Connections closed on accept because the connection limit was reached",
-            m.refused.clone(),
-        );
-        registry.register(
-            "accept_errors",
-            "Errors while accepting connections, such as too many open files",
-            m.accept_errors.clone(),
-        );
-        registry.register(
-            "protocol_errors",
-            "Connections closed because of a protocol error",
-            m.protocol_errors.clone(),
-        );
-        registry.register(
-            "connections_crowded_out",
-            "Connections closed because pending requests and replies exceeded the memory limit",
-            m.crowded.clone(),
-        );
-        registry.register(
-            "authentication_failures",
-            "Authentication attempts with a wrong password",
-            m.authentication_failures.clone(),
-        );
         registry.register_collector(Box::new(ShardFigures(Arc::clone(shard))));
         m.start_at_zero();
         m
@@ -265,14 +230,11 @@ impl fmt::Debug for ShardFigures {
 impl Collector for ShardFigures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let figures = self.0.figures();
+        // Of a collector, the registry does not end the sentences.
         let gauges = [
-            ("entries", "Entries in the cache", figures.entries),
-            (
-                "bytes",
-                "Memory used by the entries, including overhead",
-                figures.bytes,
-            ),
-            ("limit_bytes", "Memory limit for the entries", self.0.limit()),
+            ("entries", "Entries in the cache.", figures.entries),
+            ("bytes", "Memory that the entries use.", figures.bytes),
+            ("limit_bytes", "Memory limit for the entries.", self.0.limit()),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -281,14 +243,10 @@ impl Collector for ShardFigures {
         let counters = [
             (
                 "evictions",
-                "Entries evicted because the memory limit was reached",
+                "Entries evicted at the memory limit.",
                 figures.evicted,
             ),
-            (
-                "expirations",
-                "Entries removed because they expired",
-                figures.expired,
-            ),
+            ("expirations", "Entries that expired.", figures.expired),
         ];
         for (name, help, value) in counters {
             let counter = ConstCounter::new(value);

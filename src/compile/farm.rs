@@ -41,6 +41,7 @@ pub fn proxy_config(farm: &str, spec: &TLSFarmSpec, resolved: &ResolvedPorts) ->
                 Tls12Tickets::Enabled => Some(tls12_lifetime(tickets)),
                 Tls12Tickets::Disabled => None,
             },
+            rotation_interval: Some(tickets.rotation_interval),
         },
         session_cache: session_cache(spec),
         http: spec.http.mode,
@@ -211,6 +212,15 @@ mod tests {
             Some(4 * 3600)
         );
         assert_eq!(lifetime(json!({"tls12": "Disabled"})), None);
+    }
+
+    #[test]
+    fn proxies_are_told_how_often_the_ring_is_rotated() {
+        let config = config_of(|spec| spec["resumption"] = json!({"tickets": {"rotationInterval": "6h"}}));
+        assert_eq!(
+            config.tickets.rotation_interval,
+            Some(Duration::from_secs(6 * 3600))
+        );
     }
 
     #[test]

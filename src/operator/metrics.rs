@@ -12,27 +12,23 @@ use prometheus_client::registry::Registry;
 
 use super::error::ReconcileError;
 use super::names::FarmKey;
+use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// Bucket bounds in seconds: a reconciliation takes milliseconds, or as long as the slowest proxy.
 const PASS_SECONDS: [f64; 8] = [0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
 /// Bucket bounds in seconds: a kubelet needs about a second after a refresh, or up to two minutes without one.
-const ACKNOWLEDGE_SECONDS: [f64; 9] = [0.5, 1.0, 1.5, 2.0, 5.0, 15.0, 60.0, 120.0, 600.0];
+const ACK_SECONDS: [f64; 9] = [0.5, 1.0, 1.5, 2.0, 5.0, 15.0, 60.0, 120.0, 600.0];
 
 /// The operator's metrics.
 pub(super) struct OperatorMetrics {
     reconciles: Counter,
-    reconcile_seconds: Histogram,
-    failures: Family<Failure, Counter>,
+    duration: Histogram,
+    failures: Family<ReasonLabel, Counter>,
     writes: Family<Write, Counter>,
     ring_generation: Family<FarmLabels, Gauge>,
     rotations: Counter,
-    acknowledge_seconds: Histogram,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct Failure {
-    reason: &'static str,
+    acknowledge: Histogram,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -48,57 +44,27 @@ struct FarmLabels {
 
 impl OperatorMetrics {
     /// Creates the metrics and their registry.
+    #[rustfmt::skip] // Each metric on one line.
     pub(super) fn new() -> (Self, Arc<Registry>) {
-        let metrics = Self {
-            reconciles: Counter::default(),
-            reconcile_seconds: Histogram::new(PASS_SECONDS),
-            failures: Family::default(),
-            writes: Family::default(),
-            ring_generation: Family::default(),
-            rotations: Counter::default(),
-            acknowledge_seconds: Histogram::new(ACKNOWLEDGE_SECONDS),
-        };
         let mut registry = Registry::with_prefix("tlsfarm_operator");
-        registry.register(
-            "reconciles",
-            "Reconciliations of TLSFarm objects",
-            metrics.reconciles.clone(),
-        );
-        registry.register(
-            "reconcile_duration_seconds",
-            "Duration of a reconciliation",
-            metrics.reconcile_seconds.clone(),
-        );
-        registry.register(
-            "reconcile_failures",
-            "Reconciliations that failed and will be retried, by reason",
-            metrics.failures.clone(),
-        );
-        registry.register(
-            "api_writes",
-            "Write requests to the API server",
-            metrics.writes.clone(),
-        );
-        registry.register(
-            "ring_generation",
-            "Generation of each farm's ring",
-            metrics.ring_generation.clone(),
-        );
-        registry.register("rotations", "Rotations of ticket keys", metrics.rotations.clone());
-        registry.register(
-            "acknowledge_seconds",
-            "Time from a ring change until every ready proxy acknowledged it",
-            metrics.acknowledge_seconds.clone(),
-        );
+        let metrics = Self {
+            reconciles: registry.create("reconciles", "Reconciliations of TLSFarm objects"),
+            duration: registry.histogram("reconcile_duration_seconds", "Duration of a reconciliation", PASS_SECONDS),
+            failures: registry.create("reconcile_failures", "Reconciliations that failed and are retried, by reason"),
+            writes: registry.create("api_writes", "Write requests to the API server, by kind of object"),
+            ring_generation: registry.create("ring_generation", "Generation of a farm's ring"),
+            rotations: registry.create("rotations", "Rotations of ticket keys"),
+            acknowledge: registry.histogram("acknowledge_seconds", "Time until a ring is acknowledged", ACK_SECONDS),
+        };
         (metrics, Arc::new(registry))
     }
 
     pub(super) fn reconciled(&self, took: Duration, failure: Option<&ReconcileError>) {
         self.reconciles.inc();
-        self.reconcile_seconds.observe(took.as_secs_f64());
+        self.duration.observe(took.as_secs_f64());
         if let Some(error) = failure {
             let reason = error.reason();
-            self.failures.get_or_create(&Failure { reason }).inc();
+            self.failures.get_or_create(&ReasonLabel { reason }).inc();
         }
     }
 
@@ -120,7 +86,7 @@ impl OperatorMetrics {
     }
 
     pub(super) fn acknowledged(&self, after: Duration) {
-        self.acknowledge_seconds.observe(after.as_secs_f64());
+        self.acknowledge.observe(after.as_secs_f64());
     }
 
     pub(super) fn forget(&self, farm: &FarmKey) {

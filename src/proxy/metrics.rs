@@ -3,6 +3,9 @@
 
 pub(crate) mod http;
 
+use std::ops::Range;
+
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,8 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustls::{HandshakeKind, ProtocolVersion};
 
-use crate::api::KeyRole;
-use crate::ring::{OpenError, SealError};
+use crate::api::{Duration, KeyRole};
+use crate::ring::{OpenError, Ring, SealError};
+use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// The metrics of one process; clones share their values.
 #[derive(Clone, Default)]
@@ -27,10 +31,14 @@ pub(crate) struct ProxyMetrics {
     accept_errors: Counter,
     ring_generation: Gauge,
     ring_changed: Gauge,
+    ring_rotated: Gauge,
+    rotation_interval: Gauge,
     ring_can_seal: Gauge,
     tickets_disabled: Gauge,
     reloads: Family<FileLabel, Counter>,
     reload_failures: Family<FileLabel, Counter>,
+    file_faults: Family<FileLabel, Gauge>,
+    certificate_not_before: Family<CertificateLabels, Gauge>,
     certificate_not_after: Family<CertificateLabels, Gauge>,
     ready: Gauge,
 }
@@ -120,11 +128,6 @@ struct HandshakeLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OutcomeLabel {
     outcome: &'static str,
 }
@@ -147,85 +150,31 @@ struct CertificateLabels {
 
 impl ProxyMetrics {
     /// Creates and registers the metrics.
+    #[rustfmt::skip] // Each metric on one line.
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        registry.register(
-            "handshakes",
-            "Successful TLS handshakes, by version and whether the session was resumed",
-            m.handshakes.clone(),
-        );
-        registry.register(
-            "handshake_failures",
-            "Failed TLS handshakes, by reason",
-            m.handshake_failures.clone(),
-        );
-        registry.register(
-            "tickets_offered",
-            "Session tickets offered by clients, by outcome",
-            m.tickets_offered.clone(),
-        );
-        registry.register(
-            "tickets_issued",
-            "Attempts to issue session tickets, by outcome",
-            m.tickets_issued.clone(),
-        );
-        registry.register(
-            "session_ids_offered",
-            "TLS 1.2 session ids offered by clients and found in the session cache, by outcome",
-            m.session_ids_offered.clone(),
-        );
-        registry.register("connections", "Open client connections", m.connections.clone());
-        registry.register("connections_accepted", "Connections accepted", m.accepted.clone());
-        registry.register(
-            "connections_refused",
-            "Connections closed on accept because the connection limit was reached",
-            m.refused.clone(),
-        );
-        registry.register(
-            "accept_errors",
-            "Errors while accepting connections, such as too many open files",
-            m.accept_errors.clone(),
-        );
-        registry.register(
-            "ring_generation",
-            "Generation of the loaded ring; 0 if none is loaded",
-            m.ring_generation.clone(),
-        );
-        registry.register(
-            "ring_changed_timestamp_seconds",
-            "Unix time at which the loaded ring was written",
-            m.ring_changed.clone(),
-        );
-        registry.register(
-            "ring_can_seal",
-            "1 if the primary key may seal tickets, else 0",
-            m.ring_can_seal.clone(),
-        );
-        registry.register(
-            "tickets_disabled",
-            "1 if no tickets are issued because no ring is loaded or no key may seal, else 0",
-            m.tickets_disabled.clone(),
-        );
-        registry.register(
-            "reloads",
-            "Successful reloads of changed files, by file",
-            m.reloads.clone(),
-        );
-        registry.register(
-            "reload_failures",
-            "Failed reloads of changed files, by file; the loaded version stays in use",
-            m.reload_failures.clone(),
-        );
-        registry.register(
-            "certificate_not_after_timestamp_seconds",
-            "Unix time at which the certificate in use expires",
-            m.certificate_not_after.clone(),
-        );
-        registry.register(
-            "ready",
-            "1 if the proxy is ready for new clients, else 0",
-            m.ready.clone(),
-        );
+        let m = Self {
+            handshakes: registry.create("handshakes", "Successful TLS handshakes, by version and kind"),
+            handshake_failures: registry.create("handshake_failures", "Failed TLS handshakes, by reason"),
+            tickets_offered: registry.create("tickets_offered", "Session tickets that clients offered, by outcome"),
+            tickets_issued: registry.create("tickets_issued", "Attempts to issue a session ticket, by outcome"),
+            session_ids_offered: registry.create("session_ids_offered", "Session ids found in the cache, by outcome"),
+            connections: registry.create("connections", "Open client connections, by port"),
+            accepted: registry.create("connections_accepted", "Client connections accepted, by port"),
+            refused: registry.create("connections_refused", "Client connections refused at the limit, by port"),
+            accept_errors: registry.create("accept_errors", "Errors while accepting connections"),
+            ring_generation: registry.create("ring_generation", "Generation of the loaded ring, 0 if none is loaded"),
+            ring_changed: registry.create("ring_changed_timestamp_seconds", "Time when the loaded ring was written"),
+            ring_rotated: registry.create("ring_rotated_timestamp_seconds", "Time when the loaded ring was rotated"),
+            rotation_interval: registry.create("ring_rotation_interval_seconds", "Interval of rotations, 0 if unknown"),
+            ring_can_seal: registry.create("ring_can_seal", "Whether the primary key may encrypt tickets"),
+            tickets_disabled: registry.create("tickets_disabled", "Whether no tickets are issued for lack of a key"),
+            reloads: registry.create("reloads", "Changed files loaded, by kind of file"),
+            reload_failures: registry.create("reload_failures", "Changed files rejected, by kind of file"),
+            file_faults: registry.create("file_faults", "Files missing or unusable at present, by kind of file"),
+            certificate_not_before: registry.create("certificate_not_before_timestamp_seconds", "Start of validity"),
+            certificate_not_after: registry.create("certificate_not_after_timestamp_seconds", "Certificate expiry"),
+            ready: registry.create("ready", "Whether the proxy accepts new clients"),
+        };
         m.start_at_zero();
         m
     }
@@ -304,11 +253,26 @@ impl ProxyMetrics {
             .inc();
     }
 
+    /// Sets the number of files of a kind that are missing or unusable.
+    pub(crate) fn set_file_faults(&self, file: FileKind, count: usize) {
+        self.file_faults
+            .get_or_create(&FileLabel { file: file.label() })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     /// Sets the gauges of the loaded ring.
-    pub(crate) fn set_ring(&self, generation: u64, changed_at: jiff::Timestamp) {
+    pub(crate) fn set_ring(&self, ring: &Ring) {
         self.ring_generation
-            .set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.ring_changed.set(changed_at.as_second());
+            .set(i64::try_from(ring.generation).unwrap_or(i64::MAX));
+        self.ring_changed.set(ring.changed_at.as_second());
+        self.ring_rotated.set(ring.rotated_at.as_second());
+    }
+
+    /// Sets the interval at which the ring is rotated; None if it is unknown.
+    pub(crate) fn set_rotation_interval(&self, interval: Option<Duration>) {
+        let seconds = interval.map_or(0, Duration::as_secs);
+        self.rotation_interval
+            .set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
     /// Sets whether tickets can be issued.
@@ -322,20 +286,24 @@ impl ProxyMetrics {
         self.ready.set(i64::from(ready));
     }
 
-    /// Replaces the expiry of all certificates: host, name and time of each.
+    /// Replaces the validity periods of all certificates: host, name and period of each.
     pub(crate) fn set_certificates<'a>(
         &self,
-        certificates: impl Iterator<Item = (&'a str, &'a str, jiff::Timestamp)>,
+        certificates: impl Iterator<Item = (&'a str, &'a str, Range<Timestamp>)>,
     ) {
+        self.certificate_not_before.clear();
         self.certificate_not_after.clear();
-        for (host, certificate, not_after) in certificates {
+        for (host, certificate, validity) in certificates {
             let labels = CertificateLabels {
                 host: host.into(),
                 certificate: certificate.into(),
             };
+            self.certificate_not_before
+                .get_or_create(&labels)
+                .set(validity.start.as_second());
             self.certificate_not_after
                 .get_or_create(&labels)
-                .set(not_after.as_second());
+                .set(validity.end.as_second());
         }
     }
 
@@ -351,6 +319,7 @@ impl ProxyMetrics {
             let label = FileLabel { file: file.label() };
             drop(self.reloads.get_or_create(&label));
             drop(self.reload_failures.get_or_create(&label));
+            drop(self.file_faults.get_or_create(&label));
         }
         for port in [Port::Https, Port::Http] {
             let label = PortLabel { port: port.label() };

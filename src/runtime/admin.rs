@@ -11,17 +11,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::debug;
+
+use super::exposition::Exposition;
 
 const MOST_CONNECTIONS: usize = 16;
 const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -29,34 +30,35 @@ const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// Response of a page.
 pub type Page = Response<Full<Bytes>>;
 
+/// Answers a request with these headers.
+type Answer = Box<dyn Fn(&HeaderMap) -> Page + Send + Sync>;
+
 /// The pages of one process, by path.
 #[derive(Default)]
 pub struct AdminPages {
-    pages: BTreeMap<&'static str, Box<dyn Fn() -> Page + Send + Sync>>,
+    pages: BTreeMap<&'static str, Answer>,
 }
 
 impl AdminPages {
     /// Adds a page.
     #[must_use]
     pub fn page(mut self, path: &'static str, page: impl Fn() -> Page + Send + Sync + 'static) -> Self {
-        self.pages.insert(path, Box::new(page));
+        self.pages.insert(path, Box::new(move |_| page()));
         self
     }
 
-    /// Adds `/metrics` in the OpenMetrics text format.
+    /// Adds `/metrics`, in the format that the request's `Accept` header asks for.
     #[must_use]
-    pub fn metrics(self, registry: Arc<Registry>) -> Self {
-        self.page("/metrics", move || {
-            let mut text = String::new();
-            match encode(&mut text, &registry) {
-                Ok(()) => page(
-                    StatusCode::OK,
-                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
-                    text,
-                ),
+    pub fn metrics(mut self, registry: Arc<Registry>) -> Self {
+        let metrics = move |headers: &HeaderMap| {
+            let format = Exposition::accepted(headers);
+            match format.encode(&registry) {
+                Ok(text) => page(StatusCode::OK, format.content_type(), text),
                 Err(_) => text_page(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the metrics"),
             }
-        })
+        };
+        self.pages.insert("/metrics", Box::new(metrics));
+        self
     }
 
     /// Serves the pages until `stop` completes.
@@ -113,7 +115,7 @@ impl AdminPages {
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
-        page()
+        page(request.headers())
     }
 }
 

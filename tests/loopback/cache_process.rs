@@ -18,8 +18,8 @@ pub struct Cache {
     pub tcp: SocketAddr,
     pub unix: PathBuf,
     pub config: CacheConfig,
+    pub admin: SocketAddr,
     dir: PathBuf,
-    admin: SocketAddr,
     child: Child,
     _reserved: [Reserved; 2],
 }

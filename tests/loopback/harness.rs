@@ -141,6 +141,7 @@ impl Farm {
                 lifetime: "4h".parse().expect("valid"),
                 max_age: "24h".parse().expect("valid"),
                 tls12_lifetime: Some("2h".parse().expect("valid")),
+                rotation_interval: Some("1h".parse().expect("valid")),
             },
             session_cache: None,
             http: HttpMode::Redirect,
@@ -269,8 +270,8 @@ pub struct Proxy {
     pub http: SocketAddr,
     pub config: ProxyConfig,
     pub config_file: PathBuf,
+    pub admin: SocketAddr,
     child: Child,
-    admin: SocketAddr,
     log: PathBuf,
     _reserved: [Reserved; 3],
 }
@@ -337,16 +338,22 @@ pub fn get_page(admin: SocketAddr, path: &str) -> (u16, String) {
 /// The same, with a limit for each wait.
 pub fn get_page_within(admin: SocketAddr, path: &str, limit: Duration) -> (u16, String) {
     let answer = || {
-        let mut stream = TcpStream::connect(admin).ok()?;
-        stream.set_read_timeout(Some(limit)).ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let (head, body) = get_answer(admin, path, "", limit)?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
+        Some((status, body))
     };
     answer().unwrap_or_default()
+}
+
+/// Head and body of the answer of an admin port to a request with these header lines, each with its line end.
+pub fn get_answer(admin: SocketAddr, path: &str, headers: &str, limit: Duration) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n{headers}\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.to_owned(), body.to_owned()))
 }
 
 /// The value of a series in a page of metrics; 0 when there is none.

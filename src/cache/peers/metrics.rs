@@ -1,12 +1,12 @@
 //! Metrics of the peer group.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::resp::client::ClientMetrics;
+use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// The metrics of one process; clones share their values.
 #[derive(Clone, Default)]
@@ -41,50 +41,20 @@ pub(crate) enum PeerRefusal {
     Incompatible,
 }
 
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
 impl PeerMetrics {
     /// Creates and registers the metrics.
+    #[rustfmt::skip] // Each metric on one line.
     pub fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("peer");
-        let m = Self {
+        Self {
             clients: ClientMetrics::register(registry),
-            ..Self::default()
-        };
-        registry.register(
-            "members",
-            "Caches in the peer group, including this one",
-            m.members.clone(),
-        );
-        registry.register(
-            "member_changes",
-            "Membership changes of the peer group",
-            m.changes.clone(),
-        );
-        registry.register(
-            "connections_accepted",
-            "Peer connections accepted with a valid certificate",
-            m.accepted.clone(),
-        );
-        registry.register(
-            "connections_refused",
-            "Peer connections refused, by reason",
-            m.refused.clone(),
-        );
-        registry.register(
-            "certificate_reloads",
-            "Successful loads of the peer certificate",
-            m.certificates_loaded.clone(),
-        );
-        registry.register(
-            "certificate_reload_failures",
-            "Failed loads of the peer certificate or its CA certificate",
-            m.certificates_failed.clone(),
-        );
-        m
+            members: registry.create("members", "Caches that share the entries, including this one"),
+            changes: registry.create("member_changes", "Changes of the number of members"),
+            accepted: registry.create("connections_accepted", "Peer connections accepted with a valid certificate"),
+            refused: registry.create("connections_refused", "Peer connections refused, by reason"),
+            certificates_loaded: registry.create("certificate_reloads", "Loads of the certificate for peers"),
+            certificates_failed: registry.create("certificate_reload_failures", "Failed loads of that certificate"),
+        }
     }
 
     pub(crate) fn clients(&self) -> ClientMetrics {

@@ -88,6 +88,12 @@ impl CertificateFiles {
         changed
     }
 
+    /// Number of certificates that are missing, unusable or not valid.
+    pub(crate) fn faults(&self, now: Timestamp) -> usize {
+        let pairs = self.hosts.iter().flat_map(|(_, pairs)| pairs);
+        pairs.filter(|pair| pair.state.fault(now).is_some()).count()
+    }
+
     /// The current certificates of all hosts.
     pub(crate) fn current(&self) -> CertificatesByHost {
         let states = |pairs: &[Pair]| pairs.iter().map(|pair| pair.state.clone()).collect();

@@ -64,7 +64,7 @@ impl Reloader {
         certificates.poll(now);
         let listen = config.listen.clone();
         let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &provider)?;
-        metrics.set_certificates(snapshot.certificates_in_use());
+        count_snapshot(&metrics, &snapshot);
         let shared = Arc::new(Shared::new(snapshot, endpoints, metrics));
         let mut reloader = Self {
             config_file: config_file.to_owned(),
@@ -141,9 +141,7 @@ impl Reloader {
         fingerprint: String,
     ) -> Result<(), ConfigFileError> {
         let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &self.provider)?;
-        self.shared
-            .metrics
-            .set_certificates(snapshot.certificates_in_use());
+        count_snapshot(&self.shared.metrics, &snapshot);
         self.shared.snapshot.store(Arc::new(snapshot));
         Ok(())
     }
@@ -155,7 +153,7 @@ impl Reloader {
             RingFileState::InUse => self.shared.set_ring_problem(None),
             RingFileState::Replaced(ring) => {
                 self.shared.keys.replace(&ring, now);
-                self.shared.metrics.set_ring(ring.generation, ring.changed_at);
+                self.shared.metrics.set_ring(&ring);
                 self.shared.metrics.reloaded(FileKind::Ring);
                 info!(generation = ring.generation, primary = %ring.primary.id, "ring loaded");
                 self.shared.set_ring_problem(None);
@@ -171,8 +169,15 @@ impl Reloader {
     fn update_gauges(&self, now: Timestamp) {
         let metrics = &self.shared.metrics;
         metrics.set_can_seal(self.shared.keys.read(|keys| keys.can_seal(now)) == Some(true));
+        metrics.set_file_faults(FileKind::Certificate, self.certificates.faults(now));
         metrics.set_ready(self.shared.missing().is_empty());
     }
+}
+
+/// Sets the gauges of what is taken from a configuration and its certificates.
+fn count_snapshot(metrics: &ProxyMetrics, snapshot: &Snapshot) {
+    metrics.set_certificates(snapshot.certificates_in_use());
+    metrics.set_rotation_interval(snapshot.config.tickets.rotation_interval);
 }
 
 fn parse_config(bytes: &[u8]) -> Result<(ProxyConfig, String), ConfigFileError> {

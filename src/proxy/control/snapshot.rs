@@ -2,6 +2,7 @@
 //! swapped as a whole.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -94,12 +95,12 @@ impl Snapshot {
             .collect()
     }
 
-    /// Host, name and expiry of every certificate in use.
-    pub(crate) fn certificates_in_use(&self) -> impl Iterator<Item = (&str, &str, Timestamp)> {
+    /// Host, name and validity period of every certificate in use.
+    pub(crate) fn certificates_in_use(&self) -> impl Iterator<Item = (&str, &str, Range<Timestamp>)> {
         self.hosts.iter().flat_map(|host| {
             host.certificates.0.iter().filter_map(|certificate| {
-                let until = certificate.in_use.as_ref()?.not_after();
-                Some((host.name.as_str(), certificate.name.as_str(), until))
+                let validity = certificate.in_use.as_ref()?.validity();
+                Some((host.name.as_str(), certificate.name.as_str(), validity))
             })
         })
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::snapshot::Snapshot;
 use crate::config::{Backend, ProxyConfig};
 use crate::discovery::Endpoints;
-use crate::proxy::metrics::ProxyMetrics;
+use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::proxy::resume::tickets::SharedKeys;
 use crate::report::{BackendReport, ConfigReport, ProxyReport, RingReport, SessionCacheReport};
 use crate::resp::client::Client;
@@ -59,11 +59,15 @@ impl Shared {
 
     /// Sets or clears the error of the configuration file.
     pub(crate) fn set_config_problem(&self, problem: Option<String>) {
+        self.metrics
+            .set_file_faults(FileKind::Config, usize::from(problem.is_some()));
         self.problems().config = problem;
     }
 
     /// Sets or clears the error of the ring file.
     pub(crate) fn set_ring_problem(&self, problem: Option<String>) {
+        self.metrics
+            .set_file_faults(FileKind::Ring, usize::from(problem.is_some()));
         self.problems().ring = problem;
     }
 

@@ -10,8 +10,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::runtime::metrics::NewMetric;
+
 /// Bucket bounds in seconds, from 0.5 ms to 60 s.
-const DURATION_BUCKETS: [f64; 14] = [
+const BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
 ];
 
@@ -53,40 +55,15 @@ pub(crate) enum UpstreamError {
 
 impl HttpMetrics {
     /// Registers the metrics in a registry that adds the prefix `tlsfarm_proxy`.
+    #[rustfmt::skip] // Each metric on one line.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            duration: Histogram::new(DURATION_BUCKETS),
-            upstream_errors: Family::default(),
-            upstream_connections: Gauge::default(),
-            upstream_retries: Counter::default(),
-        };
-        registry.register(
-            "http_requests",
-            "Requests answered, by client protocol and status code",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "http_request_duration_seconds",
-            "Time from a request's head to the end of its response",
-            metrics.duration.clone(),
-        );
-        registry.register(
-            "upstream_errors",
-            "Failed exchanges with backends, by kind",
-            metrics.upstream_errors.clone(),
-        );
-        registry.register(
-            "upstream_connections",
-            "Open connections to backends",
-            metrics.upstream_connections.clone(),
-        );
-        registry.register(
-            "upstream_retries",
-            "Requests retried because a backend closed its connection without a response",
-            metrics.upstream_retries.clone(),
-        );
-        metrics
+        Self {
+            requests: registry.create("http_requests", "HTTP requests answered, by protocol and status code"),
+            duration: registry.histogram("http_request_duration_seconds", "Time to answer an HTTP request", BUCKETS),
+            upstream_errors: registry.create("upstream_errors", "Failed exchanges with backends, by kind"),
+            upstream_connections: registry.create("upstream_connections", "Open connections to backends"),
+            upstream_retries: registry.create("upstream_retries", "Requests sent to a backend again"),
+        }
     }
 
     pub(crate) fn request_answered(&self, http2: bool, status: StatusCode) {

@@ -21,6 +21,7 @@ use crate::config;
 use crate::proxy::tls::client_hello::SessionName;
 use crate::resp::client::{CacheError, Client, ClientMetrics};
 use crate::ring::{CacheKey, CacheKind, Scope};
+use crate::runtime::metrics::NewMetric;
 
 /// Maximum number of concurrent stores per thread. Beyond that, sessions are not stored.
 const MOST_STORING: usize = 256;
@@ -104,14 +105,9 @@ impl SessionCacheMetrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("session_cache");
         let metrics = Self {
-            requests: Family::default(),
+            requests: registry.create("requests", "Session cache operations, by operation and outcome"),
             client: ClientMetrics::register(registry),
         };
-        registry.register(
-            "requests",
-            "Session cache operations (lookup, take, store), by outcome",
-            metrics.requests.clone(),
-        );
         for (operation, outcomes) in [
             ("get", &["hit", "miss"][..]),
             ("take", &["hit", "miss"]),

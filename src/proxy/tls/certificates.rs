@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -127,9 +128,9 @@ impl LoadedCertificate {
         })
     }
 
-    /// Expiry of the leaf certificate.
-    pub(crate) fn not_after(&self) -> Timestamp {
-        self.not_after
+    /// Validity period of the leaf certificate.
+    pub(crate) fn validity(&self) -> Range<Timestamp> {
+        self.not_before..self.not_after
     }
 
     /// Checks validity period and host names; None if valid.
@@ -219,12 +220,16 @@ impl HostCertificate {
         }
     }
 
+    /// Why the current files are not in use, or not valid.
+    pub(crate) fn fault(&self, now: Timestamp) -> Option<CertificateFault> {
+        self.file_fault
+            .clone()
+            .or_else(|| self.in_use.as_ref().and_then(|in_use| in_use.fault(now)))
+    }
+
     /// Reports the state of the certificate of `host`.
     pub(crate) fn report(&self, host: &str, now: Timestamp) -> CertificateReport {
-        let fault = self
-            .file_fault
-            .clone()
-            .or_else(|| self.in_use.as_ref().and_then(|in_use| in_use.fault(now)));
+        let fault = self.fault(now);
         let kept = self.file_fault.is_some() && self.in_use.is_some();
         CertificateReport {
             host: host.into(),

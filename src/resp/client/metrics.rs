@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::error::CacheError;
 use crate::resp::Reply;
 use crate::resp::breaker::BreakerState;
+use crate::runtime::metrics::{NewMetric, ReasonLabel};
 
 /// The metrics of the clients of one process; clones share their values.
 #[derive(Clone)]
@@ -27,28 +28,14 @@ pub struct ClientMetrics {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct StateLabel {
     state: &'static str,
 }
 
 impl Default for ClientMetrics {
-    /// Unregistered metrics.
+    /// Metrics that no page shows.
     fn default() -> Self {
-        Self {
-            answered: Counter::default(),
-            failures: Family::default(),
-            seconds: Histogram::new(BUCKETS),
-            late: Counter::default(),
-            connected: Counter::default(),
-            disconnected: Counter::default(),
-            reachable: Gauge::default(),
-            breakers: Family::default(),
-        }
+        Self::register(&mut Registry::default())
     }
 }
 
@@ -59,45 +46,18 @@ const BUCKETS: [f64; 10] = [
 
 impl ClientMetrics {
     /// Creates and registers the metrics.
+    #[rustfmt::skip] // Each metric on one line.
     pub fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        registry.register(
-            "requests_answered",
-            "Cache requests answered in time",
-            m.answered.clone(),
-        );
-        registry.register(
-            "requests_failed",
-            "Cache requests that failed, by reason",
-            m.failures.clone(),
-        );
-        registry.register(
-            "request_seconds",
-            "Time from a cache request to its reply",
-            m.seconds.clone(),
-        );
-        registry.register(
-            "answers_late",
-            "Cache replies that arrived after the time limit",
-            m.late.clone(),
-        );
-        registry.register("connects", "Cache connections established", m.connected.clone());
-        registry.register(
-            "disconnects",
-            "Cache connections lost, and failed connection attempts",
-            m.disconnected.clone(),
-        );
-        registry.register(
-            "reachable",
-            "Clients whose cache is connected and responding",
-            m.reachable.clone(),
-        );
-        registry.register(
-            "breakers",
-            "Circuit breakers, by state: closed, half_open, open",
-            m.breakers.clone(),
-        );
-        m
+        Self {
+            answered: registry.create("requests_answered", "Cache requests answered in time"),
+            failures: registry.create("requests_failed", "Cache requests not answered in time, by reason"),
+            seconds: registry.histogram("request_seconds", "Time from a cache request to its reply", BUCKETS),
+            late: registry.create("answers_late", "Cache replies that came after the time limit"),
+            connected: registry.create("connects", "Connections to caches established"),
+            disconnected: registry.create("disconnects", "Connections to caches lost, and failed attempts"),
+            reachable: registry.create("reachable", "Connections to caches that work"),
+            breakers: registry.create("breakers", "Circuit breakers of connections to caches, by state"),
+        }
     }
 
     pub(super) fn count(&self, outcome: &Result<Reply, CacheError>, asked: Instant) {
