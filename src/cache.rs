@@ -55,6 +55,7 @@ use self::shard::{NoRandomness, Shard};
 use crate::config::{Backend, CacheConfig, ConfigError};
 use crate::runtime::admin::{AdminPages, text_page};
 use crate::runtime::limits::{self, ConnectionCost};
+use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::signal::Terminated;
 
 /// Interval of the sweep for expired entries, and the number of entries it checks per bucket.
@@ -178,7 +179,7 @@ async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartE
         reserved: (limit + MOST_HELD) as u64,
     });
     let server = Server {
-        common: Rc::new(Common::new(node, stop.clone(), MOST_HELD)),
+        common: Rc::new(Common::new(Rc::clone(&node), stop.clone(), MOST_HELD)),
         room: Arc::new(Semaphore::new(most_connections)),
         peer_room: Arc::new(Semaphore::new(MOST_PEERS)),
         tasks: TaskTracker::new(),
@@ -199,7 +200,7 @@ async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartE
         server.listen_unix(socket);
     }
     tokio::spawn(pages(registry, stop.clone()).serve(admin, std::future::pending()));
-    tokio::task::spawn_local(sweep(shard));
+    tokio::task::spawn_local(sweep(node));
     info!(
         unix = ?config.listen.unix,
         tcp = ?config.listen.tcp,
@@ -241,13 +242,17 @@ fn pages(registry: Registry, stop: CancellationToken) -> AdminPages {
         .metrics(Arc::new(registry))
 }
 
-/// Removes expired entries periodically, even if no entry is stored.
-async fn sweep(shard: Arc<Shard>) {
+/// Removes expired entries periodically, even if no entry is stored, and logs how many connections were refused.
+async fn sweep(node: Rc<Node>) {
+    let mut refused = LogThrottle::default();
     let mut tick = interval(SWEEP_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = tick.tick().await;
-        shard.sweep(SWEPT, now.into_std());
+        node.shard.sweep(SWEPT, now.into_std());
+        if let Some(count) = refused.due(node.metrics.connections_refused(), now.into_std()) {
+            warn!(count, "refused connections at the connection limit");
+        }
     }
 }
 

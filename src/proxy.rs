@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::control::drain::drain;
+use self::control::failure_log::FailureLog;
 pub use self::control::reload::ConfigFileError;
 use self::control::reload::Reloader;
 use self::control::status::{Shared, uses_services};
@@ -55,6 +57,9 @@ const CONNECTION_COST: ConnectionCost = ConnectionCost {
     bytes: 64 * 1024,
     reserved: 0,
 };
+
+/// How often failures are checked for a line that is due.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a proxy failed to start or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +142,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
         })?;
     let traffic = Traffic {
         shared: Arc::clone(&shared),
-        http_metrics,
+        http_metrics: http_metrics.clone(),
         cache_metrics: cache_metrics.clone(),
         room: Arc::new(Semaphore::new(limits::most_connections(CONNECTION_COST))),
         acceptors: TaskTracker::new(),
@@ -157,6 +162,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
 
     tokio::spawn(control::status::pages(&shared, registry).serve(admin, std::future::pending()));
     tokio::spawn(follow_files(reloader));
+    tokio::spawn(log_failures(Arc::clone(&shared), http_metrics));
     tokio::spawn(follow_endpoints(Arc::clone(&shared)));
     tokio::spawn(follow_session_cache(Arc::clone(&shared), cache_metrics));
 
@@ -215,6 +221,16 @@ async fn follow_files(mut reloader: Reloader) {
     loop {
         tick.tick().await;
         reloader.poll(Timestamp::now());
+    }
+}
+
+async fn log_failures(shared: Arc<Shared>, http_metrics: HttpMetrics) {
+    let mut log = FailureLog::default();
+    let mut tick = interval(FAILURE_LOG_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tick.tick().await;
+        log.poll(&shared, &http_metrics, now.into_std());
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod exposition;
 pub mod files;
 pub mod kubernetes;
 pub(crate) mod limits;
+pub(crate) mod log_throttle;
 pub(crate) mod metrics;
 pub mod signal;
 pub mod telemetry;

@@ -150,6 +150,15 @@ impl CacheMetrics {
         OpenCacheConnection(open)
     }
 
+    /// Number of connections refused since the start.
+    pub(crate) fn connections_refused(&self) -> u64 {
+        let labels = [Origin::Client, Origin::Peer].map(Origin::label);
+        let counts = labels
+            .iter()
+            .filter_map(|label| Some(self.refused.get(label)?.get()));
+        counts.sum()
+    }
+
     /// Counts a connection closed on accept because of the connection limit.
     pub(crate) fn connection_refused(&self, from: Origin) {
         self.refused.get_or_create(&from.label()).inc();

@@ -3,6 +3,7 @@
 pub(crate) mod certificate_files;
 pub(crate) mod check;
 pub(crate) mod drain;
+pub(crate) mod failure_log;
 pub(crate) mod host_names;
 pub(crate) mod reload;
 pub(crate) mod ring_file;

@@ -194,6 +194,25 @@ impl ProxyMetrics {
         self.handshake_failures.get_or_create(&label).inc();
     }
 
+    /// Number of failed handshakes since the start, by reason; reasons without failures are left out.
+    pub(crate) fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
+        let failed = HandshakeFailure::ALL.iter().filter_map(|failure| {
+            let reason = failure.label();
+            let counter = self.handshake_failures.get(&ReasonLabel { reason })?;
+            Some((reason, counter.get()))
+        });
+        failed.collect()
+    }
+
+    /// Number of client connections refused since the start.
+    pub(crate) fn connections_refused(&self) -> u64 {
+        let counters = [Port::Https, Port::Http].map(|port| PortLabel { port: port.label() });
+        let counts = counters
+            .iter()
+            .filter_map(|label| Some(self.refused.get(label)?.get()));
+        counts.sum()
+    }
+
     /// Counts an offered ticket by its outcome.
     pub(crate) fn ticket_offered(&self, outcome: TicketOutcome) {
         let label = OutcomeLabel {
@@ -372,6 +391,19 @@ impl FileKind {
 }
 
 impl HandshakeFailure {
+    const ALL: [Self; 10] = [
+        Self::NoServerName,
+        Self::UnknownServerName,
+        Self::NoCertificate,
+        Self::UnreadableClientHello,
+        Self::Timeout,
+        Self::ClientClosed,
+        Self::ClientAlert,
+        Self::Incompatible,
+        Self::ClientMisbehaved,
+        Self::Internal,
+    ];
+
     fn label(self) -> &'static str {
         match self {
             Self::NoServerName => "no_server_name",

@@ -33,6 +33,8 @@ fn past_the_cap_connections_are_closed_at_once_and_the_others_go_on() {
     let series = "tlsfarm_proxy_connections_refused_total{port=\"https\"}";
     assert_eq!(proxy.metric(series), 1);
     assert_eq!((open(&proxy), proxy.get("/readyz").0), (cap, 200));
+    let line = "refused client connections at the connection limit";
+    wait_for("a line in the log", || proxy.log().contains(line).then_some(()));
 
     held.clear();
     wait_for("room", || (open(&proxy) == 0).then_some(()));

@@ -16,6 +16,7 @@ mod files;
 mod harness;
 mod hostile;
 mod limits;
+mod logs;
 mod metrics;
 mod redis_server;
 mod resumption;

@@ -112,10 +112,7 @@ impl Shared {
                 problem: problems.config,
             },
             certificates: snapshot.certificate_reports(now),
-            backends: backends(&snapshot.config)
-                .into_iter()
-                .map(|backend| self.backend_report(backend))
-                .collect(),
+            backends: self.backend_reports(),
             session_cache: self
                 .session_cache
                 .load()
@@ -125,6 +122,13 @@ impl Shared {
                     problem: client.problem(),
                 }),
         }
+    }
+
+    /// Reports the number of endpoints of each backend.
+    pub(crate) fn backend_reports(&self) -> Vec<BackendReport> {
+        let snapshot = self.snapshot.load();
+        let backends = backends(&snapshot.config).into_iter();
+        backends.map(|backend| self.backend_report(backend)).collect()
     }
 
     fn backend_report(&self, backend: &Backend) -> BackendReport {

@@ -84,6 +84,13 @@ impl HttpMetrics {
             .inc();
     }
 
+    /// Number of requests since the start whose backend had no endpoint.
+    pub(crate) fn without_endpoint(&self) -> u64 {
+        let kind = UpstreamError::NoEndpoints.label();
+        let counter = self.upstream_errors.get(&UpstreamErrorLabels { kind });
+        counter.map_or(0, |counter| counter.get())
+    }
+
     pub(crate) fn upstream_retried(&self) {
         self.upstream_retries.inc();
     }
