@@ -11,7 +11,6 @@ mod matrix;
 mod output;
 mod replay;
 mod round;
-mod server_address;
 mod session;
 mod sighting;
 mod target;
@@ -42,9 +41,8 @@ pub use target::TargetError;
 use crate::api::Duration;
 use exchange::Exchanger;
 use output::{Output, Style};
-use server_address::ServerAddress;
 use session::Clients;
-use target::{ClusterTargets, TargetFarm, TargetHost, Targets, unready, why_nothing};
+use target::{ClusterTargets, ServerAddress, TargetFarm, TargetHost, Targets, unready, why_nothing};
 
 /// Options of `tlsfarm probe`.
 #[derive(Args, Clone, Debug)]

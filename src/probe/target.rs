@@ -1,5 +1,7 @@
 //! Targets of the probe: proxies and server names, from the Kubernetes API or the command line.
 
+mod server_address;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use kube::{Client, ResourceExt};
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 
+pub(super) use self::server_address::ServerAddress;
 use super::session::Mechanism;
 use crate::api::{
     FARM_LABEL, MinVersion, Resumption, SessionCacheMode, TLSFarm, TicketKind, Tls12Tickets, ports,

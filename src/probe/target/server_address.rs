@@ -6,14 +6,14 @@ use std::str::FromStr;
 use rustls::pki_types::DnsName;
 use tokio::net::lookup_host;
 
-use super::target::{TargetError, TargetProxy};
+use super::{TargetError, TargetProxy};
 
 /// Port of an address without one.
 const HTTPS: u16 = 443;
 
 /// Host and port of a server.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum ServerAddress {
+pub(in crate::probe) enum ServerAddress {
     /// An IP address.
     Ip(SocketAddr),
     /// A DNS name, which may have several addresses.
@@ -43,7 +43,7 @@ impl FromStr for ServerAddress {
 
 impl ServerAddress {
     /// Resolves `servers`. Every address of a name is a target of its own, because each may be another replica.
-    pub(super) async fn resolve(servers: &[Self]) -> Result<Vec<TargetProxy>, TargetError> {
+    pub(in crate::probe) async fn resolve(servers: &[Self]) -> Result<Vec<TargetProxy>, TargetError> {
         let mut targets: Vec<TargetProxy> = Vec::new();
         for server in servers {
             for target in server.targets().await? {
