@@ -54,7 +54,7 @@ fn object(page: &mut String, path: &str, schema: &Value, part: Part) {
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    let _ = write!(page, "\n## {path}\n\n{}\n\n", description(schema));
+    let _ = write!(page, "\n## {path}\n\n{}\n\n", wrapped(&description(schema), ""));
     page.push_str(match part {
         Part::Spec { .. } => {
             "| field | type | default | allowed | restarts | meaning |\n|---|---|---|---|---|---|\n"
@@ -186,6 +186,23 @@ fn rules(schema: &Value) -> String {
         .flatten();
     rules
         .filter_map(|rule| rule["message"].as_str())
-        .map(|message| format!("- {message}\n"))
+        .map(|message| wrapped(&format!("- {message}"), "  ") + "\n")
         .collect()
+}
+
+/// Breaks a text into lines of at most 120 columns; all but the first begin with `indent`.
+fn wrapped(text: &str, indent: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.len() + 1 + word.len() <= 120 {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(format!("{indent}{word}"));
+        }
+    }
+    lines.join("\n")
 }
