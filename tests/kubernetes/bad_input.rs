@@ -183,10 +183,11 @@ fn the_api_server_refuses_what_the_schema_forbids() {
             "Unsupported value",
             json!("TLS11"),
         ),
+        ("/spec/hosts/0/routes/0/path", "write / for /*", json!("/shop/*")),
         (
-            "/spec/resumption",
-            "should match",
-            json!({"tickets": {"rotationInterval": "1 hour"}}),
+            "/spec/proxy",
+            "must be a level",
+            json!({"log": {"filter": "tlsfarm=loud"}}),
         ),
         (
             "/spec/resumption",
@@ -236,6 +237,18 @@ fn the_api_server_refuses_what_the_schema_forbids() {
         bad.pointer_mut(parent).expect("exists")[field] = value;
         let error = dry_run(&bad).expect_err(pointer);
         assert!(error.contains(expected), "{pointer}: {error}");
+    }
+    for malformed in [
+        json!({"tickets": {"rotationInterval": "1 hour"}}),
+        json!({"tickets": {"lifetime": "1d"}}),
+        json!({"sessionCache": {"lookupTimeout": "5"}}),
+    ] {
+        let mut bad = good.clone();
+        bad["spec"]["resumption"] = malformed;
+        let error = dry_run(&bad).expect_err("malformed");
+        let complaints = error.matches("Invalid value").count();
+        let explained = error.contains("must be a duration such as");
+        assert!(complaints == 1 && explained, "one mistake, one sentence: {error}");
     }
     for (expected, cache) in [
         ("redis is required in mode Redis", json!({"mode": "Redis"})),

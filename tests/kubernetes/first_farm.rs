@@ -38,7 +38,12 @@ fn every_command_of_the_first_farm_works_as_it_is_printed() {
         let line = format!("shop.example.com  {mechanism}  4/4  100 %");
         assert!(printed.contains(&line), "{line:?} was not printed");
     }
-    assert!(printed.contains(" 0 missed"), "the probe under a rotation");
+    assert!(
+        printed.contains(" 0 missed"),
+        "the probe saw misses under a rotation"
+    );
+    let across = printed.lines().find(|line| line.contains("across a rotation"));
+    assert!(across.is_some_and(|line| !line.contains(" 0/0")), "{across:?}");
     fs::remove_dir_all(&dir).expect("removed");
     namespace.delete();
 }
