@@ -118,4 +118,4 @@ cluster-down:
 crds:
 	cargo run --locked --quiet -- crd >crds/tlsfarm.yaml
 	cp crds/tlsfarm.yaml charts/tlsfarm-crds/files/tlsfarm.yaml
-	UPDATE=1 cargo test --locked --quiet --test crd the_api_reference
+	TLSFARM_UPDATE_DOCS=1 cargo test --locked --quiet --test crd the_api_reference

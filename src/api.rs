@@ -14,7 +14,7 @@ pub use duration::{Duration, DurationError};
 pub use session_cache::{RedisSpec, RedisTlsSpec, SecretRef, SessionCacheMode, SessionCacheSpec};
 pub use spec::{
     BackendRef, CertificateRef, ExternalTrafficPolicy, HostSpec, HostTickets, HostTls, Http, HttpMode,
-    IpFamilyPolicy, Log, LogFormat, MinVersion, Proxy, Resumption, RouteSpec, Scheduling, Service,
+    IpFamilyPolicy, LogFormat, LogSpec, MinVersion, Proxy, Resumption, RouteSpec, Scheduling, Service,
     ServiceType, TLSFarm, TLSFarmSpec, TicketKind, TicketsSpec, Tls12Tickets,
 };
 pub use status::{KeyRole, KeyStatus, RingStatus, SessionCacheStatus, TLSFarmStatus};

@@ -58,8 +58,10 @@ use crate::runtime::limits::{self, ConnectionCost};
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::signal::Terminated;
 
-/// Interval of the sweep for expired entries, and the number of entries it checks per bucket.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of the sweep for expired entries and of the check for refused connections.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Number of entries that a sweep checks per bucket.
 const SWEPT: usize = 1000;
 
 /// Limit on the memory of pending requests and replies of all connections together, in bytes.
@@ -122,7 +124,13 @@ pub enum StartError {
 ///
 /// Fails if the configuration or a file that it refers to is invalid, or if binding an address fails.
 pub fn run(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
-    let config = load(config_file, pod_ip)?;
+    let config = load(config_file)?;
+    let needs_pod_ip = config.peers.as_ref().is_some_and(|peers| {
+        matches!(peers.members, Backend::Service(_)) && peers.listen.ip().is_unspecified()
+    });
+    if needs_pod_ip && pod_ip.is_none() {
+        return Err(StartError::NoPodIp);
+    }
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -135,12 +143,12 @@ pub fn run(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<(), StartError>
 /// # Errors
 ///
 /// Fails if the configuration file itself is invalid.
-pub fn check(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<Vec<String>, StartError> {
-    let config = load(config_file, pod_ip)?;
+pub fn check(config_file: &Path) -> Result<Vec<String>, StartError> {
+    let config = load(config_file)?;
     let password = config.password.as_deref().map(read_password);
     let password = password.and_then(Result::err).map(|error| error.to_string());
-    let peers = config.peers.as_ref().and_then(peers::tls::problem_of_files);
-    Ok(password.into_iter().chain(peers).collect())
+    let peers = config.peers.as_ref().map(peers::tls::check_files);
+    Ok(password.into_iter().chain(peers.into_iter().flatten()).collect())
 }
 
 async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartError> {
@@ -200,7 +208,8 @@ async fn work(config: &CacheConfig, pod_ip: Option<IpAddr>) -> Result<(), StartE
         server.listen_unix(socket);
     }
     tokio::spawn(pages(registry, stop.clone()).serve(admin, std::future::pending()));
-    tokio::task::spawn_local(sweep(node));
+    tokio::task::spawn_local(sweep(shard));
+    tokio::task::spawn_local(log_refusals(node));
     info!(
         unix = ?config.listen.unix,
         tcp = ?config.listen.tcp,
@@ -242,33 +251,35 @@ fn pages(registry: Registry, stop: CancellationToken) -> AdminPages {
         .metrics(Arc::new(registry))
 }
 
-/// Removes expired entries periodically, even if no entry is stored, and logs how many connections were refused.
-async fn sweep(node: Rc<Node>) {
-    let mut refused = LogThrottle::default();
-    let mut tick = interval(SWEEP_INTERVAL);
+/// Removes expired entries periodically, even if no entry is stored.
+async fn sweep(shard: Arc<Shard>) {
+    let mut tick = interval(MAINTENANCE_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = tick.tick().await;
-        node.shard.sweep(SWEPT, now.into_std());
+        shard.sweep(SWEPT, now.into_std());
+    }
+}
+
+/// Logs how many connections were refused.
+async fn log_refusals(node: Rc<Node>) {
+    let mut refused = LogThrottle::default();
+    let mut tick = interval(MAINTENANCE_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tick.tick().await;
         if let Some(count) = refused.due(node.metrics.connections_refused(), now.into_std()) {
             warn!(count, "refused connections at the connection limit");
         }
     }
 }
 
-fn load(config_file: &Path, pod_ip: Option<IpAddr>) -> Result<CacheConfig, StartError> {
+fn load(config_file: &Path) -> Result<CacheConfig, StartError> {
     let text = read(config_file)?;
-    let config = CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
+    CacheConfig::parse(&String::from_utf8_lossy(&text)).map_err(|error| StartError::Config {
         file: config_file.to_owned(),
         error,
-    })?;
-    let needs_pod_ip = config.peers.as_ref().is_some_and(|peers| {
-        matches!(peers.members, Backend::Service(_)) && peers.listen.ip().is_unspecified()
-    });
-    match needs_pod_ip && pod_ip.is_none() {
-        true => Err(StartError::NoPodIp),
-        false => Ok(config),
-    }
+    })
 }
 
 fn read_password(file: &Path) -> Result<Password, StartError> {

@@ -20,8 +20,8 @@ use tlsfarm::probe::{self, ProbeArgs};
 use tlsfarm::proxy;
 use tlsfarm::runtime::telemetry;
 
-/// What a shell reports for a program that SIGPIPE ended.
-const READER_IS_GONE: u8 = 141;
+/// Exit code that a shell reports for a program that SIGPIPE ended.
+const EXIT_SIGPIPE: u8 = 141;
 
 /// TLS session resumption on every replica of a web farm.
 #[derive(Parser)]
@@ -105,7 +105,7 @@ struct ProxyArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Check the configuration file, the certificates and the ring, print every problem, and exit. Opens no port
+    /// Check the configuration file, the certificates and the ring, print the problems, and exit. Opens no port
     #[arg(long)]
     check: bool,
 
@@ -123,7 +123,7 @@ struct CacheArgs {
     #[arg(long, value_name = "ADDRESS", env = "POD_IP")]
     pod_ip: Option<IpAddr>,
 
-    /// Check the configuration file and the files that it names, print every problem, and exit. Opens no port
+    /// Check the configuration file and the files that it names, print the problems, and exit. Opens no port
     #[arg(long)]
     check: bool,
 
@@ -133,7 +133,7 @@ struct CacheArgs {
 
 #[derive(Args)]
 struct LogArgs {
-    /// What to log: a level (error, warn, info, debug, trace), or target=level pairs separated by commas
+    /// What to log: a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas
     #[arg(long, value_name = "FILTER", env = "TLSFARM_LOG", default_value = "info", value_parser = log_filter)]
     log_filter: String,
 
@@ -149,9 +149,11 @@ struct LogArgs {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    let prints = command.prints();
+    match run(command) {
         Ok(code) => code,
-        Err(error) if is_broken_pipe(&*error) => ExitCode::from(READER_IS_GONE),
+        Err(error) if prints && is_broken_pipe(&*error) => ExitCode::from(EXIT_SIGPIPE),
         Err(error) => {
             eprintln!("tlsfarm: {error}");
             ExitCode::from(2)
@@ -175,9 +177,11 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             };
             tokio::runtime::Runtime::new()?.block_on(operator::run(options))?;
         }
-        Command::Proxy(args) if args.check => return report(&args.config, proxy::check(&args.config)?),
+        Command::Proxy(args) if args.check => {
+            return print_problems(&args.config, proxy::check(&args.config)?);
+        }
         Command::Cache(args) if args.check => {
-            return report(&args.config, cache::check(&args.config, args.pod_ip)?);
+            return print_problems(&args.config, cache::check(&args.config)?);
         }
         Command::Proxy(args) => {
             args.log.init()?;
@@ -203,7 +207,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Prints the result of a check: to standard error and with exit code 2 if there are problems.
-fn report(config_file: &Path, problems: Vec<String>) -> Result<ExitCode, Box<dyn Error>> {
+fn print_problems(config_file: &Path, problems: Vec<String>) -> Result<ExitCode, Box<dyn Error>> {
     if problems.is_empty() {
         writeln!(io::stdout(), "{}: no problems found", config_file.display())?;
         return Ok(ExitCode::SUCCESS);
@@ -214,6 +218,18 @@ fn report(config_file: &Path, problems: Vec<String>) -> Result<ExitCode, Box<dyn
     Ok(ExitCode::from(2))
 }
 
+impl Command {
+    /// Whether its purpose is its output, so that it has nothing left to do when the reader of that is gone.
+    fn prints(&self) -> bool {
+        match self {
+            Self::Operator(_) => false,
+            Self::Proxy(args) => args.check,
+            Self::Cache(args) => args.check,
+            Self::Probe(_) | Self::Crd | Self::Completion { .. } | Self::Man { .. } => true,
+        }
+    }
+}
+
 /// Whether standard output could not be written because its reader, such as `head`, has exited.
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source())
@@ -221,7 +237,7 @@ fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Version of the release, with the commit if the build was told it.
+/// Version of the release, with the commit if TLSFARM_COMMIT was set at build time.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("TLSFARM_COMMIT") {
         Some(commit) if !commit.is_empty() => format!("{} (commit {commit})", env!("CARGO_PKG_VERSION")),
@@ -244,12 +260,12 @@ fn namespace(text: &str) -> Result<String, &'static str> {
     }
 }
 
-fn log_filter(text: &str) -> Result<String, telemetry::ParseError> {
-    telemetry::check(text).map(|()| text.to_owned())
+fn log_filter(text: &str) -> Result<String, telemetry::FilterError> {
+    telemetry::validate_filter(text).map(|()| text.to_owned())
 }
 
 impl LogArgs {
-    fn init(&self) -> Result<(), telemetry::ParseError> {
+    fn init(&self) -> Result<(), telemetry::FilterError> {
         telemetry::init(self.log_format, &self.log_filter)
     }
 }

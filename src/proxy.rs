@@ -114,7 +114,7 @@ pub fn check(config_file: &Path) -> Result<Vec<String>, ProxyError> {
         .build()
         .map_err(ProxyError::Start)?;
     runtime
-        .block_on(control::check::problems(config_file, Timestamp::now()))
+        .block_on(control::check::check_files(config_file, Timestamp::now()))
         .map_err(|error| invalid(config_file, error))
 }
 

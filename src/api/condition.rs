@@ -113,7 +113,9 @@ pub enum Reason {
     CacheUnreachable,
     /// SessionCacheReady: the session cache is disabled.
     CacheDisabled,
-    /// TrustedProxiesSafe: trustedProxies covers no node of the farm, or clients do not arrive from nodes.
+    /// TrustedProxiesSafe: the Service does not replace the addresses of clients.
+    ClientAddressesPreserved,
+    /// TrustedProxiesSafe: trustedProxies covers no node of the farm.
     NodesNotTrusted,
     /// TrustedProxiesSafe: trustedProxies covers a node of the farm, and clients arrive from the addresses of nodes.
     NodesTrusted,

@@ -200,7 +200,7 @@ pub struct BackendRef {
 #[serde(rename_all = "camelCase")]
 pub struct Http {
     /// Redirect answers every request with a 308 redirect to https, Serve forwards requests as on the TLS port, and
-    /// Disabled does not listen for plain HTTP. A change restarts the proxies.
+    /// Disabled does not listen for plain HTTP. A change to or from Disabled restarts the proxies.
     #[serde(default)]
     pub mode: HttpMode,
 }
@@ -362,7 +362,7 @@ pub struct Proxy {
 
     /// Logs of the proxies and their cache sidecars. A change restarts the proxies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log: Option<Log>,
+    pub log: Option<LogSpec>,
 
     /// Scheduling constraints of the proxy pods. Pods are always spread over nodes where possible. A change restarts the
     /// proxies.
@@ -385,25 +385,26 @@ pub struct Proxy {
 /// Logs of the proxies and their cache sidecars. What is not set here is set for all farms by the operator.
 #[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Log {
-    /// What to log: a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas.
+pub struct LogSpec {
+    /// What to log: a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas. Default:
+    /// what the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^(([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))(,([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))*$')").message("must be a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas"))]
     pub filter: Option<String>,
 
-    /// Text writes lines for people, and Json one JSON object per line.
+    /// Text writes lines for people, Json one JSON object per line. Default: what the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<LogFormat>,
 }
 
 /// Format of logs.
+// Its variants have plain comments: documented ones would replace the description of the field in the CRD.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize, ValueEnum)]
+#[allow(missing_docs)]
 pub enum LogFormat {
-    /// Lines for people.
-    #[default]
+    #[default] // Of the command line; the operator's default for farms is Json.
     Text,
-    /// One JSON object per line.
     Json,
 }
 

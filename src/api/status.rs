@@ -44,7 +44,7 @@ pub struct TLSFarmStatus {
     pub session_cache: Option<SessionCacheStatus>,
 
     /// Conditions of the farm. The types are Accepted, CertificatesReady, BackendsReady, Available, KeysSynced,
-    /// SessionCacheReady and Ready, which summarizes the others.
+    /// SessionCacheReady, TrustedProxiesSafe, and Ready, which summarizes all but TrustedProxiesSafe.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

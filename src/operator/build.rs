@@ -102,10 +102,9 @@ fn object<K: kube::Resource + Serialize>(kind: Kind, object: &K) -> Object {
 }
 
 #[cfg(test)]
-mod restarts;
-
-#[cfg(test)]
 pub(super) mod tests {
+    mod restarts;
+
     use std::collections::BTreeMap;
 
     use serde_json::json;

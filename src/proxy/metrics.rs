@@ -404,7 +404,7 @@ impl HandshakeFailure {
         Self::Internal,
     ];
 
-    fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::NoServerName => "no_server_name",
             Self::UnknownServerName => "unknown_server_name",

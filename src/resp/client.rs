@@ -67,16 +67,13 @@ impl Client {
         Self::start_with(Transport::Peer(address, configs), timeout, metrics)
     }
 
-    /// Why the files that connecting to `server` needs, such as certificates and passwords, cannot be used; None if they
-    /// can.
-    pub(crate) async fn problem_of_files(server: &CacheServer) -> Option<String> {
-        match server {
-            CacheServer::Unix(_) => None,
-            CacheServer::Redis(server) => transport::check_files(server)
-                .await
-                .err()
-                .map(|error| with_causes(&error)),
-        }
+    /// Reads the files that connecting to `server` needs, such as certificates and passwords; returns the problems.
+    pub(crate) async fn check_files(server: &CacheServer) -> Vec<String> {
+        let errors = match server {
+            CacheServer::Unix(_) => Vec::new(),
+            CacheServer::Redis(server) => transport::check_files(server).await,
+        };
+        errors.iter().map(|error| with_causes(error)).collect()
     }
 
     /// Returns the value of a key; None if it does not exist. Fails if the cache is unavailable or the request times

@@ -3,34 +3,35 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
-pub use tracing_subscriber::filter::ParseError;
+pub use tracing_subscriber::filter::ParseError as FilterError;
 
 use crate::api::LogFormat;
 
-/// kube_client logs every request that fails while the API server is away, and so do we, with what was wanted.
-const QUIET: [(&str, &str); 1] = [("kube_client", "kube_client=off")];
+/// Target whose logs are off unless a filter names it: it logs every request that fails while the API server is away. We
+/// log these failures ourselves, with more context.
+const QUIET_TARGET: &str = "kube_client";
 
 /// Checks a filter as [`init`] would.
 ///
 /// # Errors
 ///
 /// Fails if `filter` is invalid.
-pub fn check(filter: &str) -> Result<(), ParseError> {
+pub fn validate_filter(filter: &str) -> Result<(), FilterError> {
     EnvFilter::builder().parse(filter).map(drop)
 }
 
 /// Initializes logging. `filter` is a list of tracing-subscriber directives, such as `info` or
-/// `tlsfarm=debug,kube=warn`. Targets that repeat what we log are off unless it names them.
+/// `tlsfarm=debug,kube=warn`. `kube_client` is off unless it is named.
 ///
 /// # Errors
 ///
 /// Fails if `filter` is invalid.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
-    let quiet = QUIET.iter().filter(|(target, _)| !filter.contains(target));
-    let quiet: Vec<Directive> = quiet.map(|(_, off)| off.parse()).collect::<Result<_, _>>()?;
-    let filter = EnvFilter::builder().parse(filter)?;
-    let filter = quiet.into_iter().fold(filter, EnvFilter::add_directive);
+pub fn init(format: LogFormat, filter: &str) -> Result<(), FilterError> {
+    let quiet = !filter.contains(QUIET_TARGET);
+    let mut filter = EnvFilter::builder().parse(filter)?;
+    if quiet {
+        filter = filter.add_directive(format!("{QUIET_TARGET}=off").parse()?);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

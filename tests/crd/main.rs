@@ -44,12 +44,12 @@ fn every_reason_of_a_condition_is_explained() {
     }
 }
 
-/// `make crds` sets UPDATE, and the page is written.
+/// `make crds` sets TLSFARM_UPDATE_DOCS, and the page is written.
 #[test]
 fn the_api_reference_is_what_the_crd_says() {
     let crd: Value = serde_saphyr::from_str(&read("crds/tlsfarm.yaml")).expect("YAML");
     let (page, file) = (reference::page(&crd), "docs/api.md");
-    if std::env::var_os("UPDATE").is_some() {
+    if std::env::var_os("TLSFARM_UPDATE_DOCS").is_some() {
         std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), page).expect("written");
         return;
     }

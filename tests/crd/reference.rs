@@ -4,8 +4,11 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// The sentence in the description of a field that restarts pods when it changes. `operator::build` tests which do.
-const RESTARTS: &str = "A change restarts the proxies.";
+/// The words in the description of a field that restarts pods when it changes. `operator::build` tests which do.
+const RESTARTS: &str = "restarts the proxies";
+
+/// The sentence that the column of the table makes superfluous.
+const ANY_CHANGE: &str = "A change restarts the proxies.";
 
 const HEAD: &str = "# API reference
 
@@ -106,10 +109,16 @@ fn description(schema: &Value) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What a field means, and the rules of its value.
 fn meaning(field: &Value) -> String {
-    let text = description(field);
-    let text = text.replace(RESTARTS, "");
-    text.trim().replace('|', "\\|")
+    let text = description(field).replace(ANY_CHANGE, "");
+    let mut sentences = vec![text.trim().to_owned()];
+    if field["properties"].is_null() && !is_duration(field) {
+        let rules = field["x-kubernetes-validations"].as_array().into_iter().flatten();
+        let messages = rules.filter_map(|rule| rule["message"].as_str());
+        sentences.extend(messages.map(|message| format!("Rule: {message}.")));
+    }
+    sentences.join(" ").replace('|', "\\|")
 }
 
 fn kind(field: &Value) -> String {
@@ -149,13 +158,16 @@ fn allowed(field: &Value) -> String {
     if let Some(values) = schema["enum"].as_array() {
         let values: Vec<String> = values
             .iter()
+            .filter(|value| !value.is_null())
             .map(|value| format!("`{}`", value.to_string().trim_matches('"')))
             .collect();
         bounds.push(values.join(", "));
     }
     bounds.extend(range(schema, "minimum", "maximum", ""));
     if schema["enum"].is_null() && !is_duration(schema) {
-        bounds.extend(range(schema, "minLength", "maxLength", " characters"));
+        let each = if is_list { "each " } else { "" };
+        let length = range(schema, "minLength", "maxLength", " characters");
+        bounds.extend(length.map(|length| format!("{each}{length}")));
     }
     if is_list {
         bounds.extend(range(field, "minItems", "maxItems", " entries"));

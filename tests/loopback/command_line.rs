@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use tlsfarm::config::{CacheServer, RedisConfig, RedisTlsConfig, SessionCacheConfig};
+
 use crate::harness::{Farm, put_config};
 
 fn tlsfarm(arguments: &[&str]) -> Output {
@@ -23,7 +25,7 @@ fn check(role: &str, config: &Path) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn a_proxy_s_files_are_checked_without_a_port_and_every_problem_is_named() {
+fn proxy_check_reports_problems_and_opens_no_port() {
     let farm = Farm::new("web/shop");
     let file = farm.dir.join("checked.json");
     let mut config = farm.config();
@@ -45,13 +47,39 @@ fn a_proxy_s_files_are_checked_without_a_port_and_every_problem_is_named() {
     }
     assert!(complaints.lines().count() >= 3, "{complaints}");
 
+    config.session_cache = Some(redis(&farm.dir));
+    put_config(&file, &config);
+    let (_, _, complaints) = check("proxy", &file);
+    for missing in ["no-password", "no-ca.crt"] {
+        assert!(complaints.contains(missing), "{missing} is not in {complaints}");
+    }
+
     fs::write(&file, "version: 9").expect("written");
     let (code, _, complaints) = check("proxy", &file);
     assert_eq!((code, complaints.lines().count()), (Some(2), 1), "{complaints}");
 }
 
+/// A session cache whose files do not exist.
+fn redis(dir: &Path) -> SessionCacheConfig {
+    SessionCacheConfig {
+        server: CacheServer::Redis(RedisConfig {
+            address: "redis.test:6379".into(),
+            tls: Some(RedisTlsConfig {
+                authority: dir.join("no-ca.crt"),
+                server_name: None,
+                certificate: None,
+                key: None,
+            }),
+            username: None,
+            password: Some(dir.join("no-password")),
+        }),
+        session_id_lifetime: "2h".parse().expect("valid"),
+        lookup_timeout: "5ms".parse().expect("valid"),
+    }
+}
+
 #[test]
-fn a_cache_s_files_are_checked_without_a_port_and_every_problem_is_named() {
+fn cache_check_reports_problems_and_opens_no_socket() {
     let farm = Farm::new("web/shop");
     let dir = farm.dir.display().to_string();
     let [certificate, key] = farm.issue(&["cache.test"]);
@@ -72,23 +100,26 @@ fn a_cache_s_files_are_checked_without_a_port_and_every_problem_is_named() {
 
     file("password", "\n");
     file("peer.crt", "nonsense");
+    file("peer.key", "nonsense");
     let (code, _, complaints) = check("cache", &config);
     assert_eq!(code, Some(2), "{complaints}");
     assert!(complaints.contains("password"), "{complaints}");
     assert!(complaints.contains("peer.crt"), "{complaints}");
+    assert!(complaints.contains("peer.key"), "{complaints}");
     assert!(!complaints.contains("secret"), "{complaints}");
 }
 
 #[test]
-fn a_reader_that_has_enough_is_no_error() {
+fn a_closed_standard_output_ends_it_with_141_and_no_message() {
     for arguments in [&["crd"][..], &["completion", "bash"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tlsfarm"))
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let child = Command::new(env!("CARGO_BIN_EXE_tlsfarm"))
             .args(arguments)
-            .stdout(Stdio::piped())
+            .stdout(writer)
             .stderr(Stdio::piped())
             .spawn()
             .expect("started");
-        drop(child.stdout.take());
         let output = child.wait_with_output().expect("it ends");
         let complaints = String::from_utf8_lossy(&output.stderr);
         assert_eq!(
@@ -109,10 +140,7 @@ fn completion_and_man_pages_know_every_command() {
     let written = tlsfarm(&["man", directory.to_str().expect("UTF-8")]);
     assert!(written.status.success());
     for command in ["operator", "proxy", "cache", "probe", "crd", "completion", "man"] {
-        assert!(
-            script.contains(&format!("tlsfarm__subcmd__{command}")),
-            "{command}"
-        );
+        assert!(script.split_whitespace().any(|word| word == command), "{command}");
         let page = fs::read_to_string(directory.join(format!("tlsfarm-{command}.1"))).expect("written");
         assert!(page.contains(".SH SYNOPSIS"), "{command}");
     }

@@ -77,11 +77,23 @@ impl PeerTls {
     }
 }
 
-/// Why the certificate, key and CA files of `peers` cannot be used; None if they can.
-pub(crate) fn problem_of_files(peers: &Peers) -> Option<String> {
+/// Reads the certificate, key and CA files of `peers`; returns the problems.
+pub(crate) fn check_files(peers: &Peers) -> Vec<String> {
     let mut files = Files::new(peers, PeerMetrics::default());
-    let loaded = files.changed().and_then(|_| files.configs());
-    loaded.err().map(|error| with_causes(&error))
+    let missing = files.changed().err();
+    let unreadable = [
+        files.certificate.certificates().err(),
+        files.key.private_key().err(),
+        files.ca.certificates().err(),
+    ];
+    let mut problems: Vec<_> = missing.into_iter().collect();
+    if problems.is_empty() {
+        problems.extend(unreadable.into_iter().flatten());
+    }
+    if problems.is_empty() {
+        problems.extend(files.configs().err());
+    }
+    problems.iter().map(|error| with_causes(error)).collect()
 }
 
 /// The three files.
@@ -195,8 +207,7 @@ impl Files {
         let leaf = chain.first().ok_or(TlsError::NoCertificatesPresented)?;
         verify_server_name(&ParsedCertificate::try_from(leaf)?, &name)
             .map_err(|error| PeerTlsError::OwnName(self.server_name.clone(), error))?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&self.key.contents).map_err(|error| self.key.is_no_pem(error))?;
+        let key = self.key.private_key()?;
 
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])?
@@ -234,6 +245,10 @@ impl File {
             true => Err(PeerTlsError::NoCertificate(self.path.clone())),
             false => Ok(found),
         }
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, PeerTlsError> {
+        PrivateKeyDer::from_pem_slice(&self.contents).map_err(|error| self.is_no_pem(error))
     }
 
     fn is_no_pem(&self, error: pem::Error) -> PeerTlsError {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::containers::{ContainerDefaults, container_ports, mount, probe, restricted, secret_volume};
+use super::containers::{ContainerCommon, container_ports, mount, probe, restricted, secret_volume};
 use crate::api::{self, SessionCacheMode, TLSFarm, ports};
 use crate::compile::farm::sidecar;
 use crate::compile::mounts::{
@@ -54,11 +54,11 @@ pub(super) fn service(farm: &TLSFarm, id: &FarmId) -> Option<Service> {
 }
 
 /// Builds the parts of the pod template.
-pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, shared: &ContainerDefaults<'_>) -> PodParts {
+pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, common: &ContainerCommon<'_>) -> PodParts {
     let cache = &farm.spec.resumption.session_cache;
     match (cache.mode, &cache.redis) {
         (SessionCacheMode::Sidecar, _) => PodParts {
-            sidecar: Some(container(cache, shared)),
+            sidecar: Some(container(cache, common)),
             volumes: vec![
                 Volume {
                     name: "run".into(),
@@ -104,7 +104,7 @@ pub(super) fn pod_parts(farm: &TLSFarm, id: &FarmId, shared: &ContainerDefaults<
 /// A native sidecar: it starts before the proxy and stops after it.
 ///
 /// It has no readiness probe: a failing cache causes full handshakes, and must not make the proxy unready.
-fn container(cache: &api::SessionCacheSpec, shared: &ContainerDefaults<'_>) -> Container {
+fn container(cache: &api::SessionCacheSpec, common: &ContainerCommon<'_>) -> Container {
     let pod_ip = EnvVar {
         name: "POD_IP".into(),
         value_from: Some(EnvVarSource {
@@ -118,15 +118,15 @@ fn container(cache: &api::SessionCacheSpec, shared: &ContainerDefaults<'_>) -> C
     };
     Container {
         name: CONTAINER.into(),
-        image: Some(shared.image.into()),
-        image_pull_policy: Some(shared.pull_policy.into()),
+        image: Some(common.image.into()),
+        image_pull_policy: Some(common.pull_policy.into()),
         restart_policy: Some("Always".into()),
         args: Some(vec![
             "cache".into(),
             "--config".into(),
             format!("{CONFIG_DIR}/{CACHE_CONFIG_KEY}"),
         ]),
-        env: Some([&[pod_ip], shared.env.as_slice()].concat()),
+        env: Some([&[pod_ip], common.env.as_slice()].concat()),
         ports: Some(container_ports(&[ports::CACHE_PEERS, ports::CACHE_ADMIN])),
         volume_mounts: Some(vec![
             mount("config", CONFIG_DIR.into()),

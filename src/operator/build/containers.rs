@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::api::{Log, LogFormat};
+use crate::api::{LogFormat, LogSpec};
 
 /// File mode of mounted Secrets: readable by owner and group only.
 const SECRET_MODE: i32 = 0o440;
@@ -21,7 +21,7 @@ pub struct LogSettings {
 }
 
 /// What all containers of a pod have in common.
-pub(super) struct ContainerDefaults<'a> {
+pub(super) struct ContainerCommon<'a> {
     /// Image.
     pub(super) image: &'a str,
     /// `imagePullPolicy`.
@@ -31,7 +31,7 @@ pub(super) struct ContainerDefaults<'a> {
 }
 
 /// The environment variables with the log settings of a farm.
-pub(super) fn log_env(log: Option<&Log>, defaults: &LogSettings) -> Vec<EnvVar> {
+pub(super) fn log_env(log: Option<&LogSpec>, defaults: &LogSettings) -> Vec<EnvVar> {
     let filter = log
         .and_then(|log| log.filter.as_ref())
         .unwrap_or(&defaults.filter);

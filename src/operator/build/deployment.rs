@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::cache;
 use super::containers::{
-    ContainerDefaults, LogSettings, container_ports, log_env, mount, probe, restricted, secret_volume,
+    ContainerCommon, LogSettings, container_ports, log_env, mount, probe, restricted, secret_volume,
 };
 use crate::api::{HttpMode, TLSFarm, ports};
 use crate::compile::mounts::{CONFIG_DIR, CONFIG_KEY, RING_DIR, certificate_dir};
@@ -103,17 +103,17 @@ fn pod(farm: &TLSFarm, id: &FarmId, defaults: &PodDefaults) -> PodSpec {
     let proxy = &farm.spec.proxy;
     let scheduling = &proxy.scheduling;
     let (mut volumes, mut mounts) = files(farm, id);
-    let shared = ContainerDefaults {
+    let common = ContainerCommon {
         image: proxy.image.as_deref().unwrap_or(&defaults.image),
         pull_policy: &defaults.pull_policy,
         env: log_env(proxy.log.as_ref(), &defaults.log),
     };
-    let cache = cache::pod_parts(farm, id, &shared);
+    let cache = cache::pod_parts(farm, id, &common);
     volumes.extend(cache.volumes);
     mounts.extend(cache.mounts);
     PodSpec {
         init_containers: cache.sidecar.map(|sidecar| vec![sidecar]),
-        containers: vec![container(farm, shared, mounts)],
+        containers: vec![container(farm, common, mounts)],
         volumes: Some(volumes),
         service_account_name: Some(id.proxy_name()),
         automount_service_account_token: Some(true),
@@ -146,7 +146,7 @@ fn pod(farm: &TLSFarm, id: &FarmId, defaults: &PodDefaults) -> PodSpec {
     }
 }
 
-fn container(farm: &TLSFarm, shared: ContainerDefaults<'_>, mounts: Vec<VolumeMount>) -> Container {
+fn container(farm: &TLSFarm, common: ContainerCommon<'_>, mounts: Vec<VolumeMount>) -> Container {
     let proxy = &farm.spec.proxy;
     let mut listened_on = vec![ports::HTTPS, ports::ADMIN];
     if farm.spec.http.mode != HttpMode::Disabled {
@@ -154,9 +154,9 @@ fn container(farm: &TLSFarm, shared: ContainerDefaults<'_>, mounts: Vec<VolumeMo
     }
     Container {
         name: CONTAINER.into(),
-        image: Some(shared.image.into()),
-        image_pull_policy: Some(shared.pull_policy.into()),
-        env: Some(shared.env),
+        image: Some(common.image.into()),
+        image_pull_policy: Some(common.pull_policy.into()),
+        env: Some(common.env),
         args: Some(vec![
             "proxy".into(),
             "--config".into(),

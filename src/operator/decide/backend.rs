@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
+use super::listing::first_of;
 use crate::api::BackendRef;
 
 /// Maximum number of ports listed in a message.
@@ -57,16 +58,9 @@ pub(crate) fn port_name(backend: &BackendRef, service: Option<&Service>) -> Resu
 }
 
 fn listed(ports: &[String]) -> String {
-    let named = ports
-        .iter()
-        .take(MOST_NAMED)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
-    match ports.len() {
-        0 => "it has none".into(),
-        1..=MOST_NAMED => format!("it has {named}"),
-        all => format!("it has {named} and {} more", all - MOST_NAMED),
+    match ports {
+        [] => "it has none".into(),
+        _ => format!("it has {}", first_of(ports, MOST_NAMED, ", ")),
     }
 }
 
@@ -124,6 +118,6 @@ mod tests {
         let eight = resolved(ports(8), 443).expect_err("there is none");
         assert!(eight.ends_with("it has 1, 2, 3, 4, 5, 6, 7, 8"), "{eight}");
         let ten = resolved(ports(10), 443).expect_err("there is none");
-        assert!(ten.ends_with("7, 8 and 2 more"), "{ten}");
+        assert!(ten.ends_with("7, 8, and 2 more"), "{ten}");
     }
 }

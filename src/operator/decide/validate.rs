@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
+use super::listing::first_of;
 use crate::api::{Reason, TLSFarm};
 
 /// `NAME-proxy-metrics` must be a Service name, which has at most 63 characters.
@@ -42,6 +43,7 @@ pub(crate) fn validate<'a>(
         );
         return Err(FarmRefusal::new(Reason::Invalid, message));
     }
+    refuse_wildcards(farm)?;
     let claims = claims_within(farm)?;
     let older =
         neighbours.filter(|other| other.name_any() != name && age_order(other, farm) == Ordering::Less);
@@ -63,16 +65,26 @@ pub(crate) fn validate<'a>(
     if conflicts.is_empty() {
         return Ok(());
     }
-    let more = conflicts.len().saturating_sub(MOST_NAMED);
-    conflicts.truncate(MOST_NAMED);
-    if more > 0 {
-        conflicts.push(format!("and {more} more"));
-    }
-    Err(FarmRefusal::new(Reason::HostnameConflict, conflicts.join("; ")))
+    let named = first_of(&conflicts, MOST_NAMED, "; ");
+    Err(FarmRefusal::new(Reason::HostnameConflict, named))
 }
 
 /// Maximum number of conflicts listed in a message.
 const MOST_NAMED: usize = 4;
+
+/// Proxies refuse such a path. The schema does too, but not in an object that is older than the rule.
+fn refuse_wildcards(farm: &TLSFarm) -> Result<(), FarmRefusal> {
+    for host in &farm.spec.hosts {
+        if let Some(route) = host.routes.iter().find(|route| route.path.contains('*')) {
+            let message = format!(
+                "path {:?} of host {:?} has a wildcard: a path is a prefix, so write / for /*, and /shop for /shop/*",
+                route.path, host.name
+            );
+            return Err(FarmRefusal::new(Reason::Invalid, message));
+        }
+    }
+    Ok(())
+}
 
 /// Maps the farm's host names to their hosts. Fails if two hosts have the same host name.
 fn claims_within(farm: &TLSFarm) -> Result<BTreeMap<String, &str>, FarmRefusal> {
@@ -176,6 +188,17 @@ mod tests {
         for name in [&"x".repeat(50), "1shop", "my.shop"] {
             let refusal = validate(&farm(name, created, &[("a", "x.example.com")]), [].into_iter());
             assert_eq!(refusal.expect_err("refused").reason, Reason::Invalid, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_wildcard_is_refused_and_the_right_form_is_named() {
+        let mut shop = farm("shop", "2026-01-01T00:00:00Z", &[("a", "x.example.com")]);
+        shop.spec.hosts[0].routes[0].path = "/shop/*".into();
+        let refusal = validate(&shop, [].into_iter()).expect_err("refused");
+        assert_eq!(refusal.reason, Reason::Invalid);
+        for word in ["/shop/*", "\"a\"", "prefix"] {
+            assert!(refusal.message.contains(word), "{}", refusal.message);
         }
     }
 

@@ -51,6 +51,8 @@ pub(crate) async fn report(
     let nothing = Value::Null;
     let before = farm.data.get("status").unwrap_or(&nothing);
     let status = status(invalid, before, Timestamp::now());
+    let generation = status.ring.as_ref().map(|ring| ring.generation);
+    context.metrics.ring(&id.key, generation.unwrap_or_default());
     let body = applied(id, &status);
     if body.get("status") == Some(before) {
         return Ok(NEXT_LOOK);

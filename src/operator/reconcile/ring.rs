@@ -61,7 +61,10 @@ pub(crate) async fn reconcile_ring(
     let request = memory.request.as_ref();
     let decision = rotation::decide(stored, known, may_create, policy, request, &acknowledgements, now)?;
     let (ring, version, change) = match decision {
-        Decision::None => return Ok(RingStep::default()),
+        Decision::None => {
+            context.metrics.ring(&id.key, known.generation);
+            return Ok(RingStep::default());
+        }
         Decision::Keep(ring, plan) => {
             context.metrics.ring(&id.key, ring.generation);
             return Ok(kept(memory, *ring, plan));

@@ -14,7 +14,6 @@ use crate::config::{self, ProxyConfig};
 use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::proxy::tls::certificates::{
     CertificateFault, CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
-    MOST_FILES_NAMED,
 };
 use crate::runtime::files::FileIdentity;
 
@@ -174,56 +173,78 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
         Ok(bytes) => Ok(Zeroizing::new(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertificateFault::Missing {
             file: name(),
-            others: others_beside(file),
+            directory: keys_of_secret(file),
         }),
         Err(error) => Err(CertificateFault::Unreadable(name(), error.kind())),
     }
 }
 
-/// Names of other files in the directory of `file`, sorted. The kubelet's own links, which begin with two dots, do not
-/// count.
-fn others_beside(file: &Path) -> Vec<String> {
-    let Some(entries) = file.parent().and_then(|dir| fs::read_dir(dir).ok()) else {
-        return Vec::new();
-    };
+/// Names of the files beside `file`, sorted, if it has the name of a key of a mounted TLS Secret. Beside a file of any
+/// other name, such as one in /etc/ssl, others are nobody's business.
+fn keys_of_secret(file: &Path) -> Option<Vec<String>> {
+    let is_key = file
+        .file_name()
+        .is_some_and(|name| name == "tls.crt" || name == "tls.key");
+    if !is_key {
+        return None;
+    }
+    let entries = file.parent().and_then(|dir| fs::read_dir(dir).ok());
     let mut names: Vec<String> = entries
+        .into_iter()
+        .flatten()
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        // The kubelet's own links.
         .filter(|name| !name.starts_with(".."))
         .collect();
     names.sort();
-    names.truncate(MOST_FILES_NAMED);
-    names
+    Some(names)
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::aws_lc_rs::default_provider;
+
     use super::*;
     use crate::runtime::test_dir::TestDir;
 
-    #[test]
-    fn a_secret_that_is_missing_and_one_of_another_kind_are_told_apart() {
-        let dir = TestDir::new();
-        let fault = || read(&dir.join("tls.crt")).expect_err("missing").to_string();
-        dir.write("..data", "");
-        assert_eq!(
-            fault(),
-            "no file tls.crt: the Secret does not exist, or is not mounted yet"
-        );
-        dir.write("tls.key", "");
-        dir.write("cert.pem", "");
-        assert_eq!(
-            fault(),
-            "no file tls.crt, but cert.pem, tls.key: a Secret of type kubernetes.io/tls has tls.crt and tls.key"
-        );
+    /// The current problem of the pair `tls.crt` and `tls.key`, or of files of another name, in `dir`.
+    fn problem(pair: &mut Pair) -> String {
+        pair.poll(&default_provider(), Timestamp::UNIX_EPOCH);
+        pair.state.file_fault.as_ref().expect("a problem").to_string()
+    }
+
+    fn pair(dir: &TestDir, name: &str) -> Pair {
+        let files = config::CertificateConfig {
+            name: "shop-tls".into(),
+            certificate: dir.join(format!("{name}.crt")),
+            key: dir.join(format!("{name}.key")),
+        };
+        Pair::new(&files, &["shop.example.com".into()])
     }
 
     #[test]
-    fn a_directory_of_many_files_is_not_listed_whole() {
+    fn a_missing_secret_and_one_of_another_type_have_different_messages() {
         let dir = TestDir::new();
+        let mut pair = pair(&dir, "tls");
+        dir.write("..data", "");
+        let missing = "tls.crt not found: the Secret does not exist, or is not mounted yet";
+        assert_eq!(problem(&mut pair), missing);
+        // It is created later, and is of another type.
+        dir.write("cert.pem", "");
+        let other = "tls.crt not found: the Secret has the keys cert.pem instead of tls.crt and tls.key";
+        assert_eq!(problem(&mut pair), other);
         for number in 0..9 {
             dir.write(&number.to_string(), "");
         }
-        assert_eq!(others_beside(&dir.join("tls.crt")), ["0", "1", "2", "3"]);
-        assert_eq!(others_beside(&dir.join("absent/tls.crt")), [""; 0]);
+        let many =
+            "tls.crt not found: the Secret has the keys 0, 1, 2, 3 and 6 more instead of tls.crt and tls.key";
+        assert_eq!(problem(&mut pair), many);
+    }
+
+    #[test]
+    fn files_beside_a_standalone_certificate_are_not_listed() {
+        let dir = TestDir::new();
+        dir.write("other.key", "");
+        assert_eq!(problem(&mut pair(&dir, "shop")), "shop.crt not found");
     }
 }

@@ -17,7 +17,7 @@ use crate::resp::client::Client;
 /// # Errors
 ///
 /// Fails if the configuration file itself is invalid.
-pub(crate) async fn problems(config_file: &Path, now: Timestamp) -> Result<Vec<String>, ConfigFileError> {
+pub(crate) async fn check_files(config_file: &Path, now: Timestamp) -> Result<Vec<String>, ConfigFileError> {
     let provider = Arc::new(default_provider());
     let metrics = ProxyMetrics::default();
     let (_, shared) = Reloader::start(config_file, provider, Endpoints::watched(), metrics, now)?;
@@ -36,10 +36,9 @@ pub(crate) async fn problems(config_file: &Path, now: Timestamp) -> Result<Vec<S
         (None, Some(_)) => None,
     };
     problems.extend(ring.map(|problem| format!("ring {}: {problem}", config.ring.display())));
-    if let Some(cache) = &config.session_cache
-        && let Some(problem) = Client::problem_of_files(&cache.server).await
-    {
-        problems.push(format!("session cache: {problem}"));
+    if let Some(cache) = &config.session_cache {
+        let found = Client::check_files(&cache.server).await;
+        problems.extend(found.iter().map(|problem| format!("session cache: {problem}")));
     }
     Ok(problems)
 }

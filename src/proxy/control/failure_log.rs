@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::status::Shared;
 use crate::proxy::http::HttpMetrics;
+use crate::proxy::metrics::HandshakeFailure;
 use crate::runtime::log_throttle::LogThrottle;
 
 /// Maximum number of backends listed in a line.
@@ -22,12 +23,14 @@ pub(crate) struct FailureLog {
 }
 
 impl FailureLog {
-    /// Logs the failures that are due.
+    /// Logs the failures that are due. A client that closes the connection before the handshake ends is not one.
     pub(crate) fn poll(&mut self, shared: &Shared, http: &HttpMetrics, now: Instant) {
         if let Some(count) = self.refused.due(shared.metrics.connections_refused(), now) {
             warn!(count, "refused client connections at the connection limit");
         }
-        let failures = shared.metrics.handshake_failures();
+        let mut failures = shared.metrics.handshake_failures();
+        // Health checks of load balancers connect and close; they would cause this line for ever.
+        failures.retain(|(reason, _)| *reason != HandshakeFailure::ClientClosed.label());
         let total = failures.iter().map(|(_, count)| count).sum();
         if let Some(count) = self.handshakes.due(total, now) {
             let reasons = since(&self.handshakes_logged, &failures);

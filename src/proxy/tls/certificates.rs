@@ -35,12 +35,12 @@ pub(crate) struct LoadedCertificate {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum CertificateFault {
     /// A file does not exist.
-    #[error("no file {file}{}", what_is_there(.others))]
+    #[error("{file} not found{}", describe_directory(.directory.as_deref()))]
     Missing {
         /// Name of the file.
         file: String,
-        /// Names of the other files in its directory, at most [`MOST_FILES_NAMED`].
-        others: Vec<String>,
+        /// Names of the files in its directory, if that is a mounted Secret.
+        directory: Option<Vec<String>>,
     },
     /// Reading a file failed.
     #[error("failed to read {0}: {1}")]
@@ -66,14 +66,20 @@ pub(crate) enum CertificateFault {
 }
 
 /// Maximum number of files listed in a [`CertificateFault::Missing`].
-pub(crate) const MOST_FILES_NAMED: usize = 4;
+const MOST_FILES_NAMED: usize = 4;
 
-fn what_is_there(others: &[String]) -> String {
-    match others {
-        [] => ": the Secret does not exist, or is not mounted yet".into(),
-        _ => format!(
-            ", but {}: a Secret of type kubernetes.io/tls has tls.crt and tls.key",
-            others.join(", ")
+fn describe_directory(files: Option<&[String]>) -> String {
+    let Some(files) = files else {
+        return String::new();
+    };
+    let named = files.iter().take(MOST_FILES_NAMED).cloned().collect::<Vec<_>>();
+    let named = named.join(", ");
+    match files.len() {
+        0 => ": the Secret does not exist, or is not mounted yet".into(),
+        1..=MOST_FILES_NAMED => format!(": the Secret has the keys {named} instead of tls.crt and tls.key"),
+        all => format!(
+            ": the Secret has the keys {named} and {} more instead of tls.crt and tls.key",
+            all - MOST_FILES_NAMED
         ),
     }
 }
@@ -212,7 +218,8 @@ impl HostCertificate {
     pub(crate) fn wants_another_look(&self, now: Timestamp) -> bool {
         match self.file_fault {
             Some(CertificateFault::NotYetValid(start)) => now >= start,
-            Some(CertificateFault::Unreadable(..)) => true,
+            // Other files may have appeared beside a missing one, which its message lists.
+            Some(CertificateFault::Unreadable(..) | CertificateFault::Missing { .. }) => true,
             Some(CertificateFault::NameMismatch | CertificateFault::Expired(_)) => {
                 self.in_use.as_ref().is_some_and(|kept| kept.fault(now).is_some())
             }
@@ -417,7 +424,7 @@ mod tests {
             (
                 Err(CertificateFault::Missing {
                     file: "tls.crt".into(),
-                    others: Vec::new(),
+                    directory: None,
                 }),
                 Reason::CertificateMissing,
             ),

@@ -117,14 +117,17 @@ impl Transport {
     }
 }
 
-/// Reads the files that connecting to `server` needs. Fails if one of them is missing or invalid.
-pub(super) async fn check_files(server: &RedisConfig) -> Result<(), ConnectError> {
-    authentication(server).await?;
-    if let Some(tls) = &server.tls {
-        server_name(&server.address, tls)?;
-        client_config(tls).await?;
-    }
-    Ok(())
+/// Reads the files that connecting to `server` needs. Returns what is wrong with the credentials and with TLS.
+pub(super) async fn check_files(server: &RedisConfig) -> Vec<ConnectError> {
+    let credentials = authentication(server).await.err();
+    let (name, files) = match &server.tls {
+        Some(tls) => (
+            server_name(&server.address, tls).err(),
+            client_config(tls).await.err(),
+        ),
+        None => (None, None),
+    };
+    credentials.into_iter().chain(name).chain(files).collect()
 }
 
 async fn read_reply(stream: &mut Box<dyn Stream>, decoder: &mut ReplyDecoder) -> Result<Reply, ConnectError> {

@@ -6,6 +6,7 @@ use super::facts::{StatusInputs, whole_second};
 use crate::api::{
     Condition, ConditionStatus, ConditionType, ExternalTrafficPolicy, Reason, ServiceType, SessionCacheMode,
 };
+use crate::operator::decide::listing::first_of;
 use crate::operator::fleet::observe::Observed;
 use crate::report::Problem;
 use crate::ring::Plan;
@@ -105,15 +106,13 @@ fn certificates_ready(facts: &StatusInputs<'_>) -> Finding {
                 .filter_map(|certificate| certificate.problem.as_ref())
         })
         .collect();
+    let messages: Vec<String> = problems.iter().map(|problem| problem.message.clone()).collect();
     match problems.first() {
         None => Finding::is_true(
             Reason::CertificatesLoaded,
             "every host has a certificate that is valid for all its names",
         ),
-        Some(first) => Finding::is_false(
-            first.reason,
-            some_of(problems.iter().map(|problem| problem.message.as_str()), "; "),
-        ),
+        Some(first) => Finding::is_false(first.reason, first_of(&messages, MOST_NAMED, "; ")),
     }
 }
 
@@ -125,7 +124,7 @@ fn backends_ready(facts: &StatusInputs<'_>) -> Finding {
         );
     }
     let faults: Vec<String> = facts.backend_faults.iter().map(ToString::to_string).collect();
-    let named = some_of(faults.iter().map(String::as_str), "; ");
+    let named = first_of(&faults, MOST_NAMED, "; ");
     Finding::is_false(Reason::BackendNotFound, named)
 }
 
@@ -167,7 +166,7 @@ fn obstacles(facts: &StatusInputs<'_>) -> String {
     if obstacles.is_empty() {
         return String::new();
     }
-    format!("; {}", some_of(obstacles.iter().map(String::as_str), "; "))
+    format!("; {}", first_of(&obstacles, MOST_NAMED, "; "))
 }
 
 fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
@@ -187,7 +186,7 @@ fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
         let mut message = format!("every ready proxy has acknowledged ring generation {generation}");
         match facts.plan {
             Some(Plan::Wait { missing, .. }) => {
-                let missing = some_of(missing.iter().map(String::as_str), ", ");
+                let missing = first_of(&missing, MOST_NAMED, ", ");
                 message += &format!("; the next rotation is waiting for {missing}");
             }
             Some(Plan::Full { until }) => {
@@ -245,7 +244,7 @@ fn told(pods: &[&Observed]) -> String {
             }
         })
         .collect();
-    some_of(pods.iter().map(String::as_str), ", ")
+    first_of(&pods, MOST_NAMED, ", ")
 }
 
 fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
@@ -268,14 +267,14 @@ fn session_cache_ready(facts: &StatusInputs<'_>) -> Finding {
         }
     }
     if !cut_off.is_empty() {
-        let named = some_of(cut_off.iter().map(String::as_str), ", ");
+        let named = first_of(&cut_off, MOST_NAMED, ", ");
         return Finding::is_false(
             Reason::CacheUnreachable,
             format!("the session cache is unreachable from {named}"),
         );
     }
     if !silent.is_empty() {
-        let named = some_of(silent.iter().map(String::as_str), ", ");
+        let named = first_of(&silent, MOST_NAMED, ", ");
         return Finding::pending(format!("waiting for the first session cache report from {named}"));
     }
     Finding::is_true(
@@ -295,8 +294,8 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
         && spec.service.external_traffic_policy != Some(ExternalTrafficPolicy::Local);
     if !replaced {
         return Finding::is_true(
-            Reason::NodesNotTrusted,
-            "clients from outside the cluster keep their addresses",
+            Reason::ClientAddressesPreserved,
+            "the Service does not replace the addresses of clients",
         );
     }
     // Of its pod network too: some networks send such connections from there.
@@ -322,7 +321,7 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
                 "trustedProxies contains {network}, which covers {address}, an address of a node or its pods: with \
                  externalTrafficPolicy Cluster clients arrive from such addresses, so that any client can forge \
                  X-Forwarded-For; list only the addresses of the proxies in front, or set \
-                 service.externalTrafficPolicy to Local"
+                 service.externalTrafficPolicy to Local, which changes nothing for load balancers that connect to pods"
             ),
         ),
     }
@@ -401,19 +400,8 @@ fn unfinished(facts: &StatusInputs<'_>) -> Option<String> {
     if behind.is_empty() {
         return None;
     }
-    let named = some_of(behind.iter().map(String::as_str), ", ");
+    let named = first_of(&behind, MOST_NAMED, ", ");
     Some(format!("the current configuration is not loaded yet by {named}"))
-}
-
-/// The first [`MOST_NAMED`] of `words`, and the number of the others.
-fn some_of<'a>(words: impl Iterator<Item = &'a str>, separator: &str) -> String {
-    let words: Vec<&str> = words.collect();
-    let named: Vec<&str> = words.iter().copied().take(MOST_NAMED).collect();
-    let named = named.join(separator);
-    match words.len().saturating_sub(MOST_NAMED) {
-        0 => named,
-        more => format!("{named}{separator}and {more} more"),
-    }
 }
 
 #[cfg(test)]

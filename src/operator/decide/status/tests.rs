@@ -484,18 +484,22 @@ fn trusting_the_addresses_of_nodes_is_a_warning_where_clients_arrive_from_them()
     );
     assert_eq!((of_a_node.0, of_a_node.1), (False, Reason::NodesTrusted));
 
-    for (networks, service) in [
-        (json!([]), json!({})),
-        (json!(["203.0.113.0/24"]), json!({})),
-        (json!(["10.0.0.0/8"]), json!({"externalTrafficPolicy": "Local"})),
-        (json!(["10.0.0.0/8"]), json!({"type": "ClusterIP"})),
+    for (networks, service, expected) in [
+        (json!([]), json!({}), Reason::NodesNotTrusted),
+        (json!(["203.0.113.0/24"]), json!({}), Reason::NodesNotTrusted),
+        (
+            json!(["10.0.0.0/8"]),
+            json!({"externalTrafficPolicy": "Local"}),
+            Reason::ClientAddressesPreserved,
+        ),
+        (
+            json!(["10.0.0.0/8"]),
+            json!({"type": "ClusterIP"}),
+            Reason::ClientAddressesPreserved,
+        ),
     ] {
         let (status, reason, _) = trusting(networks.clone(), service.clone());
-        assert_eq!(
-            (status, reason),
-            (True, Reason::NodesNotTrusted),
-            "{networks} {service}"
-        );
+        assert_eq!((status, reason), (True, expected), "{networks} {service}");
     }
 }
 
