@@ -237,6 +237,7 @@ fn server_names(args: &ProbeArgs) -> Result<Vec<ServerName<'static>>, TargetErro
     if !args.server_names.is_empty() {
         return Ok(args.server_names.clone());
     }
+    // None if one of the addresses is an IP address.
     let names: Option<BTreeSet<&str>> = args
         .addresses
         .iter()

@@ -157,22 +157,22 @@ impl ProxyMetrics {
             handshake_failures: registry.create("handshake_failures", "Failed TLS handshakes, by reason"),
             tickets_offered: registry.create("tickets_offered", "Session tickets that clients offered, by outcome"),
             tickets_issued: registry.create("tickets_issued", "Attempts to issue a session ticket, by outcome"),
-            session_ids_offered: registry.create("session_ids_offered", "Session ids found in the cache, by outcome"),
+            session_ids_offered: registry.create("session_ids_offered", "Session ids known to the cache, by outcome"),
             connections: registry.create("connections", "Open client connections, by port"),
             accepted: registry.create("connections_accepted", "Client connections accepted, by port"),
             refused: registry.create("connections_refused", "Client connections refused at the limit, by port"),
             accept_errors: registry.create("accept_errors", "Errors while accepting connections"),
             ring_generation: registry.create("ring_generation", "Generation of the loaded ring, 0 if none is loaded"),
-            ring_changed: registry.create("ring_changed_timestamp_seconds", "Time when the loaded ring was written"),
-            ring_rotated: registry.create("ring_rotated_timestamp_seconds", "Time when the loaded ring was rotated"),
+            ring_changed: registry.create("ring_changed_timestamp_seconds", "Unix time when the ring was written"),
+            ring_rotated: registry.create("ring_rotated_timestamp_seconds", "Unix time of the last rotation"),
             rotation_interval: registry.create("ring_rotation_interval_seconds", "Interval of rotations, 0 if unknown"),
             ring_can_seal: registry.create("ring_can_seal", "Whether the primary key may encrypt tickets"),
-            tickets_disabled: registry.create("tickets_disabled", "Whether no tickets are issued for lack of a key"),
+            tickets_disabled: registry.create("tickets_disabled", "1 if no key may encrypt tickets, else 0"),
             reloads: registry.create("reloads", "Changed files loaded, by kind of file"),
             reload_failures: registry.create("reload_failures", "Changed files rejected, by kind of file"),
             file_faults: registry.create("file_faults", "Files missing or unusable at present, by kind of file"),
-            certificate_not_before: registry.create("certificate_not_before_timestamp_seconds", "Start of validity"),
-            certificate_not_after: registry.create("certificate_not_after_timestamp_seconds", "Certificate expiry"),
+            certificate_not_before: registry.create("certificate_not_before_timestamp_seconds", "Unix time of not before"),
+            certificate_not_after: registry.create("certificate_not_after_timestamp_seconds", "Unix time of not after"),
             ready: registry.create("ready", "Whether the proxy accepts new clients"),
         };
         m.start_at_zero();
@@ -391,6 +391,7 @@ impl FileKind {
 }
 
 impl HandshakeFailure {
+    /// Every variant, as a test verifies.
     const ALL: [Self; 10] = [
         Self::NoServerName,
         Self::UnknownServerName,
@@ -450,6 +451,40 @@ impl TicketIssue {
             Self::NoCache => "no_cache",
             Self::OverBudget => "over_budget",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next variant in the order of their declaration. A new one fails to compile here until it is listed.
+    fn next(failure: HandshakeFailure) -> Option<HandshakeFailure> {
+        use HandshakeFailure::*;
+        match failure {
+            NoServerName => Some(UnknownServerName),
+            UnknownServerName => Some(NoCertificate),
+            NoCertificate => Some(UnreadableClientHello),
+            UnreadableClientHello => Some(Timeout),
+            Timeout => Some(ClientClosed),
+            ClientClosed => Some(ClientAlert),
+            ClientAlert => Some(Incompatible),
+            Incompatible => Some(ClientMisbehaved),
+            ClientMisbehaved => Some(Internal),
+            Internal => None,
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_failed_handshake_is_counted() {
+        let all: Vec<_> =
+            std::iter::successors(Some(HandshakeFailure::NoServerName), |one| next(*one)).collect();
+        assert_eq!(all, HandshakeFailure::ALL);
+        let metrics = ProxyMetrics::default();
+        all.iter().for_each(|failure| metrics.handshake_failed(*failure));
+        let counts: Vec<_> = metrics.handshake_failures();
+        assert_eq!(counts.len(), all.len());
+        assert!(counts.iter().all(|(_, count)| *count == 1), "{counts:?}");
     }
 }
 

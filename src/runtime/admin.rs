@@ -51,7 +51,7 @@ impl AdminPages {
     #[must_use]
     pub fn metrics(mut self, registry: Arc<Registry>) -> Self {
         let metrics = move |headers: &HeaderMap| {
-            let format = Exposition::accepted(headers);
+            let format = Exposition::negotiate(headers);
             match format.encode(&registry) {
                 Ok(text) => page(StatusCode::OK, format.content_type(), text),
                 Err(_) => text_page(StatusCode::INTERNAL_SERVER_ERROR, "failed to encode the metrics"),

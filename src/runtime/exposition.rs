@@ -22,12 +22,12 @@ pub(crate) enum Exposition {
 impl Exposition {
     /// The format for a client that sends these headers: OpenMetrics if `Accept` names it and likes it no less than
     /// plain text.
-    pub(crate) fn accepted(headers: &HeaderMap) -> Self {
+    pub(crate) fn negotiate(headers: &HeaderMap) -> Self {
         let values = headers.get_all(ACCEPT).iter();
-        let ranges: Vec<Range<'_>> = values
+        let ranges: Vec<MediaRange<'_>> = values
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .filter_map(Range::parse)
+            .filter_map(MediaRange::parse)
             .collect();
         let quality = |media_type: &str| {
             let of_type = ranges
@@ -64,12 +64,12 @@ impl Exposition {
 }
 
 /// One media range of an `Accept` header.
-struct Range<'a> {
+struct MediaRange<'a> {
     media_type: &'a str,
     quality: f32,
 }
 
-impl<'a> Range<'a> {
+impl<'a> MediaRange<'a> {
     /// Parses a range. None if it is malformed, or names a version of OpenMetrics other than 1.0.0.
     fn parse(range: &'a str) -> Option<Self> {
         let mut parts = range.split(';').map(str::trim);
@@ -122,7 +122,7 @@ mod tests {
 
     fn accepted(accept: &[&'static str]) -> Exposition {
         let values = accept.iter().map(|value| HeaderValue::from_static(value));
-        Exposition::accepted(&values.map(|value| (ACCEPT, value)).collect())
+        Exposition::negotiate(&values.map(|value| (ACCEPT, value)).collect())
     }
 
     #[test]

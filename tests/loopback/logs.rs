@@ -41,7 +41,7 @@ fn a_backend_without_endpoints_is_named() {
     let proxy = farm.start_with(config);
     wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));
     visit(&farm, proxy.https, "shop.test", &[]);
-    let message = "requests failed because a backend has no endpoints";
+    let message = "requests failed because a backend had no endpoints";
     let line = wait_for("a line", || lines(&proxy, message).pop());
     assert_eq!(
         (&line["count"], &line["level"]),

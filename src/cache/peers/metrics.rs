@@ -53,7 +53,7 @@ impl PeerMetrics {
             accepted: registry.create("connections_accepted", "Peer connections accepted with a valid certificate"),
             refused: registry.create("connections_refused", "Peer connections refused, by reason"),
             certificates_loaded: registry.create("certificate_reloads", "Loads of the certificate for peers"),
-            certificates_failed: registry.create("certificate_reload_failures", "Failed loads of that certificate"),
+            certificates_failed: registry.create("certificate_reload_failures", "Failed loads of the peer certificate or its CA"),
         }
     }
 

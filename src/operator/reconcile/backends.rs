@@ -48,11 +48,13 @@ pub(crate) async fn resolve(
         }
         let service = services.get(name).and_then(Option::as_ref);
         match port_name(backend, service) {
-            Ok(name) => drop(resolved.ports.insert(backend.clone(), name)),
+            Ok(port) => {
+                resolved.ports.insert(backend.clone(), port);
+            }
             Err(fault) => resolved.faults.push(fault),
         }
     }
-    // Two ports of a Service that does not exist are one mistake.
+    // Two ports of a Service that does not exist are one mistake, and adjacent, because the backends are sorted.
     resolved.faults.dedup();
     Ok(resolved)
 }

@@ -41,7 +41,7 @@ impl FailureLog {
             let backends = without_endpoint(shared);
             warn!(
                 count,
-                backends, "requests failed because a backend has no endpoints"
+                backends, "requests failed because a backend had no endpoints"
             );
         }
     }
@@ -57,7 +57,7 @@ fn since(before: &[(&'static str, u64)], now: &[(&'static str, u64)]) -> String 
     now.iter().filter_map(difference).collect::<Vec<_>>().join(" ")
 }
 
-/// The backends that have no endpoints at present.
+/// The backends that have no endpoints at present; empty if they have recovered.
 fn without_endpoint(shared: &Shared) -> String {
     let backends = shared.backend_reports();
     let named: Vec<String> = backends

@@ -64,7 +64,7 @@ impl Reloader {
         certificates.poll(now);
         let listen = config.listen.clone();
         let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &provider)?;
-        count_snapshot(&metrics, &snapshot);
+        set_snapshot_gauges(&metrics, &snapshot);
         let shared = Arc::new(Shared::new(snapshot, endpoints, metrics));
         let mut reloader = Self {
             config_file: config_file.to_owned(),
@@ -141,7 +141,7 @@ impl Reloader {
         fingerprint: String,
     ) -> Result<(), ConfigFileError> {
         let snapshot = Snapshot::new(config, fingerprint, &certificates.current(), &self.provider)?;
-        count_snapshot(&self.shared.metrics, &snapshot);
+        set_snapshot_gauges(&self.shared.metrics, &snapshot);
         self.shared.snapshot.store(Arc::new(snapshot));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Reloader {
 }
 
 /// Sets the gauges of what is taken from a configuration and its certificates.
-fn count_snapshot(metrics: &ProxyMetrics, snapshot: &Snapshot) {
+fn set_snapshot_gauges(metrics: &ProxyMetrics, snapshot: &Snapshot) {
     metrics.set_certificates(snapshot.certificates_in_use());
     metrics.set_rotation_interval(snapshot.config.tickets.rotation_interval);
 }

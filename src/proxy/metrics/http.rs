@@ -62,7 +62,7 @@ impl HttpMetrics {
             duration: registry.histogram("http_request_duration_seconds", "Time to answer an HTTP request", BUCKETS),
             upstream_errors: registry.create("upstream_errors", "Failed exchanges with backends, by kind"),
             upstream_connections: registry.create("upstream_connections", "Open connections to backends"),
-            upstream_retries: registry.create("upstream_retries", "Requests sent to a backend again"),
+            upstream_retries: registry.create("upstream_retries", "Requests retried on a backend"),
         }
     }
 

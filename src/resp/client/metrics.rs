@@ -55,7 +55,7 @@ impl ClientMetrics {
             late: registry.create("answers_late", "Cache replies that came after the time limit"),
             connected: registry.create("connects", "Connections to caches established"),
             disconnected: registry.create("disconnects", "Connections to caches lost, and failed attempts"),
-            reachable: registry.create("reachable", "Connections to caches that work"),
+            reachable: registry.create("reachable", "Cache connections that are up and answer"),
             breakers: registry.create("breakers", "Circuit breakers of connections to caches, by state"),
         }
     }
