@@ -54,6 +54,7 @@ use self::server::{Server, UnixSocket};
 use self::shard::{NoRandomness, Shard};
 use crate::config::{Backend, CacheConfig, ConfigError};
 use crate::runtime::admin::{AdminPages, text_page};
+use crate::runtime::files::read_regular;
 use crate::runtime::limits::{self, ConnectionCost};
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::signal::Terminated;
@@ -283,13 +284,18 @@ fn load(config_file: &Path) -> Result<CacheConfig, StartError> {
 }
 
 fn read_password(file: &Path) -> Result<Password, StartError> {
-    let content = zeroize::Zeroizing::new(read(file)?);
+    let content = read_regular(file).map_err(|error| unreadable(file, error))?;
+    let content = zeroize::Zeroizing::new(content);
     Password::from_file(&content).ok_or_else(|| StartError::NoPassword(file.to_owned()))
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, StartError> {
-    fs::read(file).map_err(|error| StartError::Unreadable {
+    fs::read(file).map_err(|error| unreadable(file, error))
+}
+
+fn unreadable(file: &Path, error: io::Error) -> StartError {
+    StartError::Unreadable {
         file: file.to_owned(),
         error,
-    })
+    }
 }

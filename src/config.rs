@@ -67,6 +67,22 @@ pub struct Listen {
     pub admin: SocketAddr,
 }
 
+impl Listen {
+    /// Whether two addresses are the same. Both sockets would be bound, and each would get half of the connections.
+    fn has_duplicate(&self) -> bool {
+        let addresses = [Some(self.https), self.http, Some(self.admin)];
+        let mut fixed: Vec<SocketAddr> = addresses
+            .into_iter()
+            .flatten()
+            .filter(|one| one.port() != 0)
+            .collect();
+        let all = fixed.len();
+        fixed.sort_unstable();
+        fixed.dedup();
+        fixed.len() < all
+    }
+}
+
 /// Lifetimes of tickets.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -122,6 +138,13 @@ pub struct RedisConfig {
     /// File with the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PathBuf>,
+}
+
+impl RedisConfig {
+    fn has_port(&self) -> bool {
+        let port = self.address.rsplit_once(':').map(|(_, port)| port);
+        port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+    }
 }
 
 /// TLS settings for a Redis or Valkey server. The files are reloaded when they change.
@@ -237,6 +260,25 @@ impl ProxyConfig {
             && (cache.lookup_timeout.as_std().is_zero() || cache.lookup_timeout > LONGEST_LOOKUP)
         {
             return value("lookupTimeout", &self.farm, "must be between 1ms and 50ms");
+        }
+        if let Some(SessionCacheConfig {
+            server: CacheServer::Redis(redis),
+            ..
+        }) = &self.session_cache
+            && !redis.has_port()
+        {
+            return value(
+                "address",
+                &redis.address,
+                "must be a host and a port, such as redis.example.com:6379",
+            );
+        }
+        if self.listen.has_duplicate() {
+            return value(
+                "listen",
+                &self.farm,
+                "https, http and admin must be different addresses",
+            );
         }
         if self.hosts.is_empty() {
             return value("hosts", &self.farm, "must have at least one entry");

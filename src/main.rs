@@ -155,7 +155,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if prints && is_broken_pipe(&*error) => ExitCode::from(EXIT_SIGPIPE),
         Err(error) => {
-            eprintln!("tlsfarm: {error}");
+            // There is nowhere to say that standard error cannot be written.
+            let _ = writeln!(io::stderr(), "tlsfarm: {error}");
             ExitCode::from(2)
         }
     }
@@ -213,7 +214,7 @@ fn print_problems(config_file: &Path, problems: Vec<String>) -> Result<ExitCode,
         return Ok(ExitCode::SUCCESS);
     }
     for problem in problems {
-        writeln!(io::stderr(), "tlsfarm: {problem}")?;
+        let _ = writeln!(io::stderr(), "tlsfarm: {problem}");
     }
     Ok(ExitCode::from(2))
 }

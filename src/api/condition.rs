@@ -115,8 +115,10 @@ pub enum Reason {
     CacheDisabled,
     /// TrustedProxiesSafe: the Service does not replace the addresses of clients.
     ClientAddressesPreserved,
-    /// TrustedProxiesSafe: trustedProxies covers no node of the farm.
+    /// TrustedProxiesSafe: trustedProxies covers no address of the farm's pods and their nodes.
     NodesNotTrusted,
+    /// TrustedProxiesSafe: trustedProxies contains almost all addresses.
+    AnyoneTrusted,
     /// TrustedProxiesSafe: trustedProxies covers a node of the farm, and clients arrive from the addresses of nodes.
     NodesTrusted,
     /// Ready: all checks passed.

@@ -157,7 +157,7 @@ impl JsonSchema for Duration {
             "maxLength": 28,
             "x-kubernetes-validations": [{
                 "rule": format!("self.matches('{PATTERN}')"),
-                "message": "must be a duration such as 90s, 30m, 4h or 1h30m; the largest unit is h",
+                "message": "must be a duration such as 90s, 30m, 4h or 1h30m: numbers of at most five digits with the units h, m, s or ms",
             }],
         })
     }

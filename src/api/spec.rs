@@ -386,8 +386,8 @@ pub struct Proxy {
 #[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogSpec {
-    /// What to log: a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas. Default:
-    /// what the operator is configured with.
+    /// What to log: a level (error, warn, info, debug, trace or "off", which YAML wants in quotes), or target=level pairs,
+    /// separated by commas. Default: what the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^(([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))(,([a-z0-9_:]+=)?(error|warn|info|debug|trace|off))*$')").message("must be a level (error, warn, info, debug, trace or off), or target=level pairs, separated by commas"))]

@@ -76,7 +76,12 @@ impl<'a> MediaRange<'a> {
         let media_type = parts.next()?;
         let mut quality = 1.0;
         for parameter in parts {
-            match parameter.split_once('=')? {
+            if parameter.is_empty() {
+                continue;
+            }
+            let (name, value) = parameter.split_once('=')?;
+            let value = value.trim_matches('"');
+            match (name.to_ascii_lowercase().as_str(), value) {
                 ("q", value) => quality = value.parse().ok().filter(|q| (0.0..=1.0).contains(q))?,
                 ("version", version) if media_type.eq_ignore_ascii_case(OPENMETRICS) => {
                     (version == "1.0.0").then_some(())?;

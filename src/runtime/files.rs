@@ -28,6 +28,15 @@ impl FileIdentity {
     }
 }
 
+/// Reads a regular file. A pipe would block its reader for ever, and a device may not end.
+pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let kind = fs::metadata(path)?;
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "not a regular file"));
+    }
+    fs::read(path)
+}
+
 /// A file that is read again when it has changed.
 #[derive(Debug, Default)]
 pub struct WatchedFile {
@@ -44,6 +53,11 @@ impl WatchedFile {
     /// Returns an error once if the file is missing or cannot be read. After a transient error, such as too many open
     /// files, the next calls retry.
     pub fn poll(&mut self, path: &Path) -> Option<io::Result<Vec<u8>>> {
+        self.poll_by(path, read_regular)
+    }
+
+    /// The same for a file that may be a pipe, as in `--config <(command)`.
+    pub fn poll_any(&mut self, path: &Path) -> Option<io::Result<Vec<u8>>> {
         self.poll_by(path, |path| fs::read(path))
     }
 

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
-pub use tracing_subscriber::filter::ParseError as FilterError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 
 use crate::api::LogFormat;
 
@@ -11,13 +11,34 @@ use crate::api::LogFormat;
 /// log these failures ourselves, with more context.
 const QUIET_TARGET: &str = "kube_client";
 
-/// Checks a filter as [`init`] would.
+/// Why a filter is invalid.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// A directive has no level. Taken for the name of a target, a misspelt level would turn off all logs.
+    #[error(
+        "{0:?} is not a level: use error, warn, info, debug, trace or off, or target=level pairs, separated by commas"
+    )]
+    NoLevel(String),
+    /// A directive failed to parse.
+    #[error(transparent)]
+    Directive(#[from] ParseError),
+}
+
+/// Checks a filter as [`init`] does.
 ///
 /// # Errors
 ///
 /// Fails if `filter` is invalid.
 pub fn validate_filter(filter: &str) -> Result<(), FilterError> {
-    EnvFilter::builder().parse(filter).map(drop)
+    for directive in filter.split(',') {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        // An empty level would parse as ERROR.
+        if level.trim().is_empty() || level.trim().parse::<LevelFilter>().is_err() {
+            return Err(FilterError::NoLevel(directive.to_owned()));
+        }
+    }
+    EnvFilter::builder().parse(filter)?;
+    Ok(())
 }
 
 /// Initializes logging. `filter` is a list of tracing-subscriber directives, such as `info` or
@@ -27,10 +48,15 @@ pub fn validate_filter(filter: &str) -> Result<(), FilterError> {
 ///
 /// Fails if `filter` is invalid.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), FilterError> {
+    validate_filter(filter)?;
     let quiet = !filter.contains(QUIET_TARGET);
     let mut filter = EnvFilter::builder().parse(filter)?;
     if quiet {
-        filter = filter.add_directive(format!("{QUIET_TARGET}=off").parse()?);
+        filter = filter.add_directive(
+            format!("{QUIET_TARGET}=off")
+                .parse()
+                .map_err(FilterError::Directive)?,
+        );
     }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -41,4 +67,34 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), FilterError> {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_refused_instead_of_turning_logs_off() {
+        for good in [
+            "info",
+            "off",
+            "WARN",
+            "info,tlsfarm::proxy=debug",
+            "tlsfarm=trace,warn",
+        ] {
+            assert!(validate_filter(good).is_ok(), "{good:?} was refused");
+        }
+        for bad in [
+            "",
+            "warning",
+            "inof",
+            "6",
+            "tlsfarm=",
+            "tlsfarm=loud",
+            "info,wrn",
+            "info,",
+        ] {
+            assert!(validate_filter(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
 }

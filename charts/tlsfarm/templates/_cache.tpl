@@ -4,8 +4,8 @@
 {{- end }}
 
 {{- define "tlsfarm.cache.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "tlsfarm.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "tlsfarm.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: cache
 {{- end }}
 
@@ -13,7 +13,7 @@ app.kubernetes.io/component: cache
 {{ include "tlsfarm.cache.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{/* DNS name that the certificate of every cache bears. */}}
@@ -39,10 +39,10 @@ peers:
   listen: "[::]:7443"
   members:
     service:
-      name: {{ include "tlsfarm.cache.fullname" . }}-peers
+      name: {{ printf "%s-peers" (include "tlsfarm.cache.fullname" .) | quote }}
       port: 7443
       portName: cache-peers
-  serverName: {{ include "tlsfarm.cache.serverName" . }}
+  serverName: {{ include "tlsfarm.cache.serverName" . | quote }}
   certificate: /etc/tlsfarm/cache/tls.crt
   key: /etc/tlsfarm/cache/tls.key
   authority: /etc/tlsfarm/cache/ca.crt

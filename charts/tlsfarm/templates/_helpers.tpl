@@ -17,8 +17,8 @@
 
 {{/* Labels that never change. The component keeps the operator apart from the proxies of a farm called like the release. */}}
 {{- define "tlsfarm.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "tlsfarm.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "tlsfarm.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
 
@@ -26,7 +26,7 @@ app.kubernetes.io/component: operator
 {{ include "tlsfarm.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end }}
 
 {{- define "tlsfarm.serviceAccountName" -}}

@@ -93,6 +93,9 @@ pub(crate) fn check_files(peers: &Peers) -> Vec<String> {
     if problems.is_empty() {
         problems.extend(files.configs().err());
     }
+    if problems.is_empty() {
+        problems.extend(files.verify_own_certificate().err());
+    }
     problems.iter().map(|error| with_causes(error)).collect()
 }
 
@@ -126,6 +129,8 @@ enum PeerTlsError {
     Authority(#[from] VerifierBuilderError),
     #[error("the certificate is not valid for the name {0:?}")]
     OwnName(String, #[source] TlsError),
+    #[error("peers will refuse the certificate: {0}")]
+    OwnCertificate(#[source] TlsError),
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -194,15 +199,32 @@ impl Files {
             .any(|file| file.contents.is_empty())
     }
 
-    fn configs(&self) -> Result<Configs, PeerTlsError> {
-        let provider = Arc::new(default_provider());
+    /// Verifies the certificate as the peers will.
+    fn verify_own_certificate(&self) -> Result<(), PeerTlsError> {
         let name = ServerName::try_from(self.server_name.clone())
             .map_err(|error| PeerTlsError::ServerName(self.server_name.clone(), error))?;
+        let verifier = PeerVerifier::new(self.roots()?, Arc::new(default_provider()), name)?;
+        let chain = self.certificate.certificates()?;
+        let (leaf, intermediates) = chain.split_first().ok_or(TlsError::NoCertificatesPresented)?;
+        verifier
+            .verify_client_cert(leaf, intermediates, UnixTime::now())
+            .map_err(PeerTlsError::OwnCertificate)?;
+        Ok(())
+    }
+
+    fn roots(&self) -> Result<Arc<RootCertStore>, PeerTlsError> {
         let mut roots = RootCertStore::empty();
         for ca in self.ca.certificates()? {
             roots.add(ca)?;
         }
-        let roots = Arc::new(roots);
+        Ok(Arc::new(roots))
+    }
+
+    fn configs(&self) -> Result<Configs, PeerTlsError> {
+        let provider = Arc::new(default_provider());
+        let name = ServerName::try_from(self.server_name.clone())
+            .map_err(|error| PeerTlsError::ServerName(self.server_name.clone(), error))?;
+        let roots = self.roots()?;
         let chain = self.certificate.certificates()?;
         let leaf = chain.first().ok_or(TlsError::NoCertificatesPresented)?;
         verify_server_name(&ParsedCertificate::try_from(leaf)?, &name)

@@ -17,6 +17,12 @@ pub(crate) enum BackendFault {
         /// Name of the Service.
         service: String,
     },
+    /// The Service is an alias of a DNS name and has no endpoints.
+    #[error("Service {service} is of type ExternalName, which has no endpoints")]
+    ExternalName {
+        /// Name of the Service.
+        service: String,
+    },
     /// The Service has other ports.
     #[error("Service {service} has no TCP port {port}; {}", listed(.available))]
     NoPort {
@@ -37,6 +43,11 @@ pub(crate) fn port_name(backend: &BackendRef, service: Option<&Service>) -> Resu
         });
     };
     let spec = service.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        return Err(BackendFault::ExternalName {
+            service: backend.service.clone(),
+        });
+    }
     let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
     let tcp = || {
         let is_tcp = |port: &&ServicePort| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
@@ -98,6 +109,23 @@ mod tests {
         assert_eq!(other, "Service web has no TCP port 443; it has 80 (http), 81");
         let udp = resolved(ports, 53).expect_err("not TCP");
         assert_eq!(udp, "Service web has no TCP port 53; it has 80 (http), 81");
+    }
+
+    #[test]
+    fn an_external_name_has_no_endpoints_whatever_its_ports() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web"},
+            "spec": {"type": "ExternalName", "externalName": "example.com", "ports": [{"port": 80}]},
+        }))
+        .expect("a Service");
+        let backend = BackendRef {
+            service: "web".into(),
+            port: 80,
+        };
+        let fault = port_name(&backend, Some(&service))
+            .expect_err("no endpoints")
+            .to_string();
+        assert!(fault.contains("ExternalName"), "{fault}");
     }
 
     #[test]

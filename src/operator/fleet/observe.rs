@@ -363,6 +363,7 @@ mod tests {
             name: "a".into(),
             uid: "1".into(),
             address: None,
+            addresses: Vec::new(),
             node_addresses: Vec::new(),
             ready_since: Some(at(5)),
             may_serve: true,

@@ -16,6 +16,8 @@ pub(crate) struct ProxyPod {
     pub(crate) uid: String,
     /// IP address of the pod.
     pub(crate) address: Option<IpAddr>,
+    /// IP addresses of the pod, of both families.
+    pub(crate) addresses: Vec<IpAddr>,
     /// IP addresses of its node.
     pub(crate) node_addresses: Vec<IpAddr>,
     /// Time at which it became ready; None while it is not ready.
@@ -80,6 +82,7 @@ fn proxy(pod: &Pod) -> Option<ProxyPod> {
         address: status
             .and_then(|status| status.pod_ip.as_deref())
             .and_then(|address| address.parse().ok()),
+        addresses: status.map(pod_addresses).unwrap_or_default(),
         node_addresses: status.map(node_addresses).unwrap_or_default(),
         ready_since,
         may_serve: ready_since.is_some() || may_become_ready(pod),
@@ -94,10 +97,16 @@ fn proxy(pod: &Pod) -> Option<ProxyPod> {
 
 fn node_addresses(status: &PodStatus) -> Vec<IpAddr> {
     let of_both_families = status.host_ips.iter().flatten().map(|host| host.ip.as_str());
-    let mut addresses: Vec<IpAddr> = of_both_families
-        .chain(status.host_ip.as_deref())
-        .filter_map(|address| address.parse().ok())
-        .collect();
+    parsed(of_both_families.chain(status.host_ip.as_deref()))
+}
+
+fn pod_addresses(status: &PodStatus) -> Vec<IpAddr> {
+    let of_both_families = status.pod_ips.iter().flatten().map(|pod| pod.ip.as_str());
+    parsed(of_both_families.chain(status.pod_ip.as_deref()))
+}
+
+fn parsed<'a>(addresses: impl Iterator<Item = &'a str>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses
@@ -208,6 +217,18 @@ pub(crate) mod tests {
 
     fn seen(pod: Pod) -> Vec<ProxyPod> {
         proxies(&[pod], &id("shop"), "2026-01-01T00:00:00Z".parse().ok())
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_known_of_a_pod_and_its_node() {
+        let proxies = seen(pod(|pod| {
+            pod["status"]["podIPs"] = json!([{"ip": "fd00::7"}, {"ip": "10.244.1.7"}]);
+            pod["status"]["hostIP"] = json!("192.168.7.2");
+            pod["status"]["hostIPs"] = json!([{"ip": "192.168.7.2"}, {"ip": "fd01::2"}]);
+        }));
+        let parsed = |text: [&str; 2]| text.map(|address| address.parse::<IpAddr>().expect("an address"));
+        assert_eq!(proxies[0].addresses, parsed(["10.244.1.7", "fd00::7"]));
+        assert_eq!(proxies[0].node_addresses, parsed(["192.168.7.2", "fd01::2"]));
     }
 
     #[test]

@@ -139,6 +139,7 @@ mod tests {
                 name: "a".into(),
                 uid: "1".into(),
                 address: None,
+                addresses: Vec::new(),
                 node_addresses: Vec::new(),
                 ready_since: Some(at(0)),
                 may_serve: true,

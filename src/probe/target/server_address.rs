@@ -24,7 +24,9 @@ impl FromStr for ServerAddress {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(address) = text.parse() {
+        if let Ok(address) = text.parse::<SocketAddr>()
+            && address.port() != 0
+        {
             return Ok(Self::Ip(address));
         }
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -33,9 +35,15 @@ impl FromStr for ServerAddress {
         }
         let wrong = "must be an IP address or a DNS name, optionally followed by a colon and a port";
         let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| wrong)?),
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (host, port.parse().map_err(|_| wrong)?)
+            }
+            Some(_) => return Err(wrong),
             None => (text, HTTPS),
         };
+        if port == 0 {
+            return Err(wrong);
+        }
         let name = DnsName::try_from(host.to_owned()).map_err(|_| wrong)?;
         Ok(Self::Name(name, port))
     }
@@ -114,6 +122,9 @@ mod tests {
             "https://www.example.com",
             "www.example.com:",
             "www.example.com:99999",
+            "www.example.com:+443",
+            "www.example.com:0",
+            "192.0.2.1:0",
         ] {
             assert!(parsed(text).is_err(), "{text:?} was accepted");
         }

@@ -15,7 +15,7 @@ use crate::proxy::metrics::{FileKind, ProxyMetrics};
 use crate::proxy::tls::certificates::{
     CertificateFault, CertificatesByHost, HostCertificate, HostCertificates, LoadedCertificate,
 };
-use crate::runtime::files::FileIdentity;
+use crate::runtime::files::{FileIdentity, read_regular};
 
 /// The certificate files of all hosts and the certificates loaded from them.
 #[derive(Clone)]
@@ -169,7 +169,7 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
             .to_string_lossy()
             .into_owned()
     };
-    match fs::read(file) {
+    match read_regular(file) {
         Ok(bytes) => Ok(Zeroizing::new(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(CertificateFault::Missing {
             file: name(),
@@ -195,6 +195,11 @@ fn keys_of_secret(file: &Path) -> Option<Vec<String>> {
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         // The kubelet's own links.
         .filter(|name| !name.starts_with(".."))
+        // The characters of a Secret's keys; other names are not one's, and may contain control characters.
+        .filter(|name| {
+            name.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        })
         .collect();
     names.sort();
     Some(names)

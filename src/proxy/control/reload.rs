@@ -56,7 +56,7 @@ impl Reloader {
     ) -> Result<(Self, Arc<Shared>), ConfigFileError> {
         let mut config_watch = WatchedFile::default();
         let bytes = config_watch
-            .poll(config_file)
+            .poll_any(config_file)
             .expect("a file that was never looked at is news")?;
         let (config, fingerprint) = parse_config(&bytes)?;
         let mut certificates = CertificateFiles::new(Arc::clone(&provider), metrics.clone());
@@ -101,7 +101,7 @@ impl Reloader {
     }
 
     fn poll_config(&mut self, now: Timestamp) {
-        let Some(read) = self.config_watch.poll(&self.config_file) else {
+        let Some(read) = self.config_watch.poll_any(&self.config_file) else {
             return;
         };
         let loaded = read

@@ -109,12 +109,22 @@ impl LoadedCertificate {
             .collect::<Result<_, _>>()
             .map_err(|_| CertificateFault::BadCertificate)?;
         let leaf = chain.first().ok_or(CertificateFault::BadCertificate)?;
+        // Clients refuse a chain with anything else in it.
+        if chain
+            .iter()
+            .any(|one| x509_parser::parse_x509_certificate(one).is_err())
+        {
+            return Err(CertificateFault::BadCertificate);
+        }
         let parsed = ParsedCertificate::try_from(leaf).map_err(|_| CertificateFault::BadCertificate)?;
         let (_, details) =
             x509_parser::parse_x509_certificate(leaf).map_err(|_| CertificateFault::BadCertificate)?;
+        // 99991231235959Z means that there is no expiry (RFC 5280 section 4.1.2.5), and is past the range of timestamps.
         let time = |time: x509_parser::time::ASN1Time| {
-            Timestamp::from_second(time.timestamp()).map_err(|_| CertificateFault::BadCertificate)
+            let seconds = time.timestamp();
+            seconds.clamp(Timestamp::MIN.as_second(), Timestamp::MAX.as_second())
         };
+        let time = |at| Timestamp::from_second(time(at)).map_err(|_| CertificateFault::BadCertificate);
         let (not_before, not_after) = (
             time(details.validity.not_before)?,
             time(details.validity.not_after)?,
@@ -413,6 +423,26 @@ mod tests {
             "{problem:?}"
         );
         Some(problem.reason)
+    }
+
+    #[test]
+    fn a_chain_with_a_block_that_is_no_certificate_is_invalid() {
+        let good = shop();
+        let junk = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let loaded = load(&(good.chain.clone() + junk), &good.key);
+        assert_eq!(loaded.err(), Some(CertificateFault::BadCertificate));
+    }
+
+    #[test]
+    fn a_certificate_without_an_expiry_is_valid() {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("generated");
+        let mut params = CertificateParams::new(vec!["shop.example.com".into()]).expect("valid names");
+        // RFC 5280 section 4.1.2.5: 99991231235959Z.
+        let day = std::time::Duration::from_secs(86_399);
+        params.not_after = rcgen::date_time_ymd(9999, 12, 31) + day;
+        let chain = params.self_signed(&key).expect("signed").pem();
+        let loaded = load(&chain, &key.serialize_pem()).expect("valid");
+        assert_eq!(loaded.fault(at("2026-06-01")), None);
     }
 
     #[test]

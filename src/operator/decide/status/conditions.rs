@@ -14,6 +14,9 @@ use crate::ring::Plan;
 /// Maximum number of pods, hosts or Services listed in a message.
 const MOST_NAMED: usize = 8;
 
+/// Networks with a shorter prefix than this contain strangers, whatever is in front of the farm.
+const WIDEST_TRUSTED: u8 = 4;
+
 /// A condition without generation and transition time.
 struct Finding {
     status: ConditionStatus,
@@ -289,6 +292,16 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
     if trusted.is_empty() {
         return Finding::is_true(Reason::NodesNotTrusted, "no proxies are trusted");
     }
+    if let Some(network) = trusted
+        .iter()
+        .find(|network| network.prefix_len() < WIDEST_TRUSTED)
+    {
+        let message = format!(
+            "trustedProxies contains {network}, so that almost any client can forge X-Forwarded-For; list only the \
+             addresses of the proxies in front"
+        );
+        return Finding::is_false(Reason::AnyoneTrusted, message);
+    }
     // With the policy Cluster a node that forwards a connection replaces the client's address with its own.
     let replaced = spec.service.type_ != ServiceType::ClusterIP
         && spec.service.external_traffic_policy != Some(ExternalTrafficPolicy::Local);
@@ -301,7 +314,7 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
     // Of its pod network too: some networks send such connections from there.
     let mut of_nodes = facts.proxies.iter().flat_map(|one| {
         let proxy = &one.proxy;
-        proxy.node_addresses.iter().chain(&proxy.address)
+        proxy.node_addresses.iter().chain(&proxy.addresses)
     });
     if of_nodes.clone().next().is_none() {
         return Finding::pending("no proxy has an address yet");
@@ -313,7 +326,7 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
     match covered {
         None => Finding::is_true(
             Reason::NodesNotTrusted,
-            "trustedProxies covers no node of the farm",
+            "trustedProxies covers no address of the farm's pods and their nodes",
         ),
         Some((network, address)) => Finding::is_false(
             Reason::NodesTrusted,

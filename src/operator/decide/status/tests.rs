@@ -470,7 +470,9 @@ fn trusting_the_addresses_of_nodes_is_a_warning_where_clients_arrive_from_them()
             world.farm.spec.proxy.trusted_proxies = parse(networks);
             world.farm.spec.service = parse(service);
             world.proxies[1].proxy.node_addresses = vec!["192.168.7.2".parse().expect("an address")];
-            world.proxies[2].proxy.address = Some("10.244.1.7".parse().expect("an address"));
+            world.proxies[2].proxy.addresses = ["10.244.1.7", "fd00:244::7"]
+                .map(|address| address.parse().expect("an address"))
+                .into();
         })
     };
     let (status, reason, message) = trusting(json!(["10.0.0.0/8"]), json!({}));
@@ -483,6 +485,26 @@ fn trusting_the_addresses_of_nodes_is_a_warning_where_clients_arrive_from_them()
         json!({"type": "NodePort"}),
     );
     assert_eq!((of_a_node.0, of_a_node.1), (False, Reason::NodesTrusted));
+
+    let of_the_other_family = trusting(json!(["fd00:244::/64"]), json!({}));
+    assert_eq!(
+        (of_the_other_family.0, of_the_other_family.1),
+        (False, Reason::NodesTrusted)
+    );
+    for everybody in ["0.0.0.0/0", "::/0", "128.0.0.0/1"] {
+        for service in [
+            json!({}),
+            json!({"externalTrafficPolicy": "Local"}),
+            json!({"type": "ClusterIP"}),
+        ] {
+            let (status, reason, _) = trusting(json!([everybody]), service.clone());
+            assert_eq!(
+                (status, reason),
+                (False, Reason::AnyoneTrusted),
+                "{everybody} {service}"
+            );
+        }
+    }
 
     for (networks, service, expected) in [
         (json!([]), json!({}), Reason::NodesNotTrusted),
@@ -507,7 +529,7 @@ fn trusting_the_addresses_of_nodes_is_a_warning_where_clients_arrive_from_them()
 fn a_warning_about_trusted_proxies_does_not_make_the_farm_unready() {
     let trusting = |world: &mut World| {
         world.farm.spec.proxy.trusted_proxies = parse(json!(["10.0.0.0/8"]));
-        world.proxies[0].proxy.address = Some("10.244.1.7".parse().expect("an address"));
+        world.proxies[0].proxy.addresses = vec!["10.244.1.7".parse().expect("an address")];
     };
     assert_eq!(World::after(TrustedProxiesSafe, trusting).0, False);
     assert_eq!(World::after(Ready, trusting).1, Reason::FarmReady);

@@ -73,6 +73,7 @@ fn observed(ready: bool, acknowledged: u64, config: &str, failures: u32) -> Obse
             name: "a".into(),
             uid: "1".into(),
             address: None,
+            addresses: Vec::new(),
             node_addresses: Vec::new(),
             ready_since: ready.then(|| at(0)),
             may_serve: true,

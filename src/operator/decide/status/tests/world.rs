@@ -124,6 +124,7 @@ pub(in crate::operator::decide::status) fn proxy(name: &str) -> Observed {
             name: name.into(),
             uid: format!("uid-of-{name}"),
             address: None,
+            addresses: Vec::new(),
             node_addresses: Vec::new(),
             ready_since: Some(at(0)),
             may_serve: true,
