@@ -91,12 +91,20 @@ fn cache_check_reports_problems_and_opens_no_socket() {
     let text = format!(
         "{{version: 1, sizeMiB: 1, listen: {{unix: {dir}/c.sock, admin: '127.0.0.1:0'}}, password: {dir}/password, \
          peers: {{listen: '127.0.0.1:7443', members: {{addresses: ['127.0.0.1:7443']}}, serverName: cache.test, \
-         certificate: {dir}/peer.crt, key: {dir}/peer.key, authority: {dir}/peer.crt}}}}"
+         certificate: {dir}/peer.crt, key: {dir}/peer.key, authority: {dir}/ca.crt}}}}"
     );
     fs::write(&config, text).expect("written");
     let (code, said, complaints) = check("cache", &config);
     assert_eq!((code, complaints.as_str()), (Some(0), ""), "{said}");
     assert!(!farm.dir.join("c.sock").exists(), "a check opened a socket");
+
+    // Peers would refuse a certificate of another CA.
+    let [foreign, key] = Farm::new("web/other").issue(&["cache.test"]);
+    file("peer.crt", &foreign);
+    file("peer.key", &key);
+    let (code, _, complaints) = check("cache", &config);
+    assert_eq!(code, Some(2), "{complaints}");
+    assert!(complaints.contains("peers will refuse"), "{complaints}");
 
     file("password", "\n");
     file("peer.crt", "nonsense");
