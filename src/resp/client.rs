@@ -189,3 +189,6 @@ fn value(reply: Reply) -> Option<Zeroizing<Vec<u8>>> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
