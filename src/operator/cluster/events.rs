@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_lasts_makes_no_event_and_a_new_reason_does() {
+    fn an_unchanged_condition_makes_no_event_and_a_new_reason_does() {
         use ConditionType::CertificatesReady;
         let missing = condition(
             CertificatesReady,
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_farm_that_becomes_ready_is_told_of_and_one_that_is_not_is_told_by_what_is_wrong() {
+    fn only_becoming_ready_is_an_event_since_other_conditions_report_failures() {
         use ConditionStatus::{False, True};
         let ready = [NewEvent::normal(Reason::FarmReady, "Reconcile", "why")];
         let before = Some((False, Reason::Progressing));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn every_condition_that_becomes_false_is_a_warning_but_for_ordinary_work() {
+    fn a_condition_that_becomes_false_is_a_warning_except_in_ordinary_work() {
         use ConditionStatus::{False, True, Unknown};
         for (type_, good, bad) in [
             (ConditionType::Accepted, Reason::Valid, Reason::HostnameConflict),
@@ -286,14 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn notes_that_the_api_server_takes_are_not_cut() {
+    fn notes_within_the_api_limit_are_not_truncated() {
         let longest = "x".repeat(LONGEST_NOTE);
         assert_eq!(shortened(longest.clone()), longest);
         assert_eq!(shortened(longest + "x"), "x".repeat(LONGEST_NOTE - 3) + "…");
     }
 
     #[test]
-    fn long_notes_are_cut_between_characters() {
+    fn long_notes_are_truncated_at_a_character_boundary() {
         let note = shortened("ä".repeat(2000));
         assert!(note.len() <= LONGEST_NOTE && note.ends_with('…'));
     }

@@ -209,7 +209,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_with_the_version_that_the_next_write_replaces() {
+    fn a_written_secret_is_read_back_with_its_resource_version() {
         let SecretState::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
             panic!("it is not ours");
         };
@@ -251,7 +251,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_write_is_overtaken_by_another_writer_and_fails_for_any_other_reason() {
+    fn a_conflicting_write_is_overtaken_and_other_errors_are_failures() {
         let version = Version("7".into());
         assert!(is_overtaken(&refused(409), None), "it is there already");
         assert!(is_overtaken(&refused(409), Some(&version)), "it was changed");
@@ -267,7 +267,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_gone_is_deleted_and_one_that_changed_is_not() {
+    fn deleting_tolerates_a_missing_secret_and_spares_a_changed_one() {
         assert_eq!(not_deleted(&refused(404)), Some(Written::Stored));
         assert_eq!(not_deleted(&refused(409)), Some(Written::Overtaken));
         assert_eq!(not_deleted(&refused(403)), None);

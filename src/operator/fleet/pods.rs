@@ -218,7 +218,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn pods_that_leave_or_are_not_the_farms_are_none() {
+    fn terminating_and_foreign_pods_are_not_proxies() {
         let none = [
             pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:03:00Z")),
             pod(|pod| pod["status"]["phase"] = json!("Failed")),
@@ -237,7 +237,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_as_old_as_the_farm_is_the_farms() {
+    fn a_pod_created_in_the_same_second_as_the_farm_belongs_to_it() {
         let same_second = pod(|pod| pod["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z"));
         assert_eq!(seen(same_second).len(), 1);
     }
@@ -272,7 +272,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_ready_pod_serves_whatever_else_is_said_of_it() {
+    fn a_ready_pod_may_serve_whatever_its_container_statuses_say() {
         let crashed = pod(|pod| pod["status"]["containerStatuses"] = json!([waiting("CrashLoopBackOff", 1)]));
         assert!(
             seen(crashed)[0].may_serve,
@@ -281,7 +281,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_tells_what_it_was_told_to_refresh_for() {
+    fn the_refresh_annotation_is_read_from_the_pod() {
         assert_eq!(seen(pod(|_| ()))[0].refreshed_for, None);
         let told =
             pod(|pod| pod["metadata"]["annotations"] = json!({REFRESH_ANNOTATION: "ring=7", "other": "x"}));
@@ -289,7 +289,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_about_to_serve_is_waited_for_and_one_that_cannot_is_not() {
+    fn starting_pods_are_waited_for_and_failing_ones_are_not() {
         let may_serve = |change: &dyn Fn(&mut Value)| {
             let proxies = seen(pod(|pod| {
                 pod["status"]["conditions"] = json!([]);
@@ -324,7 +324,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_keeps_a_pod_from_running_is_told_in_words_that_last() {
+    fn reasons_why_a_pod_does_not_run_have_stable_texts() {
         let obstacle = |change: &dyn Fn(&mut Value)| seen(pod(change))[0].obstacle.clone();
         let waits = |reason: &str, rest: Value| {
             let mut status = waiting(reason, 1);

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_a_report_is_refused() {
+    async fn answers_other_than_a_report_are_rejected() {
         assert!(matches!(
             asked(response("503 Busy", b"{}")).await,
             Err(PollError::Code(_))

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pods_that_are_behind_are_told() {
+    fn outdated_pods_are_annotated() {
         let told = |one: &Observed| wanted(one, TARGET, at(100)).map(|(value, _)| value);
         assert_eq!(told(&observed(7, "abc", None, None)), None);
         assert_eq!(
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_was_told_is_remembered_until_it_is_told_again() {
+    fn the_number_of_annotations_and_the_last_time_are_remembered() {
         let mut memory = BTreeMap::new();
         remember(&mut memory, "1".into(), 1, at(100));
         let told = |memory: &BTreeMap<String, ProxyMemory>| memory["1"].refreshes;
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_told_again_a_few_times_and_then_left_alone() {
+    fn annotating_is_repeated_a_few_times_and_then_given_up() {
         let current = Some("ring=7 config=abc");
         let again = |told, refreshes, now| wanted(&observed(6, "abc", told, refreshes), TARGET, at(now));
         assert_eq!(again(current, Some((1, at(100))), 101), None);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_told_of_what_there_is() {
+    fn the_annotation_names_ring_and_config() {
         let behind = observed(6, "old", None, None);
         let told =
             |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
@@ -222,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_anew_whatever_was_told_of_the_last_one() {
+    fn a_new_change_restarts_the_retries() {
         let three_times = observed(6, "abc", Some("ring=6 config=abc again=2"), Some((3, at(99))));
         let told = wanted(&three_times, TARGET, at(100));
         assert_eq!(told, Some(("ring=7 config=abc".into(), 1)));
     }
 
     #[test]
-    fn a_pod_that_cannot_load_anything_is_told_once() {
+    fn a_pod_that_cannot_load_anything_is_annotated_once() {
         let mut stuck = observed(6, "abc", Some("ring=7 config=abc"), Some((1, at(0))));
         stuck.proxy.may_serve = false;
         assert_eq!(wanted(&stuck, TARGET, at(100)), None);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_another_operator_told_is_not_told_again() {
+    fn a_pod_annotated_by_another_operator_is_not_annotated_again() {
         let told = observed(6, "abc", Some("ring=7 config=abc"), None);
         assert_eq!(wanted(&told, TARGET, at(100)), None);
     }

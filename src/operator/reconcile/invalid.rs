@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_told_of_an_unreadable_farm_is_told() {
+    fn an_unreadable_farm_reports_only_what_is_known() {
         let status = status(&unreadable(), &Value::Null, Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, Some(4));
         assert_eq!(status.ring, None);

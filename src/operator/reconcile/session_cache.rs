@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_of_somebody_else_is_told_by_name_the_authority_first() {
+    fn foreign_secrets_are_named_the_authority_first() {
         let told = |ca, leaf| {
             let foreign = CacheSecrets { ca, leaf }.foreign(&id("shop"));
             foreign.map(|(name, _)| name)
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_farm_keeps_the_certificates_that_it_has_and_gets_none() {
+    fn a_refused_farm_keeps_its_certificates_and_gets_no_new_ones() {
         let tended = |ca, leaf, may_create| CacheSecrets { ca, leaf }.may_be_tended(&id("shop"), may_create);
         let ours = || stored(wanted("a"));
         assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));

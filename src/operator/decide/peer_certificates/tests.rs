@@ -102,7 +102,7 @@ fn an_authority_signs_leaves_and_no_leaf_signs_anything() {
 }
 
 #[test]
-fn pem_has_lines_of_64_characters_as_every_reader_wants() {
+fn pem_lines_have_64_characters() {
     let world = World::new(day(0));
     let text = world.leaf().certificate();
     let lines: Vec<&str> = text.lines().collect();
@@ -121,7 +121,7 @@ fn pem_has_lines_of_64_characters_as_every_reader_wants() {
 }
 
 #[test]
-fn the_old_authority_is_trusted_until_every_cache_has_had_time_to_load_the_new_leaf() {
+fn the_old_authority_is_trusted_until_caches_had_time_to_load_the_new_leaf() {
     let mut world = World::new(day(0));
     world.ca = Some(Authority::create(day(1)).expect("made"));
     world.tend(day(1));
@@ -143,7 +143,7 @@ fn an_authority_lasts_ten_years_and_is_replaced_after_two_thirds_of_them() {
 }
 
 #[test]
-fn what_is_written_is_read_and_what_is_damaged_is_not() {
+fn written_certificates_are_read_back_and_damaged_ones_are_rejected() {
     let world = World::new(day(0));
     let ca = world.ca.as_ref().expect("there");
     let read = Authority::read(ca.certificate().as_bytes(), ca.key().as_bytes());
@@ -213,7 +213,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
 }
 
 #[test]
-fn an_announcement_that_comes_late_makes_the_overlap_no_shorter() {
+fn a_late_announcement_does_not_shorten_the_overlap() {
     let mut world = World::new(day(0));
     // The operator was gone between the two writes.
     world.ca = Some(Authority::create(day(1)).expect("made"));
@@ -244,7 +244,7 @@ fn a_lost_authority_is_replaced_without_a_gap_and_a_lost_leaf_at_once() {
 }
 
 #[test]
-fn a_meddled_time_of_trust_is_set_anew() {
+fn a_tampered_trust_time_is_reset() {
     let mut world = World::new(day(0));
     for meddled in [None, Some(day(100))] {
         world.leaf.as_mut().expect("there").trusted_since = meddled;

@@ -37,7 +37,7 @@ fn farms_of_other_namespaces_may_have_the_same_host_names() {
 }
 
 #[test]
-fn a_secret_of_somebody_else_with_a_name_that_the_farm_needs_is_a_conflict() {
+fn a_foreign_secret_with_a_needed_name_is_a_conflict() {
     let shop = farm("web", "shop", "2026-01-02T00:00:00Z");
     let judged = |ring: StoredRing, cache: Option<&str>| {
         let cache = cache.map(|name| (name.to_owned(), Ownership::Leftover));
@@ -129,7 +129,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
 }
 
 #[test]
-fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_ring_that_was_written() {
+fn acknowledgement_time_is_measured_once_per_written_ring() {
     let (metrics, registry) = OperatorMetrics::new();
     let mut memory = awaiting();
     let measured = |memory: &mut FarmMemory, observed: &[Observed], second| {
@@ -160,7 +160,7 @@ fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_r
 }
 
 #[test]
-fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
+fn the_next_pass_is_due_at_the_earliest_future_time() {
     let behind_since = |second| {
         let mut one = observed(true, 6, "new", 0);
         one.memory.behind_since = Some(at(second));
@@ -188,7 +188,7 @@ fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
 }
 
 #[test]
-fn nothing_is_remembered_or_exported_of_a_farm_that_is_gone() {
+fn a_deleted_farm_leaves_neither_memory_nor_metrics() {
     let (metrics, registry) = OperatorMetrics::new();
     let farms = Farms::default();
     let shop = id("shop").key;
