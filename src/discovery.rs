@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_synced_or_lost_while_a_listing_arrives() {
+    fn a_relist_replaces_endpoints_only_when_complete() {
         let endpoints = Endpoints::watched();
         let mut mirror = Mirror::default();
         let mut feed = |event| {

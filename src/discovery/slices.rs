@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn ending_endpoints_serve_when_no_other_is_left() {
+    fn terminating_endpoints_serve_when_no_other_is_left() {
         let endpoints = json!([
             {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": false, "terminating": true}},
             {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},

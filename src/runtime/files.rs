@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_could_not_be_read_is_read_when_that_has_passed() {
+    fn an_unreadable_file_is_read_once_the_error_has_passed() {
         let dir = TestDir::new();
         let path = dir.join("watched");
         let mut file = WatchedFile::default();
