@@ -57,7 +57,7 @@ const IMPURE: [&str; 8] = [
 const MOST_FILES: usize = 12;
 
 #[test]
-fn modules_use_only_what_lies_below_them() {
+fn modules_import_only_from_lower_layers() {
     let sources = Sources::read();
     for (module, used) in sources.edges() {
         let top = |module: &str| module.split("::").next().expect("a name").to_owned();
@@ -73,7 +73,7 @@ fn modules_use_only_what_lies_below_them() {
 }
 
 #[test]
-fn no_files_form_a_circle() {
+fn modules_have_no_import_cycles() {
     let sources = Sources::read();
     let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (module, used) in sources.edges() {

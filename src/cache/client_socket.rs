@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_heard_of_room_while_there_is_room() {
+    async fn no_write_readiness_event_arrives_while_the_socket_has_room() {
         let (mut socket, mut client) = pair();
         let (mut other, mut others_client) = pair();
         socket.write_all(b"reply").await.expect("there is room");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_is_slow_gets_everything_and_is_heard_all_the_same() {
+    async fn a_slow_reader_gets_the_whole_reply_and_can_still_send() {
         let (mut socket, mut client) = pair();
         let reply: Vec<u8> = (0..4_000_000u32).map(|number| number as u8).collect();
         let expected = reply.clone();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_is_gone_is_an_error_or_the_end() {
+    async fn a_closed_client_is_an_error_or_end_of_stream() {
         let (mut socket, client) = pair();
         drop(client);
         assert_eq!(socket.read(&mut [0]).await.expect("the end"), 0);

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_open_it() {
+    fn five_failures_in_a_row_open_the_breaker() {
         let start = Instant::now();
         let mut breaker = Breaker::new(start);
         for second in 0..4 {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_ten_within_a_second_open_it_and_half_of_ten_over_longer_do_not() {
+    fn five_failures_of_ten_open_the_breaker_only_within_a_second() {
         let alternate = |step: u64| {
             let start = Instant::now();
             let mut breaker = Breaker::new(start);
@@ -308,7 +308,7 @@ mod tests {
     /// outcomes. 54 % begin a trial at the very moment, 83 % close it by one and 72 % leave it open by one. Trials are refused for
     /// each reason in 84 % or more, and outcomes ignored in 90 %; all cases end a trial that nobody began.
     #[test]
-    fn it_opens_and_closes_by_its_rules_and_by_nothing_else() {
+    fn the_breaker_opens_and_closes_only_by_its_rules() {
         let floors = [
             ("open by five in a row", 30),
             ("open by half of ten", 34),

@@ -64,7 +64,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_queue(steps in vec((vec(any::<u8>(), 0..40), 0usize..40), 0..40)) {
+        fn bytes_leave_in_order(steps in vec((vec(any::<u8>(), 0..40), 0usize..40), 0..40)) {
             let (mut buffer, mut model) = (WipedBuffer::default(), Vec::new());
             for (pushed, consumed) in steps {
                 buffer.push(&pushed);

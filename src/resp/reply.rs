@@ -232,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_a_reply_an_error_or_unfinished(bytes in vec(any::<u8>(), 0..256)) {
+        fn any_input_is_a_reply_an_error_or_incomplete(bytes in vec(any::<u8>(), 0..256)) {
             let mut decoder = ReplyDecoder::default();
             decoder.push(&bytes);
             let mut most = bytes.len();
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn values_do_not_show() {
+    fn debug_output_hides_values() {
         let shown = format!("{:?}", Reply::Array(vec![Reply::text("secret")]));
         assert!(!shown.contains("secret") && shown.contains("6 bytes"), "{shown}");
     }

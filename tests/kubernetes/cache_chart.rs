@@ -19,7 +19,7 @@ const ENTRIES: usize = 64;
 const MOST_LATE: usize = 4;
 
 #[test]
-fn caches_of_the_chart_are_one_and_an_upgrade_keeps_authority_and_password() {
+fn caches_of_the_chart_share_entries_and_an_upgrade_keeps_ca_and_password() {
     let namespace = Namespace::for_operator("test-cache-chart");
     namespace.apply(&json!({
         "apiVersion": "v1",

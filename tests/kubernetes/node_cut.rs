@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 const AFTERWARDS: usize = 40;
 
 #[test]
-fn a_node_that_is_cut_off_takes_its_entries_and_nothing_else() {
+fn a_node_that_is_cut_off_loses_only_its_own_entries() {
     // The other tests' pods are on that node too.
     let namespace = Namespace::with_operator_alone("test-node-cut");
     let pinned =

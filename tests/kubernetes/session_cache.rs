@@ -78,7 +78,7 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
 }
 
 #[test]
-fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
+fn foreign_clients_are_refused_and_disabling_or_deleting_leaves_nothing() {
     let namespace = Namespace::with_operator("test-cache-off");
     deploy(&namespace, sidecars());
     for (name, address) in namespace.proxies("shop") {

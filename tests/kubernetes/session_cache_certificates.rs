@@ -19,7 +19,7 @@ use crate::harness::{
 };
 
 #[test]
-fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
+fn a_lost_leaf_is_reissued_without_restarts_or_lost_sessions() {
     let namespace = Namespace::with_operator("test-cache-leaf");
     deploy(&namespace, sidecars());
     let authority = secret_texts(&namespace, "shop-cache-ca").expect("the farm has an authority");
@@ -109,7 +109,7 @@ fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
 }
 
 #[test]
-fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
+fn an_operator_killed_at_any_moment_creates_one_authority_per_farm() {
     let namespace = Namespace::with_operator("test-authority-killed");
     let user = format!("system:serviceaccount:{}:tlsfarm", namespace.name);
     let before = writes_of(&user).len();

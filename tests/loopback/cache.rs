@@ -194,7 +194,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn redis_cli_speaks_with_it_in_both_protocols() {
+fn redis_cli_works_with_both_protocols() {
     let cache = Cache::start();
     for version in ["-2", "-3"] {
         assert_eq!(cli(&cache, &[version, "SET", "key", "a value"]), "OK");
@@ -221,7 +221,7 @@ fn redis_cli_speaks_with_it_in_both_protocols() {
 }
 
 #[test]
-fn redis_benchmark_runs_against_it() {
+fn redis_benchmark_runs_against_the_cache() {
     let cache = Cache::start();
     let port = cache.tcp.port().to_string();
     for pipeline in ["1", "16"] {
@@ -292,7 +292,7 @@ fn without_the_password_nothing_is_answered() {
 }
 
 #[test]
-fn the_oldest_go_when_memory_is_full() {
+fn the_oldest_entries_are_evicted_when_memory_is_full() {
     let cache = Cache::start_with(|config| config.size_mib = 1);
     let mut connection = connect(&format!("redis://{}", cache.tcp));
     for number in 0u32..600 {
@@ -312,7 +312,7 @@ fn the_oldest_go_when_memory_is_full() {
 }
 
 #[test]
-fn a_socket_that_is_left_over_is_replaced_and_at_the_end_it_is_gone() {
+fn a_stale_socket_is_replaced_and_removed_on_exit() {
     let mut cache = Cache::start();
     let mode = fs::metadata(&cache.unix).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
@@ -336,7 +336,7 @@ fn a_socket_that_is_left_over_is_replaced_and_at_the_end_it_is_gone() {
 }
 
 #[test]
-fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
+fn startup_errors_are_one_line_and_exit_code_2() {
     let dir = std::env::temp_dir().join(format!("tlsfarm-wrong-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("created");
     let config = |text: &str| {
@@ -388,7 +388,7 @@ fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
 }
 
 #[test]
-fn values_do_not_lie_in_memory_in_the_clear() {
+fn values_are_not_in_memory_in_plaintext() {
     const NEEDLE: &[u8] = b"the master secret of somebody's session";
     let cache = Cache::start();
     let mut connection = connect(&format!("redis://{}", cache.tcp));

@@ -83,7 +83,7 @@ fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
 }
 
 #[test]
-fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
+fn entries_of_dead_owners_do_not_block_the_others() {
     const KEYS: u32 = 90;
     let mut caches = Caches::start(3);
     caches.wait_until_linked();
@@ -115,7 +115,7 @@ fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
 }
 
 #[test]
-fn many_at_once_get_their_own_answers() {
+fn concurrent_requests_get_their_own_answers() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     local(async {
@@ -138,7 +138,7 @@ fn many_at_once_get_their_own_answers() {
 }
 
 #[test]
-fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
+fn a_wrong_password_is_reported_until_it_is_corrected() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &["--requirepass", "open sesame"]);
     local(async {
@@ -172,7 +172,7 @@ fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
 }
 
 #[test]
-fn a_server_that_must_not_be_trusted_is_not_talked_to() {
+fn an_untrusted_server_gets_no_requests() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     let other = Farm::new("web/other");
@@ -251,7 +251,7 @@ fn a_server_that_hangs_opens_the_breaker_and_is_used_again_when_it_goes_on() {
 }
 
 #[test]
-fn a_late_answer_is_nobody_elses() {
+fn a_late_answer_is_not_given_to_another_request() {
     // Answers each request with its last word, and the first key when it is allowed to.
     let allowed = Arc::new(AtomicBool::new(false));
     let allow = Arc::clone(&allowed);
@@ -300,7 +300,7 @@ fn a_late_answer_is_nobody_elses() {
 }
 
 #[test]
-fn whatever_a_server_does_is_an_error_in_time_and_closes_one_connection_only() {
+fn a_misbehaving_server_causes_timely_errors_and_closes_one_connection() {
     type Misdeed = fn(&mut TcpStream);
     let misdeeds: [(&str, Misdeed, &str); 8] = [
         (

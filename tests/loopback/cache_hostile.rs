@@ -34,7 +34,7 @@ fn works(cache: &Cache) -> bool {
 }
 
 #[test]
-fn what_is_no_request_is_an_error_and_the_end() {
+fn a_malformed_request_is_an_error_and_closes_the_connection() {
     let cache = Cache::start();
     let before = cache.resident();
     let nested = "*1\r\n".repeat(10 * 1024);
@@ -91,7 +91,7 @@ fn a_slow_client_gets_its_answer() {
 }
 
 #[test]
-fn ten_thousand_idle_connections_take_little_and_stay() {
+fn ten_thousand_idle_connections_take_little_memory_and_stay_open() {
     const IDLE: usize = 10_000;
     let cache = Cache::start();
     let before = cache.resident();
@@ -118,7 +118,7 @@ fn ten_thousand_idle_connections_take_little_and_stay() {
 }
 
 #[test]
-fn unfinished_requests_of_all_together_are_bounded() {
+fn unfinished_requests_are_bounded_in_total() {
     let cache = Cache::start();
     let before = cache.resident();
     let mut unfinished = b"*2\r\n$4\r\nECHO\r\n$65536\r\n".to_vec();
@@ -137,7 +137,7 @@ fn unfinished_requests_of_all_together_are_bounded() {
 }
 
 #[test]
-fn a_client_that_takes_no_replies_is_not_served_further() {
+fn a_client_that_reads_no_replies_is_not_served_further() {
     let cache = Cache::start();
     let before = cache.resident();
     let mut stream = connect(&cache);

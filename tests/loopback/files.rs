@@ -114,7 +114,7 @@ fn hosts_come_and_go_without_a_restart() {
 }
 
 #[test]
-fn the_kubelets_way_of_swapping_a_volume_is_noticed() {
+fn volume_updates_by_the_kubelet_are_noticed() {
     let farm = Farm::new("web/shop");
     let volume = farm.dir.join("volume");
     let write = |version: &str, ring: &tlsfarm::ring::Ring| {

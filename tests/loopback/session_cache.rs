@@ -229,7 +229,7 @@ fn proxies_share_sessions_through_a_cache_beside_each() {
 }
 
 #[test]
-fn a_client_that_keeps_tickets_is_no_business_of_the_cache() {
+fn clients_with_tickets_do_not_use_the_cache() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     let mut config = config(&farm, redis.over_unix());
@@ -265,7 +265,7 @@ fn a_client_that_keeps_tickets_is_no_business_of_the_cache() {
 }
 
 #[test]
-fn a_cache_is_taken_into_use_changed_and_given_up_without_a_restart() {
+fn a_cache_is_enabled_changed_and_disabled_without_a_restart() {
     let farm = Farm::new("web/shop");
     let (one, other_farm) = (Redis::start(&farm, &[]), Farm::new("web/shop"));
     let other = Redis::start(&other_farm, &[]);

@@ -37,7 +37,7 @@ const RECOVERY: Duration = Duration::from_secs(5);
 const TWO_TRIALS: Duration = Duration::from_millis(2500);
 
 #[test]
-fn handshakes_stop_asking_a_killed_cache_and_ask_the_one_that_takes_its_place() {
+fn handshakes_stop_asking_a_killed_cache_and_ask_its_replacement() {
     let mut scene = Scene::start();
     scene.cache.kill();
     scene.nobody_asks_soon();
@@ -48,7 +48,7 @@ fn handshakes_stop_asking_a_killed_cache_and_ask_the_one_that_takes_its_place() 
 }
 
 #[test]
-fn handshakes_stop_asking_a_cache_that_hangs_and_ask_it_when_it_goes_on() {
+fn handshakes_stop_asking_a_hanging_cache_and_ask_again_when_it_recovers() {
     let scene = Scene::start();
     scene.cache.signal("STOP");
     scene.nobody_asks_soon();
@@ -74,7 +74,7 @@ fn a_cache_that_lost_everything_costs_a_full_handshake_for_each_session() {
 }
 
 #[test]
-fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
+fn a_restored_backup_makes_used_tickets_valid_once_more() {
     let farm = Farm::new("web/shop");
     let mut redis = Redis::start(&farm, &[]);
     let proxy = start(&farm, redis.over_unix());

@@ -92,7 +92,7 @@ impl Scene {
 }
 
 #[test]
-fn what_is_no_reply_is_a_miss_a_counter_and_no_growth() {
+fn malformed_replies_are_counted_misses_and_take_no_memory() {
     let scene = Scene::new();
     let file = scene.session(&BY_ID);
     scene.resumes(&file);
@@ -114,7 +114,7 @@ fn what_is_no_reply_is_a_miss_a_counter_and_no_growth() {
 }
 
 #[test]
-fn a_lie_is_a_miss_and_a_counter() {
+fn forged_entries_are_counted_misses() {
     let scene = Scene::new();
     // There is always another entry that may be given instead.
     let file = scene.session(&BY_ID);
@@ -146,7 +146,7 @@ fn a_lie_is_a_miss_and_a_counter() {
 /// The owner of an entry decides who used it, and nobody else knows. Each use has a key exchange of its own, so that a
 /// second one is no replay of data.
 #[test]
-fn single_use_is_as_good_as_the_server_that_keeps_the_entries() {
+fn single_use_depends_on_the_server_that_keeps_the_entries() {
     let scene = Scene::new();
     until_answered(&scene.proxy, "each use of a ticket", || {
         let file = scene.session(&BY_TICKET);

@@ -17,7 +17,7 @@ use crate::session_cache::{start, wait_until_reachable};
 use crate::session_offers::Counted;
 
 #[test]
-fn a_client_that_has_its_tickets_finds_their_sessions_in_the_cache() {
+fn sessions_are_stored_before_the_client_gets_its_tickets() {
     const ROUNDS: usize = 100;
     // Rounds in which the proxy itself counts that it did not send something. Five late answers in a row keep a thread from
     // asking for a second, in which a busy machine may see that many clients.

@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_at_every_place_removes_all_that_has_expired_also_what_moves_into_a_hole() {
+    fn a_full_sweep_removes_every_expired_entry() {
         let mut bucket = Bucket::new(1 << 20);
         for number in 0..4 {
             let id = Id(u128::to_be_bytes(number << 64 | number));

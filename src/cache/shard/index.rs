@@ -165,7 +165,7 @@ mod tests {
     proptest! {
         /// Few tags, so that many places share one and many stand behind their homes.
         #[test]
-        fn it_finds_what_a_map_finds(steps in vec((any::<bool>(), 0u32..40, 0u32..100), 0..600)) {
+        fn the_index_agrees_with_a_hash_map(steps in vec((any::<bool>(), 0u32..40, 0u32..100), 0..600)) {
             let mut index = Index::default();
             let mut model = BTreeMap::new();
             let mut fresh = 0;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_back() {
+    fn shrinking_frees_memory() {
         let mut index = Index::default();
         (0..10_000).for_each(|place| index.insert(place * 7919, place));
         assert!(index.bytes() <= 10_000 * 22);

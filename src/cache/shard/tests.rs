@@ -48,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// Measured: 57 % of the cases store a new value in the place of one whose time is over, 66 % are denied another lifetime for
 /// such a one, 71 % store what must not replace another, and 74 % or more reach each of the others.
 #[test]
-fn without_want_of_room_it_is_a_map_with_lifetimes() {
+fn below_its_limit_a_shard_is_a_map_with_expiry() {
     let floors = [
         ("a value", 44),
         ("no value", 50),
@@ -163,7 +163,7 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
 
 /// Measured: 70 to 77 % of the cases let the oldest go, all of them several for one, and 97 % replace one that is not the oldest.
 #[test]
-fn the_bound_holds_and_the_oldest_go() {
+fn a_full_shard_stays_within_its_limit_and_evicts_the_oldest() {
     const LIMIT: usize = 256 << 10;
     let floors = [
         ("the oldest go", 35),
@@ -199,7 +199,7 @@ fn the_bound_holds_and_the_oldest_go() {
 }
 
 #[test]
-fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
+fn entries_exist_exactly_until_they_expire() {
     const LIFETIME: Duration = Duration::from_secs(10);
     let (shard, now) = shard(1 << 20);
     let (before, end) = (now + LIFETIME - Duration::from_millis(1), now + LIFETIME);
@@ -235,7 +235,7 @@ fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
 }
 
 #[test]
-fn of_all_who_take_a_value_one_gets_it() {
+fn only_one_of_several_concurrent_takers_gets_a_value() {
     const ROUNDS: usize = 100_000;
     const THREADS: usize = 4;
     let (shard, now) = shard(1 << 20);
@@ -266,7 +266,7 @@ fn of_all_who_take_a_value_one_gets_it() {
 }
 
 #[test]
-fn what_has_expired_goes_without_being_asked_for() {
+fn expired_entries_are_swept() {
     let (shard, now) = shard(1 << 20);
     for key in 0u16..1000 {
         shard.set(&key.to_be_bytes(), b"short", Duration::from_secs(1), false, now);
@@ -282,7 +282,7 @@ fn what_has_expired_goes_without_being_asked_for() {
 
 /// The accounting against what the system says, and the goal of the design: 300 bytes over the data.
 #[test]
-fn an_entry_takes_what_is_accounted_for_it() {
+fn accounted_memory_matches_resident_memory() {
     const ENTRIES: usize = 200_000;
     const DATA: usize = 32 + 150;
     let resident = || {

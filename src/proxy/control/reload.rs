@@ -238,7 +238,7 @@ hosts:
     }
 
     #[test]
-    fn keys_are_forgotten_when_their_time_is_over_though_no_file_changes() {
+    fn expired_keys_are_removed_without_a_file_change() {
         let dir = TestDir::new();
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let (previous_ends, primary_ends) = (ring.previous[0].open_until, ring.primary.open_until);

@@ -109,7 +109,7 @@ fn a_session_id_is_looked_up_for_clients_of_tls12_that_resume_by_it() {
 }
 
 #[test]
-fn a_tls13_ticket_is_looked_up_where_tickets_are_for_a_single_use() {
+fn tls13_tickets_are_looked_up_on_single_use_hosts() {
     let snapshot = snapshot();
     let once = host(&snapshot, "once.test");
     let lookup = Lookup {

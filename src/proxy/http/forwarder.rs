@@ -416,7 +416,7 @@ hosts:
 "#;
 
     #[test]
-    fn endpoints_that_no_request_goes_to_are_forgotten_from_time_to_time() {
+    fn unused_endpoints_are_forgotten_periodically() {
         let config = ProxyConfig::parse(CONFIG).expect("valid");
         let snapshot = Arc::new(ArcSwap::from_pointee(without_certificates(config)));
         let metrics = HttpMetrics::register(&mut Registry::default());
@@ -439,7 +439,7 @@ hosts:
     }
 
     #[test]
-    fn a_response_has_its_time() {
+    fn a_response_times_out_at_its_limit() {
         run(async {
             assert_eq!(within(async { "response" }, LIMIT, None).await, Some("response"));
             let begun = Instant::now();
@@ -450,7 +450,7 @@ hosts:
     }
 
     #[test]
-    fn the_time_of_a_response_begins_anew_with_each_part_of_an_upload() {
+    fn upload_progress_restarts_the_response_timeout() {
         run(async {
             let upload = UploadProgress::new();
             let response = async {

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_the_client_still_sends_is_taken_and_its_end_is_heard() {
+    async fn remaining_input_is_read_until_the_client_closes() {
         let (ours, mut theirs) = duplex(1024);
         let closing = tokio::spawn(async move { Lingering::new(ours).shutdown().await });
         assert_eq!(theirs.read(&mut [0]).await.expect("an end"), 0);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_goes_on_is_left() {
+    async fn a_client_that_keeps_sending_is_closed_at_the_limit() {
         let (ours, mut theirs) = duplex(1024);
         let begun = Instant::now();
         let closing = tokio::spawn(async move { Lingering::new(ours).shutdown().await });

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn connections_that_the_runtime_has_not_heard_of_are_let_in() {
+    async fn connections_in_the_backlog_are_accepted() {
         let listener = listener((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let listener = TcpListener::from_std(listener).expect("a runtime");

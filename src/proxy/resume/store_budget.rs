@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budgets_of_others_are_their_own() {
+    fn clients_have_separate_budgets() {
         let start = Instant::now();
         let mut budget = PutBudget::new(start);
         budget.spend(client(0), 10 * BURST as usize, start);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_beyond_the_budget_is_owed() {
+    fn storing_beyond_the_budget_delays_further_stores() {
         let start = Instant::now();
         let mut budget = PutBudget::with(1, 10, 1, start);
         budget.spend(client(1), 15, start);
@@ -181,7 +181,7 @@ mod tests {
     /// Measured: in 91 % of the cases somebody is denied, and in 89 % comes again and is admitted; in 33 % somebody is denied
     /// who has stored less than a burst, but meets another in the slot.
     #[test]
-    fn no_slot_ever_exceeds_burst_and_rate_nor_is_denied_its_share() {
+    fn every_slot_gets_its_burst_and_rate_and_no_more() {
         let visits = vec((0u32..3, 1u32..40, 0u64..400), 1..200);
         let generated = (visits, 1u32..100, 1u32..100, 1usize..8);
         let floors = [

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_wait_for_the_first_connection_and_for_no_other() {
+    fn requests_wait_only_for_the_first_connection() {
         let mut scene = Scene::new();
         assert!(scene.health.is_starting() && scene.keeper().is_starting());
         assert_eq!(scene.seen(), (true, false, 0));
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_ends_is_counted_no_more() {
+    fn a_dropped_client_is_no_longer_counted() {
         let mut scene = Scene::new();
         scene.keeper().link_up();
         assert_eq!((scene.seen().2, scene.breakers()), (1, [1, 0, 0]));

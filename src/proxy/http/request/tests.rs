@@ -171,7 +171,7 @@ fn there_is_one_valid_host() {
 }
 
 #[test]
-fn the_targets_authority_counts_and_http1_clients_send_the_host_even_so() {
+fn the_target_authority_wins_and_http1_requires_a_host_even_so() {
     let absolute = "https://a.shop.example.com:8443/x";
     assert_eq!(
         verdict(Request::get(absolute).header(HOST, "other.example.com")),

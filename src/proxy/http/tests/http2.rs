@@ -258,7 +258,7 @@ async fn read_frame(client: &mut RawClient) -> Option<(u8, Vec<u8>)> {
 }
 
 #[test]
-fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
+fn data_sent_while_a_connection_ends_is_tolerated() {
     run(async {
         let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
         let mut client = farm.connect(true);
@@ -306,7 +306,7 @@ fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_answered() {
 }
 
 #[test]
-fn a_response_that_the_client_gave_up_does_not_count_as_one_that_it_must_take() {
+fn a_cancelled_response_does_not_count_as_stalled() {
     const STALL: Duration = Duration::from_millis(300);
     run(async {
         // An endless response first, and then one that takes longer than a client may stand still.

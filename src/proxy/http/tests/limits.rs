@@ -128,7 +128,7 @@ fn an_upload_that_keeps_coming_may_take_longer_than_a_response() {
 }
 
 #[test]
-fn an_upload_that_stands_still_does_not_extend_the_wait_for_a_response() {
+fn a_stalled_upload_does_not_extend_the_wait_for_a_response() {
     run(async {
         let farm = Farm::with(&[patient_backend(9).await], "timeouts: {responseHead: 50ms}");
         let response = farm
@@ -187,7 +187,7 @@ fn a_response_that_keeps_coming_may_take_longer_than_any_part_of_it() {
 }
 
 #[test]
-fn a_head_behind_a_slow_response_has_its_time_from_the_end_of_that() {
+fn a_pipelined_head_is_timed_from_the_end_of_the_previous_response() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::with(&[backend.address], "timeouts: {requestHead: 1s}");

@@ -105,7 +105,7 @@ fn a_request_whose_connection_ends_is_sent_again_when_that_is_safe() {
 }
 
 #[test]
-fn a_request_that_might_count_twice_or_lacks_its_body_is_not_sent_again() {
+fn non_idempotent_requests_and_requests_with_a_body_are_not_retried() {
     run(async {
         let with_body = |method: &str, framing: &str| {
             format!("{method} / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n{framing}")
@@ -148,7 +148,7 @@ fn a_request_is_repeated_once_at_most() {
 }
 
 #[test]
-fn a_response_that_makes_no_sense_is_no_reason_to_ask_again() {
+fn a_malformed_response_is_not_retried() {
     run(async {
         for response in [
             "SSH-2.0-OpenSSH\r\n\r\n",
@@ -165,7 +165,7 @@ fn a_response_that_makes_no_sense_is_no_reason_to_ask_again() {
 }
 
 #[test]
-fn a_sick_backend_gets_no_retries_beyond_the_budget() {
+fn a_failing_backend_gets_no_retries_beyond_the_budget() {
     run(async {
         let connections = Rc::new(Cell::new(0));
         let counted = Rc::clone(&connections);
@@ -195,7 +195,7 @@ fn a_sick_backend_gets_no_retries_beyond_the_budget() {
 /// that comes when the end has arrived, but before hyper's task has run: tasks run after the future of the test, so what
 /// this future does once it is woken comes first.
 #[test]
-fn a_request_of_which_nothing_was_sent_is_sent_on_another_connection() {
+fn a_request_that_was_not_sent_moves_to_another_connection() {
     run(async {
         for (request, body) in [
             (

@@ -113,7 +113,7 @@ pub(in crate::proxy) async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
+async fn concurrent_stores_are_limited_and_no_handshake_waits() {
     const MORE: usize = 44;
     let dir = TestDir::new();
     let socket = dir.join("socket");
@@ -163,7 +163,7 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
 }
 
 #[test]
-fn without_a_cache_nobody_is_over_a_budget() {
+fn without_a_cache_no_client_is_over_budget() {
     let cache = SessionCache::new(SessionCacheMetrics::default());
     cache.budget.borrow_mut().spend(CLIENT, 1_000_000, Instant::now());
     assert_eq!(cache.room(CLIENT), StoreAllowance::NoCache);

@@ -189,7 +189,7 @@ fn the_connection_that_was_used_last_is_used_first() {
 }
 
 #[test]
-fn a_connection_that_was_not_used_for_long_is_not_used_any_more() {
+fn a_connection_that_was_idle_too_long_is_not_reused() {
     run(async {
         let now = Instant::now();
         let (endpoint, peers) = endpoint_with(&Upstreams::default(), 2, now).await;
@@ -223,7 +223,7 @@ fn a_closed_connection_is_neither_kept_nor_used() {
 }
 
 #[test]
-fn a_connection_that_is_still_busy_waits_for_its_time() {
+fn a_busy_connection_is_not_reused_until_it_is_ready() {
     run(async {
         let now = Instant::now();
         let (endpoint, peers) = endpoint_with(&Upstreams::default(), 1, now).await;
@@ -310,7 +310,7 @@ fn sweeping_forgets_an_endpoint_with_nothing_to_remember() {
 }
 
 #[test]
-fn a_request_counts_from_the_connecting_on_and_gives_its_connection_back() {
+fn a_request_counts_from_connecting_on_and_returns_its_connection() {
     run(async {
         let metrics = HttpMetrics::register(&mut Registry::default());
         let limit = Duration::from_secs(10);

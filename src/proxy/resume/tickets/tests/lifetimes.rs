@@ -112,7 +112,7 @@ fn clients_and_caches_are_told_the_shortest_of_all_bounds() {
 }
 
 #[test]
-fn what_is_handed_out_in_a_resumed_session_ends_with_that_session() {
+fn sessions_issued_on_resumption_end_with_the_original_session() {
     let (farm, _) = Farm::with_ring();
     let hours = |hours| SignedDuration::from_hours(hours);
     // A session that was begun a day ago but for one hour, however it was resumed.
@@ -180,7 +180,7 @@ fn connect_now(farm: &Farm, rules: ResumptionRules, now: Timestamp) -> Connectio
 }
 
 #[test]
-fn a_proxy_that_may_seal_no_more_still_opens_tls13_tickets_and_promises_none_in_tls12() {
+fn a_proxy_that_cannot_seal_opens_tls13_tickets_and_promises_none_in_tls12() {
     let (farm, now) = aged(25);
     let tls13 = rules_for(By::Ticket(TicketVersion::Tls13), TICKETS);
     let ticket = connect_now(&farm, tls13, now)
