@@ -193,7 +193,7 @@ mod tests {
             let primary_ends = at(0) + window;
             let primary = (at(0), primary_ends, primary_ends + POLICY.lifetime);
             assert_eq!(times(&ring.primary), primary, "interval of {interval_hours} h");
-            // A window in which it may still be promoted, and one in which it then seals.
+            // One window in which the key may still be promoted, and one in which it then seals.
             let next_ends = at(0) + window + window;
             let next = (at(0), next_ends, next_ends + POLICY.lifetime);
             assert_eq!(times(&ring.next), next, "interval of {interval_hours} h");

@@ -80,7 +80,7 @@ fn modules_have_no_import_cycles() {
         below.entry(module).or_default().insert(used);
     }
     let mut open: BTreeSet<&str> = below.keys().copied().collect();
-    // Whatever uses nothing that is left is on no circle.
+    // Remove modules that import none of the remaining ones: they are in no cycle.
     loop {
         let before = open.len();
         let left = open.clone();
@@ -89,7 +89,7 @@ fn modules_have_no_import_cycles() {
             break;
         }
     }
-    // What is left either is on a circle or uses one; the former use each other.
+    // The remaining modules are in a cycle or import one; those in a cycle reach themselves.
     let circles: Vec<String> = open
         .iter()
         .filter(|module| reachable(module, &below).contains(*module))
@@ -126,7 +126,7 @@ fn no_directory_holds_too_many_files() {
     let top = source_root();
     for path in sources() {
         let directory = path.parent().expect("a directory");
-        // The files at the top are the rooms themselves.
+        // The files at the top are the modules themselves.
         if directory == top || path.ends_with("tests.rs") {
             continue;
         }
@@ -217,7 +217,7 @@ impl Sources {
         let handed_on = rest.first().and_then(|name| names.exported.get(name));
         match handed_on {
             Some(from) => self.resolve(&[from.as_slice(), &rest[1..]].concat(), depth + 1),
-            // A module's own name, as in `use super::{self, x}`, is in no file but its own.
+            // A module's own name, as in `use super::{self, x}`, resolves to its own file.
             None => Some(module),
         }
     }

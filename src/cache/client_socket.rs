@@ -70,7 +70,7 @@ impl AsyncRead for ClientSocket {
             };
             let read = read?;
             if (1..room.len()).contains(&read) {
-                // That was all. To be told so would take another call.
+                // A short read drained the socket; clearing readiness saves a read that would return WouldBlock.
                 ready.clear_ready();
             }
             buffer.advance(read);
@@ -128,7 +128,7 @@ mod tests {
         let (mut other, mut others_client) = pair();
         socket.write_all(b"reply").await.expect("there is room");
         client.read_exact(&mut [0; 5]).expect("the reply");
-        // Once this is heard of, room would have been.
+        // Once this byte has arrived, a write-readiness event would have arrived too.
         others_client.write_all(b"x").expect("written");
         other.read_u8().await.expect("the other's byte");
         let watched = socket.watched().expect("watched");

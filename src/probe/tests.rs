@@ -232,7 +232,7 @@ async fn a_server_without_tickets_is_distinguished_from_one_that_misses() {
     configs.push(server_config(&certificate(), Tickets::Ids));
     let (clean, document) = probed(&servers(configs, OK).await, &[]).await;
     assert!(!clean);
-    // Not even at the issuer itself, which would resume the session by its id.
+    // A ticket is not resumed even at the issuer, which would resume the session by its id.
     for mechanism in ["tls12-ticket", "tls13-ticket"] {
         assert_eq!(
             outcomes(&document, mechanism),

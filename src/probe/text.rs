@@ -231,7 +231,7 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
     let mut told = BTreeSet::new();
     for trial in matrix.fresh.iter().filter(|trial| !trial.is_clean()) {
         let line = match &trial.outcome {
-            // A proxy that fails, or gives no tickets, does so in a whole row or column: once is enough.
+            // A proxy that fails or issues no tickets does so in a whole row or column: print it once.
             TrialOutcome::Failed(at) => at.to_string(),
             TrialOutcome::NoSession => format!("{}: {}", trial.issuer, explain(matrix.mechanism, trial)),
             _ => format!(

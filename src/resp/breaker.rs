@@ -75,7 +75,8 @@ impl Breaker {
 
     /// Records a successful request. Ignored while the breaker is open.
     pub fn succeeded(&mut self, now: Instant) {
-        // A late reply to a request from before says nothing about the next one. Only a trial does.
+        // A late reply to a request from before the breaker opened says nothing about the next request. Only a trial
+        // does.
         if self.state == BreakerState::Closed {
             self.in_a_row = 0;
             self.window.count(now, 0);
@@ -379,7 +380,7 @@ mod tests {
 
     #[test]
     fn nine_outcomes_are_too_few_and_a_window_lasts_less_than_a_second() {
-        // Outcomes of one window, the last of which comes so long after the first.
+        // State after this many outcomes and then a failure that comes `last` milliseconds after them.
         let state_after = |outcomes: u64, last: u64| {
             let start = Instant::now();
             let mut breaker = Breaker::new(start);

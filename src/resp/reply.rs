@@ -160,7 +160,7 @@ fn text(cursor: &mut Cursor<'_>) -> Result<Option<Cow<'static, str>>, ProtocolEr
     let Some(line) = cursor.line(LONGEST_LINE, false)? else {
         return Ok(None);
     };
-    // Nothing that could be taken for the end of a line once it is passed on.
+    // A stray CR could be taken for a line end when the text is passed on.
     let text = std::str::from_utf8(line).ok().filter(|text| !text.contains('\r'));
     let text = text.ok_or(ProtocolError::ReplyContent)?;
     Ok(Some(Cow::Owned(text.to_owned())))

@@ -55,7 +55,7 @@ impl RequestDecoder {
         if count > MOST_ARGUMENTS as i64 {
             return Err(ProtocolError::ArrayLength);
         }
-        // As with Redis, none and less than none are no requests at all.
+        // As in Redis, a count of zero or less is not a request.
         for _ in 0..count {
             match cursor.byte() {
                 Some(b'$') => {}

@@ -199,7 +199,7 @@ fn each_node_reaches_its_own(namespace: &Namespace, caches: &[Cache]) {
             let client = ["exec", node, "timeout", "10", "redis-cli", "-h", address, "PING"];
             run(script, &client, None).is_ok_and(|answer| answer.contains("NOAUTH"))
         };
-        // kube-proxy may not have heard of it yet.
+        // kube-proxy may not have programmed the Service yet.
         wait_for("the Service to answer", Duration::from_secs(60), || {
             ask().then_some(())
         });

@@ -182,6 +182,6 @@ pub fn fingerprint(text: &str) -> String {
 
 /// The fingerprint of the certificate that a cache presents to its peers.
 pub fn presented_by(cache: SocketAddr) -> String {
-    // It refuses who presents none, after having presented its own.
+    // The cache presents its certificate before it refuses a client without one.
     fingerprint(&ask_as_peer(cache, None))
 }

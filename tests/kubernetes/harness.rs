@@ -69,7 +69,7 @@ pub fn run_within(
         .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
     if let Some(input) = input {
         let mut stdin = child.stdin.take().expect("stdin is piped");
-        // The program may refuse its input early; its exit code tells.
+        // The program may close its input early; its exit code shows why.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().expect("the command ends");
@@ -106,7 +106,7 @@ pub fn happens<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Opti
 /// processes are this machine's.
 pub fn process(word: &str, variable: &str) -> Option<u32> {
     let has = |file: PathBuf, wanted: &str| {
-        // It may be gone by now.
+        // The process may have ended by now.
         let read = std::fs::read(file).unwrap_or_default();
         read.split(|byte| *byte == 0)
             .any(|part| part == wanted.as_bytes())

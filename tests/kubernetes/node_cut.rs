@@ -104,7 +104,7 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
         match (taken.stored(), offered.resumed("a session of before")) {
             (Ok(()), Ok(())) => kept += 1,
             (Err(_), Err(_)) => lost += 1,
-            // Of an owner that is there, an answer was late.
+            // The owner is alive; its answer was late.
             (stored, resumed) => {
                 println!("late: {stored:?}, {resumed:?}");
                 late += 1;

@@ -135,7 +135,7 @@ fn check(connection: &mut Connection, model: &mut Model, run: u32, step: Step) -
         Step::TimeLeft(key) => {
             let left = number(connection, b"TTL", &[name(key)]).expect("answered");
             match model.get(&key) {
-                // It may have become less meanwhile.
+                // The remaining time may have dropped meanwhile.
                 Some((_, lifetime)) => {
                     prop_assert!((i64::from(*lifetime) - 30..=i64::from(*lifetime)).contains(&left))
                 }
@@ -178,7 +178,7 @@ fn a_client_library_of_redis_finds_what_it_stored() {
 fn pipelined_requests_are_answered_in_order() {
     let cache = Cache::start();
     let mut connection = connect(&format!("redis://{}", cache.tcp));
-    // More than is read, and answered, at once.
+    // More than the cache reads and answers in one go.
     let value = vec![7; 4000];
     let mut pipeline = redis::Pipeline::new();
     pipeline.cmd("SET").arg("value").arg(&value);

@@ -94,7 +94,7 @@ fn entries_of_dead_owners_do_not_block_the_others() {
         let server = CacheServer::Unix(caches.all[0].unix.clone());
         let client = Client::start(&server, NEVER, ClientMetrics::default());
         let (mut stored, mut refused) = (0, 0);
-        // As many clients do that are new: nothing but what is stored tells of the cache.
+        // Stores only, like many new clients: the answers are all that the client learns about the cache.
         for key in (0..KEYS).map(u32::to_be_bytes) {
             match client.put(&key, b"session", NEVER).await {
                 Ok(()) => stored += 1,
@@ -252,7 +252,7 @@ fn a_server_that_hangs_opens_the_breaker_and_is_used_again_when_it_goes_on() {
 
 #[test]
 fn a_late_answer_is_not_given_to_another_request() {
-    // Answers each request with its last word, and the first key when it is allowed to.
+    // Answers each request with its last word, but the request for `first` only when allowed to.
     let allowed = Arc::new(AtomicBool::new(false));
     let allow = Arc::clone(&allowed);
     let server = Evil::start(move |stream| {
@@ -277,7 +277,7 @@ fn a_late_answer_is_not_given_to_another_request() {
         let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
         eventually("a connection", async || client.reachable()).await;
         assert_eq!(client.get(b"first").await, Err(CacheError::Timeout));
-        // It has to wait for the answer to the first.
+        // This request has to wait for the answer to the first.
         assert!(client.get(b"second").await.is_err());
         allow.store(true, Ordering::Relaxed);
         let (mut number, began) = (0, Instant::now());

@@ -18,7 +18,7 @@ fn connect(cache: &Cache) -> TcpStream {
 /// What comes back until the connection is closed, whether in good order or not.
 fn answers_until_closed(cache: &Cache, input: &[u8]) -> String {
     let mut stream = connect(cache);
-    // It may have been closed before everything was taken.
+    // The cache may have closed the connection before it read everything.
     let _ = stream.write_all(input);
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
@@ -49,7 +49,7 @@ fn a_malformed_request_is_an_error_and_closes_the_connection() {
     ];
     for (number, (request, error)) in (1..).zip(requests) {
         let answer = answers_until_closed(&cache, request);
-        // A reset, for what was sent and never read, may take the error with it.
+        // A reset, caused by unread input, may discard the error.
         assert!(answer.is_empty() || answer.contains(error), "{answer:?}");
         assert_eq!(cache.metric("protocol_errors_total"), number);
     }
@@ -98,7 +98,7 @@ fn ten_thousand_idle_connections_take_little_memory_and_stay_open() {
     let mut crowd: Vec<TcpStream> = Vec::new();
     for _ in 0..IDLE {
         let mut stream = connect(&cache);
-        // Each has been used once, and stopped in the midst of nothing.
+        // Each connection sends one whole request and is then idle.
         stream.write_all(b"PING\r\n").expect("taken");
         crowd.push(stream);
     }

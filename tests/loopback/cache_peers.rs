@@ -89,7 +89,7 @@ fn several_keys_of_several_owners_are_counted_together() {
             (3500..=3600).contains(&left),
             "the lifetime that was configured: {left}"
         );
-        // Owners answer at different times, and replies come in order all the same.
+        // Owners answer at different times, but replies come in order.
         let mut pipeline = redis::pipe();
         for number in 0..100 {
             pipeline.cmd("GET").arg(number);
@@ -141,7 +141,7 @@ fn only_one_of_several_concurrent_takers_gets_an_entry() {
 #[test]
 fn entries_of_a_dead_cache_miss_or_fail_immediately_and_the_others_stay() {
     let mut caches = Caches::start(3);
-    // It is gone, rather than silent: that nobody answers is known without any time limit.
+    // The cache is dead rather than silent, so its connections fail without a timeout.
     caches.wait_until_linked();
     let keys: Vec<String> = (0..150).map(|number| format!("key {number}")).collect();
     let mut connections = caches.connections();
@@ -160,7 +160,7 @@ fn entries_of_a_dead_cache_miss_or_fail_immediately_and_the_others_stay() {
                 lost.insert(key);
             }
         }
-        // The other one that lives agrees about whose it is.
+        // The other living cache agrees about the owner.
         let found = get(&mut connections[1], key).expect("a miss at worst");
         assert_eq!(found.is_none(), lost.contains(key), "{key}");
     }
@@ -247,7 +247,7 @@ fn renewed_certificates_are_used_without_a_restart() {
     caches.wait_until_linked();
     let farm = &caches.farm;
     let old = farm.issue(&[SERVER_NAME]);
-    // A new authority altogether, as after a leak.
+    // A completely new authority, as after a leak.
     let renewed = Farm::new("web/renewed");
     farm.put_certificate("cache", &renewed.issue(&[SERVER_NAME]));
     fs::copy(renewed.ca_file(), farm.ca_file()).expect("copied");

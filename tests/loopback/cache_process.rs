@@ -142,7 +142,7 @@ impl Cache {
                 .expect("a range");
             let address = |text| u64::from_str_radix(text, 16).expect("an address");
             let mut part = vec![0; (address(end) - address(begin)) as usize];
-            // Some special ones cannot be read.
+            // Some special mappings cannot be read.
             if memory.read_exact_at(&mut part, address(begin)).is_ok() {
                 found.extend(part);
             }

@@ -108,7 +108,7 @@ fn draining_loses_nothing(http: Http) {
     first.signal("TERM");
     wait_for("unreadiness", || (first.get("/readyz").0 == 503).then_some(()));
     assert!(first.report().draining);
-    // Somebody who has not heard of it yet is served all the same.
+    // A client that does not know of the drain yet is still served.
     let late = runtime.block_on(async {
         let mut connection = client.connect(first.https).await.expect("taken");
         connection.ask().await

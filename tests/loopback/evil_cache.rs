@@ -134,7 +134,7 @@ fn answer(
         Conduct::Garbage => return stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok(),
         Conduct::Endless => {
             stream.write_all(b"$1073741824\r\n").ok()?;
-            // Until the other side has had enough.
+            // Until the other side closes the connection.
             loop {
                 stream.write_all(&[b'a'; 65_536]).ok()?;
             }

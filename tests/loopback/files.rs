@@ -74,7 +74,7 @@ fn a_bad_configuration_leaves_the_last_good_one_in_use() {
         proxy.metric("tlsfarm_proxy_reload_failures_total{file=\"config\"}"),
         1
     );
-    // New certificates are taken in meanwhile, and the problem stays.
+    // New certificates are still loaded meanwhile, and the problem stays.
     farm.put_certificate("shop", &farm.issue(&["shop.test", "*.shop.test"]));
     wait_for("the certificate", || {
         (proxy.metric("tlsfarm_proxy_reloads_total{file=\"certificate\"}") == 3).then_some(())

@@ -223,7 +223,7 @@ impl Farm {
             log,
             _reserved: [https, http, admin],
         };
-        // An answer, because the port takes connections before the ports for traffic are there.
+        // Wait for an answer: the admin port accepts connections before the traffic ports exist.
         wait_for("an answer of the admin port", || {
             let ended = proxy.child.try_wait().expect("our child");
             assert!(ended.is_none(), "the proxy ended: {}", proxy.log());
@@ -472,7 +472,7 @@ pub fn visit_with(
     name: &str,
     configure: impl FnOnce(&mut Command) -> &mut Command,
 ) -> Visit {
-    // It would wait for a server that says nothing for ever.
+    // s_client would wait for ever for a silent server.
     let mut client = Command::new("timeout");
     client
         .args([&PATIENCE.as_secs().to_string(), "openssl"])
@@ -484,7 +484,7 @@ pub fn visit_with(
         .stderr(Stdio::piped());
     let mut client = configure(&mut client).spawn().expect("openssl is installed");
     let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
-    // The client may have ended already when it could not connect.
+    // The client may have exited already because it could not connect.
     let _ = client.stdin.take().expect("piped").write_all(request.as_bytes());
     let output = client.wait_with_output().expect("it ends");
     let output = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();

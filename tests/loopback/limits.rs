@@ -47,7 +47,7 @@ fn without_file_descriptors_accepting_pauses_and_recovers() {
     let proxy = farm.start_with_files(farm.config(), 48);
     let begin = Instant::now();
     let crowd: Vec<_> = (0..100).map(|_| connect(&proxy)).collect();
-    // Those that were accepted end with the handshake limit, which makes room for the next.
+    // Accepted connections end at the handshake limit, which frees descriptors for the next.
     for mut stream in crowd {
         let _ = stream.read(&mut [0]);
     }
@@ -61,7 +61,7 @@ fn without_file_descriptors_accepting_pauses_and_recovers() {
 }
 
 fn proxy_threads() -> u64 {
-    // Each has two listeners.
+    // Each traffic thread has two listeners.
     std::thread::available_parallelism().map_or(1, |count| count.get() as u64) * 2
 }
 

@@ -35,7 +35,7 @@ fn the_metrics_of_a_cache_are_valid_and_have_help_texts() {
 #[test]
 fn the_metrics_of_an_operator_are_valid_and_have_help_texts() {
     let operator = LonelyOperator::start();
-    // Most of the others appear with the first farm.
+    // Most other metrics appear with the first farm.
     assert!(check(&get_page(operator.admin, "/metrics").1) >= 4);
 }
 
@@ -194,7 +194,7 @@ struct LonelyOperator {
 
 impl LonelyOperator {
     fn start() -> Self {
-        // For its directory.
+        // Only for its directory.
         let farm = Farm::new("web/shop");
         let [admin, nobody] = [Reserved::new(), Reserved::new()];
         let kubeconfig = farm.dir.join("kubeconfig");

@@ -107,7 +107,7 @@ fn another_name_host_or_farm_gets_a_full_handshake_and_the_page() {
         assert!(!session.offered_to(&other_farm, "shop.test").reused, "{version}");
         assert!(session.offered_to(&proxy, "shop.test").reused, "{version}");
     }
-    // Of the same scope, but TLS itself binds a session to its name.
+    // The scope is the same, but TLS itself binds a session to its server name.
     assert_eq!(
         proxy.metric("tlsfarm_proxy_tickets_offered_total{outcome=\"declined\"}"),
         2

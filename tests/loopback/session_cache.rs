@@ -168,7 +168,7 @@ fn a_dead_or_silent_cache_costs_full_handshakes_and_nothing_else() {
     resumes(&farm, &proxy, &BY_ID, &file);
 
     redis.signal("STOP");
-    // Of each thread five offers at most wait before its breaker opens, and the next one knows at once.
+    // At most five offers per thread wait before its breaker opens; the next one fails immediately.
     let most = 5 * threads() + 1;
     let known = (0..most).any(|_| {
         assert_eq!(offer(), Offer::Unanswered);
@@ -218,7 +218,7 @@ fn proxies_share_sessions_through_a_cache_beside_each() {
     caches.wait_until_linked();
     let start = |cache: &Cache| start(&caches.farm, CacheServer::Unix(cache.unix.clone()));
     let proxies = [start(&caches.all[0]), start(&caches.all[1])];
-    // Enough of them for either cache to own some.
+    // Enough entries for each cache to own some.
     for round in 0..6 {
         let [issuer, other] = [round % 2, (round + 1) % 2].map(|number| &proxies[number]);
         let by_id = session(&caches.farm, issuer, &BY_ID);
@@ -286,7 +286,7 @@ fn a_cache_is_enabled_changed_and_disabled_without_a_restart() {
     change(config(&farm, one.over_unix()));
     wait_for("a cache", || proxy.report().session_cache);
     let file = session(&farm, &proxy, &BY_ID);
-    // Each thread connects when its next client comes, which waits for that.
+    // Each thread connects when its next client arrives; that client waits for the connection.
     resumes(&farm, &proxy, &BY_ID, &file);
     change(config(&farm, other.over_unix()));
     is_refused(&farm, &proxy, &BY_ID, &file);

@@ -116,7 +116,7 @@ fn malformed_replies_are_counted_misses_and_take_no_memory() {
 #[test]
 fn forged_entries_are_counted_misses() {
     let scene = Scene::new();
-    // There is always another entry that may be given instead.
+    // There is always another entry that the cache can return instead.
     let file = scene.session(&BY_ID);
     scene.session(&BY_TICKET);
     for conduct in [Conduct::AnotherEntry, Conduct::Altered, Conduct::Invented] {
@@ -138,7 +138,7 @@ fn forged_entries_are_counted_misses() {
         until_answered(&scene.proxy, "a lie about a ticket", || {
             refused(&BY_TICKET, &scene.session(&BY_TICKET), "tickets")
         });
-        // The link and the breaker are as they were.
+        // Connection and breaker are unaffected.
         scene.resumes(&file);
     }
 }
@@ -186,7 +186,7 @@ fn slow_is_bounded(scene: &Scene, file: &Path, what: &str) {
     const AT_ONCE: usize = 24;
     const VISITS: usize = 9;
     let (began, unavailable) = (Instant::now(), requests(&scene.proxy, "get", "unavailable"));
-    // As many at once as open the breaker of each thread.
+    // Enough concurrent visits to open the breaker of each thread.
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| scene.time("-sess_in", file));
@@ -248,7 +248,7 @@ fn full_handshakes(scene: &Scene, count: usize) {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         for _ in 0..count {
-            // A client that has never been here.
+            // A client without a session.
             let client = Client::new(&scene.farm, Http::One);
             client.tls(scene.proxy.https).await.expect("a handshake");
         }

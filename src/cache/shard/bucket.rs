@@ -91,7 +91,7 @@ impl Bucket {
             self.remove(place);
         }
         let bytes = allocation(value.len());
-        // Growing is put off in favour of the oldest's place when there is no memory for it.
+        // If the limit leaves no room to grow, evict the oldest entry and reuse its slot.
         while self.bytes() + bytes + self.growth() > self.limit {
             if self.remove(self.oldest).is_none() {
                 return false;
@@ -123,7 +123,7 @@ impl Bucket {
                 self.swept = 0;
             }
             match self.entries.get(self.swept) {
-                // Another one is in this place then.
+                // Removal moves another entry into this slot, so do not advance.
                 Some(entry) if entry.expires <= now => self.expire(self.swept as u32),
                 _ => self.swept += 1,
             }

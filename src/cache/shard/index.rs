@@ -89,7 +89,7 @@ impl Index {
             if slot.place == NOWHERE {
                 break;
             }
-            // How far it stands behind its home, and how far behind the hole.
+            // Distances of the slot from its home position and from the hole.
             let behind_home = at.wrapping_sub(self.home(slot.tag)) & self.mask();
             let behind_hole = at.wrapping_sub(hole) & self.mask();
             if behind_home >= behind_hole {

@@ -73,7 +73,7 @@ fn below_its_limit_a_shard_is_a_map_with_expiry() {
         let start = Instant::now();
         let shard = Shard::new(1 << 20, encrypt, start).expect("randomness");
         let mut model: BTreeMap<u8, (Vec<u8>, u64)> = BTreeMap::new();
-        // Keys that had a value last whose time is over.
+        // Keys whose latest value has expired.
         let mut over = BTreeSet::new();
         let mut time = 0;
         for (number, step) in steps.into_iter().enumerate() {
@@ -185,7 +185,7 @@ fn a_full_shard_stays_within_its_limit_and_evicts_the_oldest() {
             order.push(key);
             let figures = shard.figures();
             prop_assert!(figures.bytes <= LIMIT);
-            // Since those that went are not there, those that are there are the newest.
+            // The evicted entries must be the oldest.
             let went = order.len() - figures.entries;
             case.reaches_if(went > 0, "the oldest go");
             case.reaches_if(went > 1, "several go for one");
@@ -224,7 +224,7 @@ fn entries_exist_exactly_until_they_expire() {
     assert!(
         shard.take(b"1", end).is_none() && !shard.delete(b"2", end) && !shard.expire(b"3", LIFETIME, end)
     );
-    // A lifetime counts from when it was given.
+    // A lifetime counts from the moment when it was set.
     stored(b"4");
     assert!(shard.expire(b"4", LIFETIME, before));
     assert_eq!(

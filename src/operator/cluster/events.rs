@@ -106,13 +106,13 @@ fn transition(before: &[Condition], after: &Condition) -> Option<NewEvent> {
         (ConditionType::Ready, ConditionStatus::True) => {
             Some(NewEvent::normal(after.reason, "Reconcile", after.message.clone()))
         }
-        // It sums the others up.
+        // Ready only summarizes conditions that have their own events.
         (ConditionType::Ready, _) => None,
         (_, ConditionStatus::False) => {
             let ordinary = match after.reason {
-                // The write of the ring told of it.
+                // Ordinary, or already reported by the event of the ring write.
                 Reason::Distributing | Reason::RingRepaired | Reason::ScaledToZero => true,
-                // Proxies that are being started for the first time.
+                // The proxies are starting for the first time.
                 Reason::ProxiesUnavailable => last.is_none_or(|last| last.status != ConditionStatus::True),
                 _ => false,
             };

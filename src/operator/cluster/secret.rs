@@ -157,7 +157,7 @@ pub(crate) async fn delete(
         ..DeleteParams::default()
     };
     match api(client, id).delete(name, &this_one_only).await {
-        // The answer may be the Secret itself.
+        // The body of the answer may be the Secret itself.
         Ok(answer) => {
             answer.map_left(Content);
             Ok(Written::Stored)

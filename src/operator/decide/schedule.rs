@@ -59,7 +59,7 @@ pub(crate) fn next_pass(outlook: &ScheduleInputs, now: Timestamp) -> Duration {
         UNWELL
     };
     match outlook.due {
-        // A moment late rather than a moment early: an early pass would find nothing to do.
+        // A few milliseconds late: a pass that comes early would find nothing to do.
         Some(due) if due > now => pace.min(due.duration_since(now).unsigned_abs() + Duration::from_millis(5)),
         _ => pace,
     }

@@ -111,7 +111,7 @@ fn may_become_ready(pod: &Pod) -> bool {
         return false;
     }
     let Some(container) = container(pod) else {
-        // Scheduled, and the kubelet has not said anything yet.
+        // Scheduled, but the kubelet has not reported a status yet.
         return true;
     };
     match &container.state {
@@ -144,7 +144,7 @@ fn obstacle(pod: &Pod) -> Option<String> {
         .as_ref()
         .and_then(|state| state.terminated.as_ref());
     Some(match (reason, ended) {
-        // The kubelet changes between these two.
+        // The kubelet alternates between these two reasons.
         ("ErrImagePull" | "ImagePullBackOff", _) => format!("failed to pull image {}", container.image),
         ("InvalidImageName" | "ErrImageNeverPull", _) => format!("{reason} {}", container.image),
         (_, Some(ended)) => match ended.reason.as_deref() {

@@ -102,7 +102,7 @@ fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Opt
     {
         return Some((value, 1));
     }
-    // It was told already. A proxy that cannot load anything, such as one that does not start, is left alone.
+    // Already annotated. A proxy that cannot load anything, such as one that does not start, is not annotated again.
     let (count, last) = memory.refreshes?;
     let patience = FIRST_WAIT * (1 << count.min(MOST_REFRESHES));
     if !proxy.may_serve || count >= MOST_REFRESHES || now < last + patience / 2 {

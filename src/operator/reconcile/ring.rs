@@ -151,7 +151,7 @@ fn events_of(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
 pub(crate) fn due(plan: &Plan) -> Timestamp {
     match plan {
         Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
-        // They are carried out at once.
+        // These are carried out immediately.
         Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
     }
 }

@@ -127,7 +127,7 @@ pub(crate) async fn reconcile_certificates(
             "wrote a Secret with cache certificates"
         );
     }
-    // A pass writes each Secret once; what is left is for the next.
+    // Each pass writes each Secret at most once; the next pass does the rest.
     Ok(CacheStep {
         overtaken: true,
         ..CacheStep::default()

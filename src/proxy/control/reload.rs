@@ -121,7 +121,7 @@ impl Reloader {
             self.listen = config.listen.clone();
         }
         if self.shared.snapshot.load().fingerprint != fingerprint {
-            // On a copy: a configuration that turns out to be unusable must not take the certificates of hosts away.
+            // Work on a copy: an unusable configuration must not drop the certificates in use.
             let mut certificates = self.certificates.clone();
             certificates.follow(&config);
             certificates.poll(now);

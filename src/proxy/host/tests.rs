@@ -238,7 +238,7 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
             max_age: hours(max_age),
         })
     };
-    // Of tickets, their greatest age, the bounds for TLS 1.2 tickets and ids: what becomes of each.
+    // Lifetime and greatest age of tickets, bounds for TLS 1.2 tickets and ids: the policies that result.
     for ([lifetime, max_age, tls12, ids], [of_tls13, of_tls12, of_ids]) in [
         ([4, 24, 2, 1], [policy(4, 24), policy(2, 2), policy(1, 1)]),
         ([4, 24, 12, 10], [policy(4, 24), policy(4, 12), policy(4, 10)]),
@@ -291,7 +291,7 @@ fn chain(policy: &TicketPolicy, sealed_as: SealedAs<'_>, scope: &Scope) -> Signe
         certificate_until: at(90 * 86_400),
     };
     let mut now = at(0);
-    // A ring's keys are good for a day.
+    // A ring's keys can seal for a day.
     while now.duration_since(at(0)) < hours(23) {
         let ticket = keys
             .seal(b"session", sealed_as, scope, policy, &age, now)

@@ -179,7 +179,7 @@ impl Forwarder {
         headers::to_backend(&mut parts.headers, &origin, upgrade.clone());
         let (body, upload) = RequestBody::new(body, timeouts.body_idle.as_std());
         if body.size_hint().exact().is_none() {
-            // hyper would send no body at all with some methods unless told so.
+            // With some methods, hyper would send no body without this field.
             parts
                 .headers
                 .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -219,7 +219,8 @@ impl Forwarder {
                 ready.as_deref().unwrap_or_default()
             }
         };
-        // Safe to repeat: by its method (RFC 9110 section 9.2.2), and there is nothing of it that is used up.
+        // Safe to repeat: an idempotent method (RFC 9110 section 9.2.2), no body that could have been consumed, no
+        // upgrade.
         let mut repeatable =
             upload.is_none() && request.method().is_idempotent() && !request.headers().contains_key(UPGRADE);
         let mut tried = Vec::new();
@@ -238,7 +239,7 @@ impl Forwarder {
                     continue;
                 }
             };
-            // hyper takes the request and does not return one that it began to send.
+            // hyper consumes the request and does not return it once it has begun to send it.
             let spare = repeatable.then(|| copy_head(&request));
             let limit = route.timeouts.response_head.as_std();
             let Some(sent) = within(lease.send(request), limit, upload).await else {
@@ -263,7 +264,7 @@ impl Forwarder {
                 return Err(refusal);
             }
             if let Some(unsent) = error.take_message() {
-                // An unused connection that the backend has closed in the meantime.
+                // The backend had closed the idle connection.
                 if !lease.reused {
                     self.metrics.upstream_error(UpstreamError::Response);
                     tried.push(endpoint.address);

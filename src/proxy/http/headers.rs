@@ -42,7 +42,7 @@ pub(super) fn to_backend(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: 
     let trailers = accepts_trailers(headers);
     drop_hop_by_hop(headers);
     drop_claims(headers, origin.trusted);
-    // The body is not asked for before the backend takes it, so the client has its answer to Expect from us.
+    // hyper answers Expect: it sends 100 Continue once the body is read, which happens only when the backend takes it.
     headers.remove(EXPECT);
     if origin.version == Version::HTTP_2 {
         join_cookies(headers);
@@ -165,7 +165,7 @@ fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
 fn is_claim(name: &str) -> bool {
     const NAMES: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
     const PREFIXES: [&str; 3] = ["x-forwarded", "client-cert", "x-ssl-"];
-    // Most fields are told apart by their first letter.
+    // The first letter already rules out most fields.
     if !matches!(name.as_bytes().first(), Some(b'f' | b'x' | b'c')) {
         return false;
     }
@@ -231,7 +231,7 @@ fn add_forwarding(headers: &mut HeaderMap, origin: &Origin<'_>) {
         headers.insert(FORWARDED, element);
     }
 
-    // What a trusted proxy says about the outermost connection stands.
+    // Keep the value that a trusted proxy set for the client's connection.
     headers
         .entry(X_FORWARDED_PROTO)
         .or_insert(HeaderValue::from_static(scheme));

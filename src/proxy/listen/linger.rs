@@ -55,7 +55,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Lingering<IO> {
             let mut buf = ReadBuf::new(&mut bytes);
             match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => *left = left.saturating_sub(buf.filled().len()),
-                // What still comes was sent in vain, whether or not it can be read.
+                // The client closed or reading failed; either way there is nothing left to discard.
                 Ok(()) | Err(_) => break,
             }
         }

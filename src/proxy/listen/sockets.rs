@@ -41,7 +41,7 @@ fn listener(address: SocketAddr) -> io::Result<StdListener> {
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
-    // A proxy that takes the place of one that has just ended finds its connections still lingering.
+    // After a restart, the old process's connections may be in TIME_WAIT and would make bind fail.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
@@ -83,7 +83,7 @@ mod tests {
         let listener = listener((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let listener = TcpListener::from_std(listener).expect("a runtime");
-        // Nothing is awaited from here on, so the runtime does not look.
+        // Nothing is awaited from here on, so the runtime does not poll the listener.
         let clients: Vec<_> = (0..3)
             .map(|_| StdStream::connect(address).expect("queued"))
             .collect();

@@ -59,7 +59,7 @@ impl PutBudget {
             .cost
             .saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
         if let Some(paid_after) = self.paid_after.get_mut(slot) {
-            // A client that stored nothing for a long time has saved nothing up: the burst is the limit.
+            // An idle client does not accumulate more than the burst.
             *paid_after = age.max(*paid_after).saturating_add(cost);
         }
     }
@@ -127,9 +127,9 @@ mod tests {
         let without = others
             .clone()
             .filter(|&other| !budget.has_room(client(other), start));
-        // A thousand in 4096 slots: more than ten share one with the first in one run of 10^15.
+        // 1000 clients in 4096 slots: more than ten collide with the first in one run of 10^15.
         assert!(without.count() <= 10);
-        // In a table with one slot everybody has one budget.
+        // In a table with one slot all clients share one budget.
         let mut narrow = PutBudget::with(RATE, BURST, 1, start);
         narrow.spend(client(0), BURST as usize, start);
         assert!(
@@ -199,7 +199,7 @@ mod tests {
             for (who, sessions, gap) in visits {
                 age += Duration::from_millis(gap);
                 let admitted = stored(&mut budget, client(who), sessions, start + age);
-                // Two clients have one budget exactly when they meet in a slot.
+                // Two clients share a budget exactly if they hash to the same slot.
                 let slot = &mut stored_in[budget.slot(client(who))];
                 slot.push((age, admitted));
                 let beyond = beyond_rate(slot, rate, age);

@@ -113,7 +113,7 @@ impl HealthRecorder {
     }
 
     pub(super) fn succeeded(&mut self, now: Instant) {
-        // It cannot change the state, so there is nothing to publish.
+        // A success never changes the state, so there is nothing to publish.
         self.breaker.succeeded(now);
     }
 
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!((scene.seen(), scene.breakers()), ((false, false, 0), [0, 0, 1]));
         assert_eq!(scene.health.breaker(), BreakerState::Open);
         assert_eq!(scene.health.problem().as_deref(), Some("it failed"));
-        // A new connection is not enough, and does not hide what is wrong.
+        // A new connection neither closes the breaker nor clears the problem.
         scene.keeper().link_up();
         assert_eq!(scene.seen(), (false, false, 0));
         assert!(scene.health.problem().is_some());

@@ -290,7 +290,7 @@ fn apply(change: &Change, ring: &Ring) -> (Vec<u8>, Expected) {
             refused(RingError::KeyEncoding(n + 1))
         }
         Change::Duplicate(field, n) => {
-            // Over the key behind it, or over the first one.
+            // Overwrites the field of the following key; the last key wraps around to the first.
             let n = n.index(keys.len());
             let from = document
                 .pointer(&format!("{}/{field}", keys[n]))

@@ -95,7 +95,7 @@ impl Followed {
 
     /// The log after the one that is being read, once there is one.
     fn next(&self) -> Option<File> {
-        // While one is being put aside there is none for a moment.
+        // During rotation there is briefly no current log.
         let current = File::open(CURRENT).ok()?;
         let inode = |file: &File| file.metadata().expect("open").ino();
         (inode(&current) != inode(self.log.get_ref())).then_some(current)

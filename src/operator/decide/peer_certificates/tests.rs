@@ -116,7 +116,7 @@ fn pem_lines_have_64_characters() {
         full.len() > 4 && full.iter().all(|line| line.len() == 64),
         "{text}"
     );
-    // The last line is full as well when the length allows.
+    // If the length is a multiple of 48 bytes, the last line is full too.
     assert_eq!(pem(&CertificateDer::from(vec![0; 96])).lines().count(), 4);
 }
 
@@ -182,7 +182,7 @@ fn a_leaf_is_renewed_after_two_thirds_of_its_life() {
 #[test]
 fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut world = World::new(day(0));
-    // The leaves of ten years, up to the day on which the CA is due.
+    // Renew leaves until shortly before the CA is due for renewal.
     let mut now = day(0);
     while now < day(2400) {
         let Some(Step::Keep { until }) = world.tend(now).pop() else {
@@ -197,7 +197,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut now = due;
     for _ in 0..3 {
         steps.extend(world.tend(now));
-        // A cache that missed this change, but none before it.
+        // A cache that has not loaded this change yet, but every one before it.
         assert!(accept_each_other(&before, world.leaf(), now), "after {steps:?}");
         before = again(world.leaf());
         let Some(Step::Keep { until }) = steps.last() else {
@@ -215,7 +215,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
 #[test]
 fn a_late_announcement_does_not_shorten_the_overlap() {
     let mut world = World::new(day(0));
-    // The operator was gone between the two writes.
+    // The operator was down between the two writes.
     world.ca = Some(Authority::create(day(1)).expect("made"));
     let steps = world.tend(day(30));
     assert_eq!(

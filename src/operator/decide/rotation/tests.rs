@@ -182,7 +182,7 @@ fn a_refused_farm_keeps_its_ring_and_its_rotations() {
         matches!(due, Decision::Write(_, _, Change::Rotated { .. })),
         "{due:?}"
     );
-    // Its proxies run, and a ring that is lost would end their sessions at the next restart.
+    // Its proxies keep running, and losing the ring would end their sessions at the next restart.
     for stored in [
         StoredRing::Missing,
         StoredRing::Damaged("it is empty".into(), version()),

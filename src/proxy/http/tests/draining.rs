@@ -65,7 +65,7 @@ fn an_unused_connection_ends_without_a_byte() {
         let mut client = farm.connect(false);
         client.send(GET).await;
         client.read_until("\r\n\r\nok").await;
-        // Idle for as long before: the grace counts from the beginning of the drain.
+        // Idle this long before the drain: the grace period counts from its beginning.
         tokio::time::sleep(GRACE).await;
         let begun = Instant::now();
         farm.draining.cancel();

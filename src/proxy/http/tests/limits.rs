@@ -151,7 +151,7 @@ fn a_response_body_must_keep_coming() {
             read_head(&mut stream).await;
             let part = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc";
             stream.write_all(part.as_bytes()).await.expect("written");
-            // Until the proxy gives up.
+            // Waits until the proxy closes the connection.
             read_head(&mut stream).await;
         })
         .await;
@@ -196,7 +196,7 @@ fn a_pipelined_head_is_timed_from_the_end_of_the_previous_response() {
             .send("GET /held HTTP/1.1\r\nHost: shop.example.com\r\n\r\nGET / HT")
             .await;
         backend.arrived.notified().await;
-        // Longer than a head may take, which counts from now on only.
+        // Longer than the head limit, which only counts from now on.
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
         backend.release.notify_one();
         client.read_until("\r\n\r\nok").await;

@@ -249,7 +249,7 @@ fn a_request_that_was_not_sent_moves_to_another_connection() {
                 while !response.ends_with(b"\r\n\r\nok") {
                     response.push(client.read_u8().await.expect("a byte"));
                 }
-                // Until everything that the first request set going has come to rest.
+                // Let everything that the first request started run to completion.
                 for _ in 0..100 {
                     tokio::task::yield_now().await;
                 }
@@ -302,7 +302,7 @@ fn closes_at_once() -> (SocketAddr, Rc<Cell<usize>>) {
     let address = listener.local_addr().expect("an address");
     let count = Rc::new(Cell::new(0));
     let closed = Rc::clone(&count);
-    // It looks before the runtime does, so the end of a connection is there as soon as the proxy learns that it is open.
+    // Polls ahead of the runtime, so that the connection is closed by the time the proxy learns that it is open.
     spawn_local(poll_fn(move |cx| {
         while listener.accept().is_ok() {
             closed.set(closed.get() + 1);

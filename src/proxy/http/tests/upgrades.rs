@@ -133,7 +133,7 @@ fn an_idle_tunnel_is_closed() {
             let consent =
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
             stream.write_all(consent.as_bytes()).await.expect("written");
-            // Until the proxy gives up.
+            // Waits until the proxy closes the connection.
             let _ = stream.read_u8().await;
         })
         .await;

@@ -70,7 +70,7 @@ impl Reluctant {
                     }
                     _ => {
                         self.pings.set(self.pings.get() + 1);
-                        // Answers come in the order of the requests.
+                        // Replies come in the order of the requests.
                         owed.extend(b"+PONG\r\n");
                         if owed == b"+PONG\r\n" {
                             stream.write_all(&owed).await.expect("written");

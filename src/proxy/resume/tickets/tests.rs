@@ -240,7 +240,7 @@ fn a_key_that_has_expired_opens_nothing_after_a_reload_of_its_ring() {
     );
 
     farm.keys.replace(&rotated, end);
-    // Not even for a clock that is set back.
+    // The key stays removed even if the clock is set back.
     assert!(connect().open(&ticket, before).is_none());
     assert_eq!(
         farm.metrics

@@ -129,7 +129,7 @@ fn identities(names: &[&[u8]]) -> Vec<u8> {
         listed.extend_from_slice(name);
         listed.extend([0; 4]);
     }
-    // No binders: they are none of our business.
+    // No binders: the parser ignores them.
     [&(listed.len() as u16).to_be_bytes()[..], &listed].concat()
 }
 
@@ -265,7 +265,7 @@ fn input_that_is_not_a_hello_gets_the_alert_that_tls_requires() {
     for (what, junk, alert) in [
         ("HTTP", &b"GET / HTTP/1.1\r\n\r\n"[..], DECODE_ERROR),
         ("zeros", &[0; 70_000], DECODE_ERROR),
-        // rustls has no alert for it.
+        // rustls sends no alert for this.
         ("data", &[23, 3, 3, 0, 1, 7], DECODE_ERROR),
         (
             "a ServerHello",
@@ -336,7 +336,7 @@ fn hellos_of_any_shape_are_read_field_by_field_or_refused() {
             }
             (Progress::Complete(ours), Some(None)) => {
                 case.reaches("nameless to rustls");
-                // It takes no notice of an address in place of a name.
+                // rustls ignores an IP address in place of a name.
                 let name = ours.server_name.unwrap_or_default();
                 prop_assert!(name.is_empty() || name.parse::<IpAddr>().is_ok(), "{}", name);
             }

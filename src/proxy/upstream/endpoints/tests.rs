@@ -90,7 +90,7 @@ fn an_endpoint_that_failed_is_avoided_for_three_seconds_while_there_are_others()
     }
     assert_eq!(chosen(&upstreams, &addresses, &[], now + AVOID), [1, 2, 3]);
 
-    // While another one is avoided, this one is not for any longer.
+    // The first endpoint is not avoided any longer, even while another one is.
     upstreams.failed(&upstreams.endpoint(addresses[1]), now + AVOID - MOMENT);
     assert_eq!(chosen(&upstreams, &addresses, &[], now + AVOID), [1, 3]);
     upstreams.failed(&upstreams.endpoint(addresses[0]), now + AVOID);

@@ -259,7 +259,7 @@ fn farms() -> impl Strategy<Value = (Lag, SignedDuration, Vec<Step>)> {
         1 => Just(Step::Ask),
         1 => Just(Step::Repair),
     ];
-    // One that is asked for rotations all the time, so that its ring fills up.
+    // A farm with constant rotation requests, so that its ring fills up.
     let busy = prop_oneof![
         20 => (1i64..20).prop_map(Step::Pass),
         2 => (16_000i64..20_000).prop_map(Step::Pass),

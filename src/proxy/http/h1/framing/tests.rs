@@ -50,7 +50,7 @@ fn good_requests_pass_whole() {
         "GET / HTTP/1.0\r\nX-Tab:\ta\tb \r\nX-Empty:\r\nX-Latin: \u{e9}",
         "",
     );
-    // As long as the names that frame a body.
+    // These names are as long as the framing fields.
     passes("GET / HTTP/1.1\r\nX-Custom-Field: a\r\nX-Custom-Field-17: b", "");
     passes("POST / HTTP/1.1\r\nContent-Length: 6", "\r\n\r\nx\0");
     passes("POST / HTTP/1.1\r\nContent-Length: 2\r\ncontent-length: 2", "ab");
@@ -75,7 +75,7 @@ fn stated_reasons() -> BTreeSet<&'static str> {
     for source in [include_str!("head.rs"), include_str!("chunked.rs")] {
         let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
         for line in code {
-            // Byte strings are what is looked for in requests; every other text is a reason.
+            // Byte strings are matched in requests; every other string is a refusal reason.
             let mut parts = line.split('"');
             while let (Some(before), Some(text)) = (parts.next(), parts.next()) {
                 if !before.ends_with('b') {
@@ -105,7 +105,7 @@ fn a_refused_request_passes_up_to_its_fault_however_it_is_split() {
     } in refused_requests()
     {
         let input = [&passed[..], &rest].concat();
-        // Of the long ones, all splits near the ends and some in between.
+        // For long requests, try all splits near the ends and some in between.
         let near = |cut: &usize| *cut < 80 || input.len() - cut < 80 || cut.is_multiple_of(997);
         for cut in (0..=input.len()).filter(near) {
             let expected = (passed.clone(), Some(refusal));

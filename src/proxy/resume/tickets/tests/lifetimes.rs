@@ -115,7 +115,7 @@ fn clients_and_caches_are_told_the_shortest_of_all_bounds() {
 fn sessions_issued_on_resumption_end_with_the_original_session() {
     let (farm, _) = Farm::with_ring();
     let hours = |hours| SignedDuration::from_hours(hours);
-    // A session that was begun a day ago but for one hour, however it was resumed.
+    // A session whose full handshake was 23 hours ago, however it was resumed.
     let begun = SessionAge {
         authenticated_at: at(-23 * 3600),
         certificate_until: at(90 * 86_400),

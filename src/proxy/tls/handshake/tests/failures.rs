@@ -311,7 +311,7 @@ async fn a_message_in_too_many_records_is_refused() {
     let (accepted, ()) = proxy
         .meet(async |mut io| {
             io.write_all(&hello).await.expect("taken");
-            // The proxy need not take it all.
+            // The proxy may close before it has read everything.
             let (mut read, mut write) = tokio::io::split(io);
             let (_, _) = tokio::join!(write.write_all(&endless), async {
                 let mut answer = Vec::new();

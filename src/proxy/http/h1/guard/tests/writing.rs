@@ -57,7 +57,7 @@ fn a_client_that_stops_reading_times_out() {
             assert!(begun.elapsed() >= STALL);
             assert!(guarded.state.activity.write_blocked.get());
 
-            // One byte is enough to be patient again.
+            // One byte taken restarts the time limit.
             guarded.wire.0.borrow_mut().room = 1;
             let outcome = until_ready(|cx| attempt(Pin::new(&mut guarded.guard), cx)).await;
             assert!(outcome.is_ok());
