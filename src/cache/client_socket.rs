@@ -150,11 +150,11 @@ mod tests {
             received == expected
         });
         socket.write_all(&reply).await.expect("written");
-        let mut heard = [0; 10];
-        socket.read_exact(&mut heard).await.expect("heard");
-        assert_eq!(&heard, b"morethanks");
+        let mut received = [0; 10];
+        socket.read_exact(&mut received).await.expect("received");
+        assert_eq!(&received, b"morethanks");
         socket.shutdown().await.expect("shut down");
-        assert_eq!(socket.read(&mut heard).await.expect("the client's end"), 0);
+        assert_eq!(socket.read(&mut received).await.expect("the client's end"), 0);
         assert!(slow.join().expect("the client ends"));
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let (mut socket, client) = pair();
         drop(client);
         assert_eq!(socket.read(&mut [0]).await.expect("the end"), 0);
-        let error = socket.write_all(b"reply").await.expect_err("nobody is there");
+        let error = socket.write_all(b"reply").await.expect_err("the client is gone");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

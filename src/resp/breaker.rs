@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(
             breaker.state(),
             BreakerState::Closed,
-            "what was before is forgotten"
+            "earlier outcomes are forgotten"
         );
     }
 

@@ -253,7 +253,7 @@ fn is_guarded(namespace: &Namespace, caches: &[Cache]) {
     assert_eq!(
         selected.len(),
         caches.len(),
-        "it selects other pods than the caches"
+        "the Service selects other pods than the caches"
     );
     for pod in selected {
         let ports: Vec<_> = pod["spec"]["containers"][0]["ports"]

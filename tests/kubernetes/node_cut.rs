@@ -95,7 +95,7 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
         lookups.push(offered.took);
         let now = at
             .cache_metrics()
-            .expect("it is near")
+            .expect("the metrics of a reachable cache")
             .value("tlsfarm_cache_peer_members");
         if now != members as f64 {
             are_prompt(lookups);

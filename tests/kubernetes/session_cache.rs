@@ -108,7 +108,7 @@ fn foreign_clients_are_refused_and_disabling_or_deleting_leaves_nothing() {
 
     // The operator may not watch Secrets; it polls them twice a minute.
     namespace.kubectl(&["delete", "secret", "shop-cache-tls", "shop-cache-ca"]);
-    let leaf = wait_for("both Secrets to be made anew", PATIENCE, || {
+    let leaf = wait_for("both Secrets to be recreated", PATIENCE, || {
         secret("shop-cache-ca").and(secret_texts(&namespace, "shop-cache-tls"))
     });
     hurry_kubelets(&namespace, "new-authority");

@@ -319,9 +319,9 @@ fn a_stale_socket_is_replaced_and_removed_on_exit() {
     cache.kill();
     assert!(cache.unix.exists());
     cache.start_again();
-    let mut idle = UnixStream::connect(&cache.unix).expect("it listens");
+    let mut idle = UnixStream::connect(&cache.unix).expect("connected");
     idle.set_read_timeout(Some(PATIENCE)).expect("settable");
-    let mut busy = TcpStream::connect(cache.tcp).expect("it listens");
+    let mut busy = TcpStream::connect(cache.tcp).expect("connected");
     busy.write_all(b"PING\r\n").expect("taken");
     let mut answer = [0; 7];
     busy.read_exact(&mut answer).expect("answered");
@@ -351,7 +351,7 @@ fn startup_errors_are_one_line_and_exit_code_2() {
             .args(arguments)
             .env_remove("POD_IP")
             .output()
-            .expect("it ends");
+            .expect("the process exits");
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{message}");
         assert!(message.contains(why), "{why:?} is not in {message}");

@@ -380,7 +380,7 @@ fn a_server_that_takes_connections_and_says_nothing_is_not_reachable() {
 
 #[test]
 fn the_connection_ends_with_the_last_clone() {
-    let (ended, told) = std::sync::mpsc::channel();
+    let (ended, ending) = std::sync::mpsc::channel();
     let server = Evil::start(move |mut stream| {
         greet(&mut stream);
         let _ = ended.send(stream.read(&mut [0; 64]).unwrap_or(0));
@@ -389,11 +389,11 @@ fn the_connection_ends_with_the_last_clone() {
         let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
         eventually("a connection", async || client.reachable()).await;
         drop(client.clone());
-        assert!(told.try_recv().is_err());
+        assert!(ending.try_recv().is_err());
         drop(client);
         let mut read = None;
         eventually("the end", async || {
-            read = told.try_recv().ok();
+            read = ending.try_recv().ok();
             read.is_some()
         })
         .await;
@@ -427,7 +427,7 @@ async fn breaker_opens(client: &Client, mut asked: u32, what: &str) {
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }

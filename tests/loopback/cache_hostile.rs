@@ -10,7 +10,7 @@ use crate::harness::{PATIENCE, wait_for};
 const MIB: usize = 1 << 20;
 
 fn connect(cache: &Cache) -> TcpStream {
-    let stream = TcpStream::connect(cache.tcp).expect("it listens");
+    let stream = TcpStream::connect(cache.tcp).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     stream
 }
@@ -113,7 +113,7 @@ fn ten_thousand_idle_connections_take_little_memory_and_stay_open() {
     assert!(works(&cache));
     for stream in crowd.iter_mut().step_by(100) {
         stream.write_all(b"PING\r\n").expect("taken");
-        stream.read_exact(&mut [0; 7]).expect("it is still there");
+        stream.read_exact(&mut [0; 7]).expect("still connected");
     }
 }
 
@@ -158,7 +158,7 @@ fn a_client_that_reads_no_replies_is_not_served_further() {
             Ok(written) => sent += written,
             Err(error) => break error.kind(),
         }
-        assert!(sent < 256 * MIB, "it reads on and on");
+        assert!(sent < 256 * MIB, "the cache never stops reading");
     };
     assert_eq!(full, ErrorKind::WouldBlock);
     let taken = cache.resident().saturating_sub(before);

@@ -231,7 +231,7 @@ fn a_cache_that_shows_a_foreign_certificate_gets_nothing() {
     let [certificate, key] = caches.farm.certificate_files("foreign");
     let foreign = &mut caches.all[1];
     foreign.kill();
-    let peers = foreign.config.peers.as_mut().expect("it has some");
+    let peers = foreign.config.peers.as_mut().expect("configured");
     (peers.certificate, peers.key) = (certificate, key);
     foreign.start_again();
     wait_for("the foreign certificate to be refused", || {

@@ -132,7 +132,7 @@ impl Cache {
     /// Everything that it can write to.
     pub fn memory(&self) -> Vec<u8> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let maps = fs::read_to_string(process.join("maps")).expect("it runs");
+        let maps = fs::read_to_string(process.join("maps")).expect("the process runs");
         let memory = fs::File::open(process.join("mem")).expect("our child");
         let mut found = Vec::new();
         for line in maps.lines().filter(|line| line.contains(" rw")) {
@@ -151,7 +151,7 @@ impl Cache {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).expect("its log")
+        fs::read_to_string(self.dir.join("log")).expect("the log is readable")
     }
 }
 

@@ -40,10 +40,10 @@ fn a_bad_first_certificate_costs_its_own_host_only_and_recovers() {
     let [certificate, key] = farm.certificate_files("shop");
     let spoil: [(Reason, &dyn Fn()); 4] = [
         (Reason::CertificateMissing, &|| {
-            fs::remove_file(&certificate).expect("it was there");
+            fs::remove_file(&certificate).expect("removed");
         }),
         (Reason::CertificateMissing, &|| {
-            fs::remove_file(&key).expect("it was there")
+            fs::remove_file(&key).expect("removed")
         }),
         (Reason::KeyMismatch, &|| {
             let [_, other] = farm.issue(&NAMES);

@@ -94,7 +94,7 @@ fn wait_for_end(proxy: &mut Proxy, limit: Duration) {
     let status = proxy.wait();
     let took = begin.elapsed();
     assert!(status.success(), "{status}: {}", proxy.log());
-    assert!(took < limit, "it took {took:?}");
+    assert!(took < limit, "took {took:?}");
 }
 
 fn draining_loses_nothing(http: Http) {

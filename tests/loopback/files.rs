@@ -40,9 +40,7 @@ fn a_bad_ring_leaves_the_last_good_one_in_use() {
             put(&farm.ring_file(), &whole[..whole.len() / 2])
         }),
         ("same generation 2", &|| farm.put_ring(&rotated(new_ring()))),
-        ("missing", &|| {
-            fs::remove_file(farm.ring_file()).expect("it was there")
-        }),
+        ("missing", &|| fs::remove_file(farm.ring_file()).expect("removed")),
         ("too large", &|| put(&farm.ring_file(), &vec![b' '; 1 << 20])),
     ];
     for (number, (problem, spoil)) in (1..).zip(spoil) {
@@ -150,7 +148,7 @@ fn an_unusable_first_configuration_is_one_line_and_exit_code_2() {
             .args(["proxy", "--config"])
             .arg(&file)
             .output()
-            .expect("it runs");
+            .expect("the process runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(line) && said.lines().count() == 1, "{said}");

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::harness::{Farm, PATIENCE, Proxy, visit, wait_for};
 
 fn connect(proxy: &Proxy) -> TcpStream {
-    let stream = TcpStream::connect(proxy.https).expect("it listens");
+    let stream = TcpStream::connect(proxy.https).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     stream
 }
@@ -69,7 +69,7 @@ fn proxy_threads() -> u64 {
 fn plain_http_is_redirected() {
     let farm = Farm::new("web/shop");
     let proxy = farm.start();
-    let mut stream = TcpStream::connect(proxy.http).expect("it listens");
+    let mut stream = TcpStream::connect(proxy.http).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     let request = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).expect("taken");

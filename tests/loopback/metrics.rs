@@ -173,9 +173,11 @@ fn lint(page: &str) {
         .spawn()
         .expect("tests/packages installs promtool with Debian's prometheus");
     let mut input = promtool.stdin.take().expect("piped");
-    input.write_all(page.as_bytes()).expect("it reads all");
+    input
+        .write_all(page.as_bytes())
+        .expect("promtool reads everything");
     drop(input);
-    let output = promtool.wait_with_output().expect("it ends");
+    let output = promtool.wait_with_output().expect("the process exits");
     let complaints = [output.stdout, output.stderr].concat();
     let complaints = String::from_utf8_lossy(&complaints);
     assert!(

@@ -115,7 +115,7 @@ fn entries_end_with_their_sessions() {
     let redis = Redis::start(&farm, &[]);
     let mut config = config(&farm, redis.over_unix());
     config.tickets.lifetime = "30m".parse().expect("valid");
-    let ids = config.session_cache.as_mut().expect("it has one");
+    let ids = config.session_cache.as_mut().expect("configured");
     ids.session_id_lifetime = "10m".parse().expect("valid");
     let proxy = farm.start_with(config);
     wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));
@@ -162,7 +162,7 @@ fn a_dead_or_silent_cache_costs_full_handshakes_and_nothing_else() {
         let began = Instant::now();
         let offer = offer(&farm, &proxy, &BY_ID, &file);
         let took = began.elapsed();
-        assert!(took < AT_MOST, "it took {took:?}");
+        assert!(took < AT_MOST, "took {took:?}");
         offer
     };
     resumes(&farm, &proxy, &BY_ID, &file);
@@ -174,7 +174,7 @@ fn a_dead_or_silent_cache_costs_full_handshakes_and_nothing_else() {
         assert_eq!(offer(), Offer::Unanswered);
         requests(&proxy, "get", "unavailable") > 0
     });
-    assert!(known, "after {most} offers nobody knows that the cache hangs");
+    assert!(known, "after {most} offers no thread knows that the cache hangs");
     assert!(requests(&proxy, "get", "timeout") > 0);
     assert_eq!(
         proxy.get("/readyz").0,
@@ -343,7 +343,7 @@ fn the_probe_sees_every_proxy_resume_and_single_use_tickets_once() {
             (9, 9),
             "each ticket was offered twice"
         );
-        wait_for("the ends of what was offered again", || {
+        wait_for("the repeated offers to end", || {
             (hung_up() >= before.3 + 9).then_some(())
         });
         Some(())

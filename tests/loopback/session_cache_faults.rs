@@ -160,7 +160,7 @@ impl Scene {
         });
         let took = began.elapsed();
         println!("nobody asks after {took:?}");
-        assert!(took < OPEN_WITHIN + NOISE, "it took {took:?}");
+        assert!(took < OPEN_WITHIN + NOISE, "took {took:?}");
         let waited = self.waited() - waited;
         assert!(waited <= FEW, "{waited} handshakes waited");
     }

@@ -39,7 +39,7 @@ impl Scene {
         let farm = Farm::new("web/shop");
         let cache = EvilCache::start(&farm);
         let mut config = config(&farm, cache.server());
-        let cache_config = config.session_cache.as_mut().expect("it has one");
+        let cache_config = config.session_cache.as_mut().expect("configured");
         cache_config.lookup_timeout = limit.parse().expect("valid");
         let proxy = farm.start_with(config);
         wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));

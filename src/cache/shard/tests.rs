@@ -63,10 +63,10 @@ fn below_its_limit_a_shard_is_a_map_with_expiry() {
         ("an entry that is deleted", 45),
         ("nothing to delete any more", 37),
         ("another lifetime", 44),
-        ("no other lifetime for what is over", 32),
+        ("no new lifetime for an expired entry", 32),
         ("time left", 43),
         ("no time left", 39),
-        ("what is swept", 45),
+        ("expired entries are swept", 45),
     ];
     let steps = (vec(step(), 40..300), any::<bool>());
     check(96, steps, &floors, |(steps, encrypt), case| {
@@ -126,7 +126,7 @@ fn below_its_limit_a_shard_is_a_map_with_expiry() {
                 Step::Expire(key, lifetime) => {
                     let entry = model.get_mut(&key).map(|(_, expires)| *expires = time + lifetime);
                     case.reaches_if(entry.is_some(), "another lifetime");
-                    case.reaches_if(over.contains(&key), "no other lifetime for what is over");
+                    case.reaches_if(over.contains(&key), "no new lifetime for an expired entry");
                     let found = shard.expire(&[key], Duration::from_millis(lifetime), now);
                     prop_assert_eq!(found, entry.is_some());
                 }
@@ -144,7 +144,7 @@ fn below_its_limit_a_shard_is_a_map_with_expiry() {
                     shard.sweep(most, now);
                     let after = shard.figures();
                     let swept = before.entries - after.entries;
-                    case.reaches_if(swept > 0, "what is swept");
+                    case.reaches_if(swept > 0, "expired entries are swept");
                     prop_assert!(swept <= most);
                     prop_assert_eq!(after.expired - before.expired, swept as u64);
                 }

@@ -164,8 +164,11 @@ mod tests {
             transitions(std::slice::from_ref(&missing), std::slice::from_ref(&missing)),
             []
         );
-        let told = transitions(&[missing], &[mismatch]);
-        assert_eq!(told, [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]);
+        let events = transitions(&[missing], &[mismatch]);
+        assert_eq!(
+            events,
+            [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]
+        );
     }
 
     #[test]
@@ -189,8 +192,8 @@ mod tests {
         assert_eq!(transitions(&[serving], &[starting]).len(), 1);
     }
 
-    /// What is told when a condition of this type, status and reason becomes another; `None` for one that is new.
-    fn told(
+    /// Events of a change from one type, status and reason to another; `None` before a new condition.
+    fn events(
         type_: ConditionType,
         before: Option<(ConditionStatus, Reason)>,
         after: (ConditionStatus, Reason),
@@ -208,14 +211,17 @@ mod tests {
         let ready = [NewEvent::normal(Reason::FarmReady, "Reconcile", "why")];
         let before = Some((False, Reason::Progressing));
         assert_eq!(
-            told(ConditionType::Ready, before, (True, Reason::FarmReady)),
+            events(ConditionType::Ready, before, (True, Reason::FarmReady)),
             ready
         );
-        assert_eq!(told(ConditionType::Ready, None, (True, Reason::FarmReady)), ready);
-        let same = Some((True, Reason::FarmReady));
-        assert_eq!(told(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
         assert_eq!(
-            told(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
+            events(ConditionType::Ready, None, (True, Reason::FarmReady)),
+            ready
+        );
+        let same = Some((True, Reason::FarmReady));
+        assert_eq!(events(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
+        assert_eq!(
+            events(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
             []
         );
     }
@@ -257,26 +263,30 @@ mod tests {
             ),
         ] {
             let warning = [NewEvent::warning(bad, "Reconcile", "why")];
-            assert_eq!(told(type_, Some((True, good)), (False, bad)), warning, "{type_}");
-            assert_eq!(told(type_, Some((False, bad)), (True, good)), [], "{type_}");
             assert_eq!(
-                told(type_, Some((True, good)), (Unknown, Reason::Pending)),
+                events(type_, Some((True, good)), (False, bad)),
+                warning,
+                "{type_}"
+            );
+            assert_eq!(events(type_, Some((False, bad)), (True, good)), [], "{type_}");
+            assert_eq!(
+                events(type_, Some((True, good)), (Unknown, Reason::Pending)),
                 [],
                 "{type_}"
             );
         }
         for reason in [Reason::Distributing, Reason::RingRepaired] {
             let synced = Some((True, Reason::Acknowledged));
-            assert_eq!(told(ConditionType::KeysSynced, synced, (False, reason)), []);
+            assert_eq!(events(ConditionType::KeysSynced, synced, (False, reason)), []);
         }
         let serving = Some((True, Reason::ProxiesReady));
         assert_eq!(
-            told(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
+            events(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
             []
         );
         let scaled_up = Some((False, Reason::ScaledToZero));
         assert_eq!(
-            told(
+            events(
                 ConditionType::Available,
                 scaled_up,
                 (False, Reason::ProxiesUnavailable)

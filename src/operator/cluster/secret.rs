@@ -211,7 +211,7 @@ pub(crate) mod tests {
     #[test]
     fn a_written_secret_is_read_back_with_its_resource_version() {
         let SecretState::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
-            panic!("it is not ours");
+            panic!("the Secret is foreign");
         };
         assert_eq!(version, Version("7".into()));
         assert_eq!(content.get("tls.crt"), Some(&b"a certificate"[..]));
@@ -253,16 +253,22 @@ pub(crate) mod tests {
     #[test]
     fn a_conflicting_write_is_overtaken_and_other_errors_are_failures() {
         let version = Version("7".into());
-        assert!(is_overtaken(&refused(409), None), "it is there already");
-        assert!(is_overtaken(&refused(409), Some(&version)), "it was changed");
-        assert!(is_overtaken(&refused(404), Some(&version)), "it is gone");
+        assert!(is_overtaken(&refused(409), None), "the Secret exists already");
+        assert!(
+            is_overtaken(&refused(409), Some(&version)),
+            "the Secret was changed"
+        );
+        assert!(
+            is_overtaken(&refused(404), Some(&version)),
+            "the Secret was deleted"
+        );
         assert!(!is_overtaken(&refused(404), None), "the namespace is gone");
         for code in [400, 403, 422, 500] {
             assert!(!is_overtaken(&refused(code), Some(&version)), "{code}");
         }
         assert!(
             !is_overtaken(&kube::Error::TlsRequired, Some(&version)),
-            "nobody answered"
+            "there was no answer"
         );
     }
 

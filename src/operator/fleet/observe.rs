@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(
             behind(&unready, None, Some((4, at(2)))),
             None,
-            "who serves nobody is late for nobody"
+            "a proxy that does not serve is never late"
         );
         assert_eq!(behind(&proxy, None, None), None, "there is no ring to be behind");
     }

@@ -283,9 +283,9 @@ pub(crate) mod tests {
     #[test]
     fn the_refresh_annotation_is_read_from_the_pod() {
         assert_eq!(seen(pod(|_| ()))[0].refreshed_for, None);
-        let told =
+        let annotated =
             pod(|pod| pod["metadata"]["annotations"] = json!({REFRESH_ANNOTATION: "ring=7", "other": "x"}));
-        assert_eq!(seen(told)[0].refreshed_for.as_deref(), Some("ring=7"));
+        assert_eq!(seen(annotated)[0].refreshed_for.as_deref(), Some("ring=7"));
     }
 
     #[test]
@@ -332,7 +332,7 @@ pub(crate) mod tests {
             status["lastState"] = rest;
             obstacle(&|pod| pod["status"]["containerStatuses"] = json!([status]))
         };
-        assert_eq!(obstacle(&|_| ()), None, "it is being started");
+        assert_eq!(obstacle(&|_| ()), None, "the container is starting");
         let unscheduled = json!([{
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/2 nodes are available: 2 Insufficient cpu.",
@@ -356,7 +356,11 @@ pub(crate) mod tests {
             obstacle(&|pod| pod["status"]["conditions"] = refused.clone()),
             None
         );
-        assert_eq!(waits("PodInitializing", json!({})), None, "it is being started");
+        assert_eq!(
+            waits("PodInitializing", json!({})),
+            None,
+            "the container is starting"
+        );
         let pulling = waits("ErrImagePull", json!({}));
         assert_eq!(
             pulling.as_deref(),

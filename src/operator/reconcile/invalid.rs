@@ -147,7 +147,11 @@ mod tests {
         assert!(first.conditions[0].message.contains("hosts"));
         let written = serde_json::to_value(&first).expect("serializes");
         let later = Timestamp::from_second(1000).expect("in range");
-        assert_eq!(status(&invalid, &written, later), first, "it is written once");
+        assert_eq!(
+            status(&invalid, &written, later),
+            first,
+            "a later pass changes nothing"
+        );
     }
 
     fn unreadable() -> InvalidObject {

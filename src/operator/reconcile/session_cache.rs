@@ -222,21 +222,24 @@ mod tests {
 
     #[test]
     fn foreign_secrets_are_named_the_authority_first() {
-        let told = |ca, leaf| {
+        let conflicting = |ca, leaf| {
             let foreign = CacheSecrets { ca, leaf }.foreign(&id("shop"));
             foreign.map(|(name, _)| name)
         };
-        assert_eq!(told(SecretState::Missing, SecretState::Missing), None);
-        assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
+        assert_eq!(conflicting(SecretState::Missing, SecretState::Missing), None);
+        assert_eq!(conflicting(stored(wanted("a")), stored(wanted("b"))), None);
         assert_eq!(
-            told(foreign(), SecretState::Missing).as_deref(),
+            conflicting(foreign(), SecretState::Missing).as_deref(),
             Some("shop-cache-ca")
         );
         assert_eq!(
-            told(SecretState::Missing, foreign()).as_deref(),
+            conflicting(SecretState::Missing, foreign()).as_deref(),
             Some("shop-cache-tls")
         );
-        assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
+        assert_eq!(
+            conflicting(foreign(), foreign()).as_deref(),
+            Some("shop-cache-ca")
+        );
     }
 
     #[test]

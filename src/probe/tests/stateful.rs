@@ -90,7 +90,7 @@ async fn session_ids_resume_where_the_cache_is_shared() {
     assert_eq!(
         outcomes(&document, "tls12-ticket"),
         ["noSession"; 4],
-        "an id is no ticket"
+        "an id is not a ticket"
     );
     assert!(!clean);
 }

@@ -57,7 +57,7 @@ impl Reloader {
         let mut config_watch = WatchedFile::default();
         let bytes = config_watch
             .poll(config_file)
-            .expect("a file that was never looked at is news")?;
+            .expect("the first poll always reports a change")?;
         let (config, fingerprint) = parse_config(&bytes)?;
         let mut certificates = CertificateFiles::new(Arc::clone(&provider), metrics.clone());
         certificates.follow(&config);

@@ -249,7 +249,7 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
             config.tickets.lifetime = duration(lifetime);
             config.tickets.max_age = duration(max_age);
             config.tickets.tls12_lifetime = Some(duration(tls12));
-            let cache = config.session_cache.as_mut().expect("it has one");
+            let cache = config.session_cache.as_mut().expect("configured");
             cache.session_id_lifetime = duration(ids);
         });
         let shop = host(&snapshot, "shop.test");
@@ -276,10 +276,10 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
 fn a_chain_of_tls12_resumptions_ends_a_session_lifetime_after_the_full_handshake() {
     let snapshot = snapshot();
     let rules = host(&snapshot, "shop.test").rules(&by_ticket());
-    let tickets = rules.tickets.expect("it has them");
+    let tickets = rules.tickets.expect("configured");
     assert_eq!(chain(&tickets, SealedAs::Ticket, &rules.scope), hours(2));
     let key = CacheKey::new(CacheKind::SessionId, &rules.scope, &[7; 32]);
-    let ids = rules.session_ids.expect("it has them");
+    let ids = rules.session_ids.expect("configured");
     assert_eq!(chain(&ids, SealedAs::Entry(&key), &rules.scope), hours(1));
 }
 

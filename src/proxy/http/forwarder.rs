@@ -399,7 +399,11 @@ mod tests {
             .enable_time()
             .build()
             .expect("a runtime")
-            .block_on(async { timeout(Duration::from_secs(20), test).await.expect("it hangs") })
+            .block_on(async {
+                timeout(Duration::from_secs(20), test)
+                    .await
+                    .expect("the test hangs")
+            })
     }
 
     const CONFIG: &str = r#"

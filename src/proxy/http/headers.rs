@@ -460,6 +460,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(UPGRADE, HeaderValue::from_static("websocket"));
         headers.append(UPGRADE, HeaderValue::from_static("other"));
-        assert!(tunnelled_protocol(&headers).is_none(), "it is unclear which");
+        assert!(
+            tunnelled_protocol(&headers).is_none(),
+            "two protocols are ambiguous"
+        );
     }
 }

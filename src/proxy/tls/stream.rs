@@ -253,7 +253,7 @@ mod tests {
             .expect("supported")
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], key)
-            .expect("they belong together");
+            .expect("the key belongs to the certificate");
         let client = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("supported")
@@ -306,7 +306,10 @@ mod tests {
         theirs.flush().await.expect("taken");
         drop(theirs);
         let mut received = Vec::new();
-        let error = ours.read_to_end(&mut received).await.expect_err("it was cut");
+        let error = ours
+            .read_to_end(&mut received)
+            .await
+            .expect_err("the stream was truncated");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(received, b"half a requ");
     }

@@ -204,7 +204,7 @@ mod tests {
         }
 
         fn keeper(&mut self) -> &mut HealthRecorder {
-            self.keeper.as_mut().expect("it is there")
+            self.keeper.as_mut().expect("not dropped yet")
         }
 
         fn after(&self, millis: u64) -> Instant {

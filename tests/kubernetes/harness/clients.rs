@@ -314,7 +314,7 @@ mod tests {
                 .by_ref()
                 .map_while(Result::ok)
                 .find_map(|line| line.strip_prefix("ACCEPT ")?.parse().ok())
-                .expect("it says where it listens, or ends");
+                .expect("the server prints its address or exits");
             Self {
                 child,
                 address,

@@ -157,13 +157,13 @@ fn after_apply(objects: &[Object]) -> (BTreeMap<Key, DynamicObject>, Applied) {
     (live, applied)
 }
 
-fn told(requests: &[Request<'_>]) -> Vec<String> {
-    let told = requests.iter().map(|request| match request {
+fn described(requests: &[Request<'_>]) -> Vec<String> {
+    let described = requests.iter().map(|request| match request {
         Request::DryRun(object) => format!("try {} {}", object.kind, object.name),
         Request::Apply(object) => format!("apply {} {}", object.kind, object.name),
         Request::Delete(kind, orphan) => format!("delete {kind} {}", orphan.name_any()),
     });
-    told.collect()
+    described.collect()
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn objects_that_may_be_refused_are_tried_before_anything_is_written() {
     let orphans = [found(Kind::Service, "shop-old", Owner::Shop)];
     let (nothing, no_record) = (BTreeMap::new(), Applied::new());
     assert_eq!(
-        told(&requests(&objects, &nothing, &orphans, &no_record)),
+        described(&requests(&objects, &nothing, &orphans, &no_record)),
         [
             "try Service shop-proxy",
             "try Service shop-proxy-metrics",
@@ -207,7 +207,7 @@ fn only_changed_objects_are_tried_and_applied() {
     let due_after = |change: &dyn Fn(&mut BTreeMap<Key, DynamicObject>, &mut Applied)| {
         let (mut live, mut applied) = after_apply(&objects);
         change(&mut live, &mut applied);
-        told(&requests(&objects, &live, &[], &applied))
+        described(&requests(&objects, &live, &[], &applied))
     };
     let key = |kind| (kind, "shop-proxy".to_owned());
     let deployment = ["try Deployment shop-proxy", "apply Deployment shop-proxy"];
@@ -236,7 +236,7 @@ fn only_changed_objects_are_tried_and_applied() {
     let (live, applied) = after_apply(&objects);
     let scaled = desired(scaled).objects();
     assert_eq!(
-        told(&requests(&scaled, &live, &[], &applied)),
+        described(&requests(&scaled, &live, &[], &applied)),
         deployment,
         "the spec changed"
     );

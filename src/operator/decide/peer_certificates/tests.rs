@@ -28,10 +28,10 @@ impl World {
                 (Step::Issue, Some(ca), leaf) => {
                     self.leaf = Some(Leaf::issue(ca, leaf.as_ref(), NAME, now).expect("made"));
                 }
-                _ => panic!("{step:?} of what is not there"),
+                _ => panic!("{step:?} without an authority or a leaf"),
             }
         }
-        panic!("it does not settle: {steps:?}");
+        panic!("the steps do not settle: {steps:?}");
     }
 
     fn new(now: Timestamp) -> Self {
@@ -52,7 +52,7 @@ fn again(leaf: &Leaf) -> Leaf {
         leaf.authorities().as_bytes(),
         leaf.trusted_since(),
     )
-    .expect("what was written can be read")
+    .expect("the written Secret can be read")
 }
 
 /// Whether a cache that still has `one` and a cache that has `other` accept each other.
@@ -186,7 +186,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut now = day(0);
     while now < day(2400) {
         let Some(Step::Keep { until }) = world.tend(now).pop() else {
-            panic!("it does not settle")
+            panic!("the steps do not settle")
         };
         assert!(until > now, "nothing is put off to a moment that is over");
         now = until;
@@ -201,7 +201,7 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
         assert!(accept_each_other(&before, world.leaf(), now), "after {steps:?}");
         before = again(world.leaf());
         let Some(Step::Keep { until }) = steps.last() else {
-            panic!("it does not settle")
+            panic!("the steps do not settle")
         };
         assert!(*until > now);
         now = *until;

@@ -112,7 +112,7 @@ fn a_restarted_operator_repairs_above_every_reported_generation() {
             generation: 41,
         };
         let Decision::Write(ring, _, Change::Repaired(_)) = decided(stored, heard) else {
-            panic!("it was not repaired");
+            panic!("the ring was not repaired");
         };
         assert_eq!(ring.generation, 42);
         assert_ne!(ring.primary.id, old.primary.id);
@@ -163,7 +163,7 @@ fn a_repair_exceeds_acknowledged_generations_even_if_the_ring_is_known() {
     };
     let damaged = StoredRing::Damaged("it is empty".into(), version());
     let Decision::Write(repaired, _, Change::Repaired(_)) = decided(damaged, heard) else {
-        panic!("it was not repaired");
+        panic!("the ring was not repaired");
     };
     assert_eq!(repaired.generation, ring.generation + 5);
     assert_eq!(repaired.primary, ring.primary);
@@ -252,10 +252,10 @@ fn a_repair_names_the_fault_and_what_happened_to_the_keys() {
     ];
     for (stored, known, fault, keys) in cases {
         let name = format!("{stored:?}");
-        let Decision::Write(_, _, Change::Repaired(told)) = decided(stored, known) else {
+        let Decision::Write(_, _, Change::Repaired(note)) = decided(stored, known) else {
             panic!("{name} was not repaired");
         };
-        assert!(told.contains(fault) && told.contains(keys), "{name}: {told}");
+        assert!(note.contains(fault) && note.contains(keys), "{name}: {note}");
     }
 }
 

@@ -193,9 +193,9 @@ fn reasons_why_proxies_do_not_serve_are_reported() {
         world.proxies[0].proxy.ready_since = None;
         world.proxies[0].proxy.obstacle = Some("CrashLoopBackOff, OOMKilled".into());
     };
-    let told = "2 of 3 proxies are ready; a: CrashLoopBackOff, OOMKilled";
+    let message = "2 of 3 proxies are ready; a: CrashLoopBackOff, OOMKilled";
     for type_ in [Available, Ready] {
-        assert_eq!(World::after(type_, one_stuck).2, told);
+        assert_eq!(World::after(type_, one_stuck).2, message);
     }
 
     let (_, _, message) = World::after(Ready, |world| {

@@ -24,7 +24,7 @@ fn farms_are_found_by_the_services_that_they_route_to_now() {
     assert_eq!(
         lock(&farms.backends).farms.len(),
         1,
-        "nothing is left of what is gone"
+        "deleted farms leave nothing behind"
     );
 }
 
@@ -69,14 +69,14 @@ fn a_farm_is_accepted_when_neither_its_spec_nor_its_objects_are_refused() {
     let refused = looked(|objects| objects.refusal = Some(refusal()));
     let cases = [
         (
-            "it is new and looked at",
+            "the farm is new and its objects are inspected",
             FarmMemory::default(),
             &good,
             Some(&free),
             true,
         ),
         (
-            "it was never looked at",
+            "its objects were never inspected",
             FarmMemory::default(),
             &good,
             None,
@@ -106,7 +106,7 @@ fn a_farm_is_accepted_when_neither_its_spec_nor_its_objects_are_refused() {
         ),
         ("its spec was refused since", well, &bad, None, false),
         (
-            "it was refused and is not looked at",
+            "the farm was refused and its objects are not inspected",
             looked(|objects| objects.refusal = Some(refusal())),
             &good,
             None,
@@ -152,13 +152,13 @@ fn objects_are_inspected_after_spec_or_verdict_changes_and_until_correct() {
     let failed = |objects: &mut Objects| objects.failed = true;
     assert!(
         FarmMemory::default().must_look(false, Some(4), &good),
-        "they never were"
+        "the objects were never inspected"
     );
     assert!(!looked(|_| ()).must_look(false, Some(4), &good));
     assert!(looked(|_| ()).must_look(false, Some(5), &good), "another spec");
     assert!(
         looked(|_| ()).must_look(false, Some(4), &bad),
-        "it is refused now"
+        "the farm is refused now"
     );
     assert!(
         looked(failed).must_look(false, Some(4), &good),
@@ -166,11 +166,11 @@ fn objects_are_inspected_after_spec_or_verdict_changes_and_until_correct() {
     );
     assert!(
         !looked(refused).must_look(false, Some(4), &bad),
-        "it is still refused"
+        "the farm is still refused"
     );
     assert!(
         looked(refused).must_look(false, Some(4), &good),
-        "it is accepted now"
+        "the farm is accepted now"
     );
     let reworded = Err(FarmRefusal::new(crate::api::Reason::Invalid, "still no"));
     assert!(looked(refused).must_look(false, Some(4), &reworded));

@@ -117,7 +117,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
     );
     assert!(
         !loading(TARGET, &[done(), observed(false, 6, "old", 0)]),
-        "nobody waits for it"
+        "no proxy must acknowledge it"
     );
     assert!(!loading(TARGET, &[observed(false, 6, "old", 0)]));
     assert!(!loading(TARGET, &[]));
@@ -146,7 +146,7 @@ fn acknowledgement_time_is_measured_once_per_written_ring() {
         )
     };
     let (done, behind) = (observed(true, 7, "old", 0), observed(true, 6, "new", 0));
-    assert_eq!(measured(&mut memory, &[], 11), (0.0, 0.0), "nobody is ready");
+    assert_eq!(measured(&mut memory, &[], 11), (0.0, 0.0), "no proxy is ready");
     assert_eq!(measured(&mut memory, &[done.clone(), behind], 12), (0.0, 0.0));
     let all = [done, observed(false, 6, "new", 0)];
     assert_eq!(measured(&mut memory, &all, 13), (1.0, 3.0));
@@ -175,7 +175,7 @@ fn the_next_pass_is_due_at_the_earliest_future_time() {
     assert_eq!(
         due(Some(&plan), Some(at(50)), &[]),
         Some(at(100)),
-        "it was done in this pass"
+        "done in this pass"
     );
     assert_eq!(due(Some(&Plan::Expire), None, &[]), None);
     let overdue_at_80 = [behind_since(-480), behind_since(-520)];
@@ -183,7 +183,7 @@ fn the_next_pass_is_due_at_the_earliest_future_time() {
     assert_eq!(
         due(Some(&plan), None, &[behind_since(-550)]),
         Some(at(100)),
-        "it is overdue"
+        "the rotation is overdue"
     );
 }
 

@@ -140,7 +140,11 @@ fn a_target_is_a_path_that_does_not_climb() {
         verdict(http2("/a/..%2fb")),
         Verdict::Refused(400, "the path contains a .. segment")
     );
-    assert_eq!(verdict(http2("/a?b/../c")), to_shop(), "a query is no path");
+    assert_eq!(
+        verdict(http2("/a?b/../c")),
+        to_shop(),
+        "a query is not part of the path"
+    );
     assert_eq!(verdict(http2("")), to_shop(), "an empty path is the root");
 }
 

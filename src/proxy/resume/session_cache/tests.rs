@@ -109,7 +109,7 @@ pub(in crate::proxy) async fn until(what: &str, condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    assert!(waited.await.is_ok(), "waited in vain for: {what}");
+    assert!(waited.await.is_ok(), "timed out waiting for: {what}");
 }
 
 #[tokio::test]
@@ -145,7 +145,10 @@ async fn concurrent_stores_are_limited_and_no_handshake_waits() {
             assert_eq!(puts("skipped"), skipped, "after {handshake} handshakes");
         }
         let under_way = MOST_STORING * SESSIONS;
-        until("what was not skipped", || server.taken.get() >= under_way).await;
+        until("the stores that were not skipped", || {
+            server.taken.get() >= under_way
+        })
+        .await;
         assert_eq!((server.taken.get(), puts("stored")), (under_way, 0));
 
         server.answers.notify_one();

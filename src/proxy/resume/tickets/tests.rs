@@ -293,7 +293,10 @@ fn single_use_and_stateless_tickets_are_not_interchangeable() {
         .seal(b"s", at(0))
         .expect("sealed");
     let once = farm.cached(TicketVersion::Tls13, None);
-    assert!(once.open(&stateless, at(1)).is_none(), "it could be used again");
+    assert!(
+        once.open(&stateless, at(1)).is_none(),
+        "a stateless ticket could be used again"
+    );
     assert_eq!(farm.metrics.offered(TicketOutcome::NotFound), 1);
 
     let (name, entry) = single_use(&once, 1).expect("sealed");
@@ -301,7 +304,7 @@ fn single_use_and_stateless_tickets_are_not_interchangeable() {
     assert!(again.open(&name, at(2)).is_none());
     assert!(
         again.open(&entry.sealed, at(2)).is_none(),
-        "an entry is no ticket"
+        "an entry is not a ticket"
     );
 }
 

@@ -112,13 +112,13 @@ struct Peer {
 async fn open_numbered(number: u16) -> (SendRequest<RequestBody>, Peer) {
     let (stream, mut backend) = tokio::io::duplex(4096);
     let respond = Rc::new(Notify::new());
-    let told = Rc::clone(&respond);
+    let asked = Rc::clone(&respond);
     let backend = spawn_local(async move {
         let mut request = Vec::new();
         while let Ok(byte) = backend.read_u8().await {
             request.push(byte);
             if request.ends_with(b"\r\n\r\n") {
-                told.notified().await;
+                asked.notified().await;
                 let response = format!("HTTP/1.1 {number} Number\r\nContent-Length: 0\r\n\r\n");
                 backend.write_all(response.as_bytes()).await.expect("written");
             }
@@ -196,7 +196,7 @@ fn a_connection_that_was_idle_too_long_is_not_reused() {
         let sender = endpoint.reuse(now + POOL_IDLE).expect("the younger one");
         assert_eq!(number(sender, &peers[1]).await, 201);
         assert!(endpoint.reuse(now + POOL_IDLE).is_none());
-        assert_eq!(kept(&endpoint), 0, "it is closed");
+        assert_eq!(kept(&endpoint), 0, "the connection is closed");
 
         let (endpoint, _peers) = endpoint_with(&Upstreams::default(), 1, now).await;
         assert!(endpoint.reuse(now + POOL_IDLE - MOMENT).is_some());
@@ -267,7 +267,7 @@ fn sweeping_closes_what_is_old_or_closed() {
         upstreams.sweep(now + POOL_IDLE);
         assert_eq!(kept(&endpoint), 2);
         let [old, closed, _] = <[Peer; 3]>::try_from(peers).ok().expect("three");
-        old.backend.await.expect("its connection has ended");
+        old.backend.await.expect("the connection has ended");
         closed
             .close(|| endpoint.idle.borrow()[0].sender.is_closed())
             .await;
@@ -332,7 +332,7 @@ fn a_request_counts_from_connecting_on_and_returns_its_connection() {
         assert_eq!(
             (endpoint.in_flight.get(), kept(&endpoint)),
             (0, 0),
-            "it is closed"
+            "the connection is closed"
         );
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");

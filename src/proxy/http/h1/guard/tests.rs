@@ -251,7 +251,7 @@ fn end_of_stream_follows_all_passable_bytes_and_repeats() {
     guarded.arrives(&format!("{GET}GET"));
     guarded.ends(Ok(()));
     assert_eq!(guarded.read(), bytes(GET));
-    assert_eq!(guarded.read(), Read::Eof, "half a head is no request");
+    assert_eq!(guarded.read(), Read::Eof, "half a head is not a request");
     guarded.arrives(GET);
     assert_eq!(guarded.read(), Read::Eof);
 
@@ -368,7 +368,7 @@ fn bytes_after_an_upgrade_are_held_until_it_is_declined() {
     assert_eq!(
         guarded.state.heads.partial_since.get(),
         None,
-        "it may not be a head at all"
+        "the bytes may not be a head at all"
     );
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
 

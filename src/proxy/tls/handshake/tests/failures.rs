@@ -195,7 +195,7 @@ async fn a_client_that_distrusts_the_certificate_is_counted_as_such() {
         roots.add(others.cert.der().clone()).expect("usable");
         let provider = Arc::new(default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-        let verifier = verifier.build().expect("it has a root");
+        let verifier = verifier.build().expect("a root certificate");
         distrustful.dangerous().set_certificate_verifier(verifier);
         let mut client = connection(distrustful, "shop.test");
         let (accepted, ended) = proxy
