@@ -196,7 +196,7 @@ impl Sources {
         }
     }
 
-    /// Which file uses which other one. Handing on a name is no use of it: who names it uses the file that it comes from.
+    /// Which file imports which other one. A re-export does not count: an import of it counts for the original file.
     fn edges(&self) -> impl Iterator<Item = (&str, &str)> {
         self.modules.iter().flat_map(|(module, names)| {
             let used = names.used.iter().filter_map(|path| self.resolve(path, 0));
@@ -316,7 +316,7 @@ impl<'ast> Visit<'ast> for Reader {
         self.read_use(&[], &item.tree, exported);
     }
 
-    /// Names who may use an item; that is no use of its own.
+    /// A visibility names who may use an item; it is not an import.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_path(&mut self, path: &'ast syn::Path) {

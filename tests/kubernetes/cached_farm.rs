@@ -57,7 +57,7 @@ impl Proxy {
         Metrics::of(SocketAddr::new(self.address.ip(), 9090))
     }
 
-    /// Of the cache beside it; of nobody where there is none.
+    /// Metrics of the sidecar cache; empty if there is none.
     pub fn cache_metrics(&self) -> Result<Metrics, String> {
         match self.has_sidecar {
             true => Metrics::of(SocketAddr::new(self.address.ip(), 9091)),

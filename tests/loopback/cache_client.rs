@@ -410,8 +410,8 @@ fn local(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-/// Of all requests to a server that does not answer as it should five at most are made, those that were `asked` before among
-/// them. All of them fail in time.
+/// At most five requests reach a server that does not answer properly, including those that were `asked` before. All of
+/// them fail in time.
 async fn breaker_opens(client: &Client, mut asked: u32, what: &str) {
     eventually("an open breaker", async || {
         let began = Instant::now();
@@ -432,7 +432,7 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A server that answers the first request as it should and then does what it is told to, on each connection.
+/// A server that answers the first request properly and then misbehaves as given, on each connection.
 struct Evil(SocketAddr);
 
 impl Evil {

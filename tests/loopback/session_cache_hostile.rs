@@ -143,8 +143,8 @@ fn forged_entries_are_counted_misses() {
     }
 }
 
-/// The owner of an entry decides who used it, and nobody else knows. Each use has a key exchange of its own, so that a
-/// second one is no replay of data.
+/// Only the owner of an entry knows whether it was used. Each use has a key exchange of its own, so that a second use is
+/// not a replay of data.
 #[test]
 fn single_use_depends_on_the_server_that_keeps_the_entries() {
     let scene = Scene::new();

@@ -21,7 +21,7 @@ pub struct Write {
 }
 
 impl Write {
-    /// Reads a line of the log; nothing unless it tells of a write of this user.
+    /// Reads a line of the log; `None` unless it records a write of this user.
     fn of(user: &str, line: &str) -> Option<Self> {
         if !line.contains(user) {
             return None;

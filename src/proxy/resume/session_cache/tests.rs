@@ -1,4 +1,4 @@
-//! What one thread stores at a time, against a cache that takes everything and answers when it is told to.
+//! What one thread stores at a time, against a cache that accepts everything and answers when the test says so.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -26,7 +26,7 @@ const SESSIONS: usize = 2;
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A cache that answers no `SET`, and nothing after one, before it is told to.
+/// A cache that answers no `SET`, and nothing after one, before the test says so.
 #[derive(Default)]
 pub(in crate::proxy) struct Reluctant {
     /// How many it has taken.

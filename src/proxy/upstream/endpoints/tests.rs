@@ -102,7 +102,7 @@ fn an_endpoint_that_failed_is_avoided_for_three_seconds_while_there_are_others()
     );
 }
 
-/// A connection to a backend that says its number in its responses, each once it is told to.
+/// A connection to a backend that puts its number into its responses, each sent when the test says so.
 struct Peer {
     backend: JoinHandle<()>,
     respond: Rc<Notify>,
@@ -140,7 +140,7 @@ impl Peer {
     }
 }
 
-/// The number of a connection, once it is told to respond.
+/// Makes a connection respond; returns its number.
 async fn number(mut sender: SendRequest<RequestBody>, peer: &Peer) -> StatusCode {
     peer.respond.notify_one();
     let response = sender.send_request(Request::new(RequestBody::default())).await;

@@ -80,7 +80,7 @@ fn ready_reports_the_first_fault_or_else_the_first_unknown() {
     assert_eq!(unknown_beside_a_ring_on_its_way.1, Reason::Progressing);
 }
 
-/// Every fault that a farm can have, the condition that tells of it and what that is, and what `Ready` makes of it.
+/// Every fault that a farm can have, the condition that reports it with its reason, and the resulting `Ready`.
 #[test]
 fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
     type Change = Box<dyn Fn(&mut World)>;

@@ -1,4 +1,4 @@
-//! For how long clients and the session cache are told that a session may be used, and whether there is one at all.
+//! Lifetimes of sessions as sent to clients and to the session cache, and whether a session is issued at all.
 
 use super::*;
 
@@ -43,8 +43,7 @@ fn with_room() -> Cached {
     }
 }
 
-/// For how many seconds a session that is handed out at second 0 may be used, as client and cache are told; nothing when
-/// none is handed out.
+/// Lifetime in seconds of a session issued at second 0, as sent to client and cache; `None` if none is issued.
 fn promised(by: By, policy: TicketPolicy, certificate_until: Timestamp) -> Option<u64> {
     let (farm, _) = Farm::with_ring();
     let connection = farm.connection_with(rules_for(by, policy), with_room());

@@ -1,4 +1,4 @@
-//! Handshakes that fail: what the client is told, and what is counted.
+//! Handshakes that fail: which alert the client gets, and what is counted.
 
 use rustls::client::WebPkiServerVerifier;
 

@@ -15,7 +15,7 @@ use crate::proxy::http::Client;
 use crate::proxy::http::h1::guard::{ClientIo, Guard};
 use crate::proxy::http::state::ConnectionState;
 
-/// A client whose bytes arrive when the test says so, and that takes as many as it is told to.
+/// A client whose bytes arrive when the test says so, and that reads as many as the test allows.
 #[derive(Clone, Default)]
 pub(super) struct Wire(pub(super) Rc<RefCell<WireState>>);
 
