@@ -102,7 +102,7 @@ async fn watch(endpoints: Endpoints, client: Client, namespace: String) {
     pin_mut!(events);
     let mut mirror = Mirror::default();
     let mut reachable = true;
-    // The stream of a watcher has no end.
+    // The stream of a watcher never ends.
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_synced_or_lost_while_a_listing_arrives() {
+    fn a_relist_replaces_endpoints_only_when_complete() {
         let endpoints = Endpoints::watched();
         let mut mirror = Mirror::default();
         let mut feed = |event| {
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(feed(Event::InitDone), (true, 2));
         assert_eq!(feed(Event::Apply(slice("c", "10.0.0.3"))), (true, 3));
         assert_eq!(feed(Event::Delete(slice("a", "10.0.0.1"))), (true, 2));
-        // The watch begins anew, as after an outage of the API server.
+        // The watch restarts, as after an outage of the API server.
         assert_eq!(feed(Event::Init), (true, 2));
         assert_eq!(feed(Event::InitApply(slice("c", "10.0.0.3"))), (true, 2));
         assert_eq!(feed(Event::InitDone), (true, 1));

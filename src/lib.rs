@@ -3,7 +3,7 @@
 //! `ARCHITECTURE.md` follows one connection and one rotation through these modules. Modules may only import modules of
 //! lower layers; `tests/architecture.rs` enforces this.
 
-// Nothing that comes from outside may end a process: what may not be there is asked for, not indexed.
+// External input must never cause a panic: use `get`, not indexing.
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::string_slice))]
 

@@ -121,7 +121,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 
     let mut listings = Vec::new();
     let mut controllers: Vec<JoinHandle<()>> = Vec::new();
-    // Whether each controller has seen its farms: none begins a pass before.
+    // Whether each controller has listed its farms: no controller begins a pass before that.
     let mut seen: Vec<Arc<AtomicBool>> = Vec::new();
     for namespace in scopes {
         let watching = Watching::new(&client, namespace, &farms, &stop);
@@ -193,7 +193,7 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
 async fn client() -> Result<Client, OperatorError> {
     let mut config = kubernetes::find(None).await?;
     config.connect_timeout = Some(CONNECT_LIMIT);
-    // A retry within a request would hide for minutes what a pass must know at once: that a write may have happened.
+    // A retry within the client would hide for minutes that a write may have happened; a pass must know at once.
     config.default_retry = false;
     Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))
 }

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_case_reaches_twice_counts_once() {
+    fn a_label_reached_twice_in_a_case_counts_once() {
         check_with(&[("always", 100), ("half", 30)]);
     }
 
@@ -146,13 +146,13 @@ mod tests {
 
     #[test]
     #[should_panic = "0 of 100 cases reach \"never\""]
-    fn what_no_case_reaches_fails_whatever_its_floor() {
+    fn a_label_that_no_case_reaches_fails_whatever_its_floor() {
         check_with(&[("always", 50), ("half", 30), ("never", 0)]);
     }
 
     #[test]
     #[should_panic = "reached without a floor"]
-    fn what_is_reached_without_a_floor_fails() {
+    fn a_reached_label_without_a_floor_fails() {
         check_with(&[("always", 50)]);
     }
 

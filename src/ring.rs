@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_hears_of_no_rotation_seals_for_a_day_or_for_two_intervals() {
+    fn a_proxy_that_misses_rotations_seals_for_a_day_or_for_two_intervals() {
         for (interval_hours, window_hours) in [(1, 24), (12, 24), (13, 26), (48, 96)] {
             let policy = RotationPolicy {
                 rotation_interval: SignedDuration::from_hours(interval_hours),
@@ -193,7 +193,7 @@ mod tests {
             let primary_ends = at(0) + window;
             let primary = (at(0), primary_ends, primary_ends + POLICY.lifetime);
             assert_eq!(times(&ring.primary), primary, "interval of {interval_hours} h");
-            // A window in which it may still be promoted, and one in which it then seals.
+            // One window in which the key may still be promoted, and one in which it then seals.
             let next_ends = at(0) + window + window;
             let next = (at(0), next_ends, next_ends + POLICY.lifetime);
             assert_eq!(times(&ring.next), next, "interval of {interval_hours} h");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_takes_expired_keys_along() {
+    fn a_rotation_removes_expired_keys() {
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let (oldest, end) = (ring.previous[0].id, ring.previous[0].open_until);
         let primary = ring.primary.id;

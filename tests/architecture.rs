@@ -57,7 +57,7 @@ const IMPURE: [&str; 8] = [
 const MOST_FILES: usize = 12;
 
 #[test]
-fn modules_use_only_what_lies_below_them() {
+fn modules_import_only_from_lower_layers() {
     let sources = Sources::read();
     for (module, used) in sources.edges() {
         let top = |module: &str| module.split("::").next().expect("a name").to_owned();
@@ -73,14 +73,14 @@ fn modules_use_only_what_lies_below_them() {
 }
 
 #[test]
-fn no_files_form_a_circle() {
+fn modules_have_no_import_cycles() {
     let sources = Sources::read();
     let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (module, used) in sources.edges() {
         below.entry(module).or_default().insert(used);
     }
     let mut open: BTreeSet<&str> = below.keys().copied().collect();
-    // Whatever uses nothing that is left is on no circle.
+    // Remove modules that import none of the remaining ones: they are in no cycle.
     loop {
         let before = open.len();
         let left = open.clone();
@@ -89,7 +89,7 @@ fn no_files_form_a_circle() {
             break;
         }
     }
-    // What is left either is on a circle or uses one; the former use each other.
+    // The remaining modules are in a cycle or import one; those in a cycle reach themselves.
     let circles: Vec<String> = open
         .iter()
         .filter(|module| reachable(module, &below).contains(*module))
@@ -126,7 +126,7 @@ fn no_directory_holds_too_many_files() {
     let top = source_root();
     for path in sources() {
         let directory = path.parent().expect("a directory");
-        // The files at the top are the rooms themselves.
+        // The files at the top are the modules themselves.
         if directory == top || path.ends_with("tests.rs") {
             continue;
         }
@@ -196,7 +196,7 @@ impl Sources {
         }
     }
 
-    /// Which file uses which other one. Handing on a name is no use of it: who names it uses the file that it comes from.
+    /// Which file imports which other one. A re-export does not count: an import of it counts for the original file.
     fn edges(&self) -> impl Iterator<Item = (&str, &str)> {
         self.modules.iter().flat_map(|(module, names)| {
             let used = names.used.iter().filter_map(|path| self.resolve(path, 0));
@@ -217,7 +217,7 @@ impl Sources {
         let handed_on = rest.first().and_then(|name| names.exported.get(name));
         match handed_on {
             Some(from) => self.resolve(&[from.as_slice(), &rest[1..]].concat(), depth + 1),
-            // A module's own name, as in `use super::{self, x}`, is in no file but its own.
+            // A module's own name, as in `use super::{self, x}`, resolves to its own file.
             None => Some(module),
         }
     }
@@ -316,7 +316,7 @@ impl<'ast> Visit<'ast> for Reader {
         self.read_use(&[], &item.tree, exported);
     }
 
-    /// Names who may use an item; that is no use of its own.
+    /// A visibility names who may use an item; it is not an import.
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 
     fn visit_path(&mut self, path: &'ast syn::Path) {

@@ -70,7 +70,7 @@ impl AsyncRead for ClientSocket {
             };
             let read = read?;
             if (1..room.len()).contains(&read) {
-                // That was all. To be told so would take another call.
+                // A short read drained the socket; clearing readiness saves a read that would return WouldBlock.
                 ready.clear_ready();
             }
             buffer.advance(read);
@@ -123,12 +123,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_heard_of_room_while_there_is_room() {
+    async fn no_write_readiness_event_arrives_while_the_socket_has_room() {
         let (mut socket, mut client) = pair();
         let (mut other, mut others_client) = pair();
         socket.write_all(b"reply").await.expect("there is room");
         client.read_exact(&mut [0; 5]).expect("the reply");
-        // Once this is heard of, room would have been.
+        // Once this byte has arrived, a write-readiness event would have arrived too.
         others_client.write_all(b"x").expect("written");
         other.read_u8().await.expect("the other's byte");
         let watched = socket.watched().expect("watched");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_is_slow_gets_everything_and_is_heard_all_the_same() {
+    async fn a_slow_reader_gets_the_whole_reply_and_can_still_send() {
         let (mut socket, mut client) = pair();
         let reply: Vec<u8> = (0..4_000_000u32).map(|number| number as u8).collect();
         let expected = reply.clone();
@@ -150,20 +150,20 @@ mod tests {
             received == expected
         });
         socket.write_all(&reply).await.expect("written");
-        let mut heard = [0; 10];
-        socket.read_exact(&mut heard).await.expect("heard");
-        assert_eq!(&heard, b"morethanks");
+        let mut received = [0; 10];
+        socket.read_exact(&mut received).await.expect("received");
+        assert_eq!(&received, b"morethanks");
         socket.shutdown().await.expect("shut down");
-        assert_eq!(socket.read(&mut heard).await.expect("the client's end"), 0);
+        assert_eq!(socket.read(&mut received).await.expect("the client's end"), 0);
         assert!(slow.join().expect("the client ends"));
     }
 
     #[tokio::test]
-    async fn a_client_that_is_gone_is_an_error_or_the_end() {
+    async fn a_closed_client_is_an_error_or_end_of_stream() {
         let (mut socket, client) = pair();
         drop(client);
         assert_eq!(socket.read(&mut [0]).await.expect("the end"), 0);
-        let error = socket.write_all(b"reply").await.expect_err("nobody is there");
+        let error = socket.write_all(b"reply").await.expect_err("the client is gone");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

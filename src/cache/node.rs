@@ -68,7 +68,7 @@ impl Node {
         ClientSession {
             number,
             origin,
-            // A peer has shown a certificate.
+            // Peers have authenticated with a certificate.
             authenticated: origin == Origin::Peer || self.password.is_none(),
             protocol: Protocol::default(),
         }
@@ -158,7 +158,7 @@ impl Node {
             }
             OneKey::TimeLeft(key) => match self.shard.time_left(key, now) {
                 Some(left) => {
-                    // To the nearest second, as Redis does.
+                    // Rounded to the nearest second, as in Redis.
                     let seconds = (left + Duration::from_millis(500)).as_secs();
                     (
                         Reply::Integer(i64::try_from(seconds).unwrap_or(i64::MAX)),
@@ -286,7 +286,7 @@ impl Node {
             node.metrics.answered(verb, outcome);
             node.metrics.took(begin.elapsed());
             reply.unwrap_or_else(|_| match verb {
-                // A miss is what every client is prepared for.
+                // Every client can handle a miss.
                 Verb::Get | Verb::Take => Reply::Null,
                 _ => error(OWNER_IS_SILENT),
             })
@@ -320,7 +320,7 @@ fn outcome_at_owner(verb: Verb, reply: &forward::Forwarded) -> CommandOutcome {
     match (reply, verb) {
         (Err(_), _) => CommandOutcome::Unavailable,
         (Ok(Reply::Error(_)), _) => CommandOutcome::Refused,
-        // The answer to SET NX where there is an entry.
+        // SET NX is answered with null if the key exists.
         (Ok(Reply::Null), Verb::Set) => CommandOutcome::Exists,
         (Ok(_), Verb::Set) => CommandOutcome::Stored,
         (Ok(Reply::Null | Reply::Integer(..=0)), _) => CommandOutcome::Miss,

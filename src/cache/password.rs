@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_password_is_the_password() {
+    fn only_the_exact_password_matches() {
         for content in ["secret", "secret\n", "secret\r\n"] {
             let password = Password::from_file(content.as_bytes()).expect("not empty");
             assert!(password.is(b"secret"));

@@ -91,7 +91,7 @@ impl Server {
             };
             match accepted.and_then(&prepare) {
                 Ok(stream) => self.take(stream, Origin::Client),
-                // The client went away while it waited in the queue.
+                // The client closed the connection while it was in the backlog.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     metrics.accept_failed();
@@ -157,7 +157,7 @@ impl UnixSocket {
             let in_the_way = "the path exists and is not a socket";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, in_the_way));
         }
-        // Under another name first, so that whoever connects finds either the old or a working one.
+        // Bind under a temporary name and rename, so that clients find either the old socket or a listening one.
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(".new");
         let fresh = PathBuf::from(fresh);

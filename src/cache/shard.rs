@@ -170,7 +170,7 @@ impl Shard {
     }
 
     fn bucket(&self, id: &Id) -> Option<MutexGuard<'_, Bucket>> {
-        // Not the bytes that choose a place within the bucket.
+        // Other bytes than those that select the slot within the bucket.
         let [.., last] = id.0;
         let bucket = self.buckets.get(last as usize & (self.buckets.len() - 1))?;
         Some(lock(bucket))

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_told_how_often_the_ring_is_rotated() {
+    fn the_proxy_configuration_contains_the_rotation_interval() {
         let config = config_of(|spec| spec["resumption"] = json!({"tickets": {"rotationInterval": "6h"}}));
         assert_eq!(
             config.tickets.rotation_interval,

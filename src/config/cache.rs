@@ -161,7 +161,7 @@ peers:
     }
 
     #[test]
-    fn either_kind_of_address_is_enough_and_no_limit_is_zero() {
+    fn one_listen_address_is_enough_and_limits_must_not_be_zero() {
         let changed = |from: &str, to: &str| {
             assert!(EXAMPLE.contains(from), "{from}");
             CacheConfig::parse(&EXAMPLE.replacen(from, to, 1)).map_err(|error| error.to_string())
@@ -176,7 +176,7 @@ peers:
     }
 
     #[test]
-    fn what_is_not_said_has_safe_values() {
+    fn omitted_fields_have_safe_defaults() {
         let config = CacheConfig::parse(EXAMPLE).expect("valid");
         assert_eq!(config.default_lifetime, Duration::from_secs(3600));
         assert_eq!(

@@ -31,7 +31,7 @@ pub enum ConfigError {
 }
 
 pub(super) fn from_yaml<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, ConfigError> {
-    // An excerpt of the file would make several lines of a message that belongs on one.
+    // An excerpt of the file would spread the message over several lines.
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| ConfigError::Malformed(error.to_string()))

@@ -75,7 +75,7 @@ fn changed(from: &str, to: &str) -> Result<ProxyConfig, String> {
 }
 
 #[test]
-fn bounds_themselves_are_accepted_and_what_lies_beyond_is_not() {
+fn bounds_are_inclusive() {
     for field in ["lifetime: 4h", "maxAge: 24h"] {
         let name = field.split(':').next().expect("a name");
         assert!(changed(field, &format!("{name}: 168h")).is_ok(), "{name}");
@@ -134,7 +134,7 @@ fn a_host_needs_names_certificates_and_routes_and_a_farm_needs_a_host() {
 }
 
 #[test]
-fn two_hosts_share_neither_a_name_nor_a_host_name() {
+fn hosts_must_not_share_a_name_or_a_host_name() {
     let with_second = |name: &str, hostname: &str| {
         let second = format!(
             "- name: {name}\n  hostnames: [{hostname}]\n  certificates: [{{name: c, certificate: c, key: k}}]\n  \
@@ -171,7 +171,7 @@ fn single_use_tickets_are_accepted_with_a_session_cache() {
 }
 
 #[test]
-fn a_fingerprint_is_short_stable_and_another_for_another_file() {
+fn fingerprints_are_short_stable_and_differ_between_files() {
     assert_eq!(fingerprint(b""), "e3b0c44298fc1c14");
     assert_ne!(fingerprint(b"a"), fingerprint(b"b"));
 }

@@ -34,7 +34,7 @@ impl From<EndpointSlice> for Slice {
         let ports = slice.ports.into_iter().flatten().filter_map(tcp_port).collect();
         let (mut ready, mut draining) = (Vec::new(), Vec::new());
         for endpoint in slice.endpoints {
-            // All addresses of one endpoint are the same pod; consumers use the first. Names (FQDN) are no addresses.
+            // All addresses of one endpoint are the same pod; consumers use the first. Names (FQDN) are not addresses.
             let Some(address) = endpoint
                 .addresses
                 .first()
@@ -80,7 +80,7 @@ pub(super) fn table<'a>(slices: impl Iterator<Item = &'a Slice>) -> Table {
         } else {
             port.ready
         };
-        // An endpoint may stand in two slices for a moment.
+        // An endpoint may be in two slices for a moment.
         addresses.sort_unstable();
         addresses.dedup();
         Arc::from(addresses)
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn ending_endpoints_serve_when_no_other_is_left() {
+    fn terminating_endpoints_serve_when_no_other_is_left() {
         let endpoints = json!([
             {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": false, "terminating": true}},
             {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},

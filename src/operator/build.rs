@@ -162,7 +162,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_object_is_named_labelled_and_owned_so_that_deletion_leaves_nothing() {
+    fn every_object_has_its_name_labels_and_owner_reference() {
         let mut with_sidecars = spec();
         with_sidecars["resumption"] = json!({"sessionCache": {"mode": "Sidecar"}});
         let objects = built(with_sidecars);
@@ -182,7 +182,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_proxies_reload_never_restarts_them() {
+    fn reloadable_settings_do_not_restart_proxies() {
         let template = |spec: Value| {
             built(spec)[&("Deployment".into(), "shop-proxy".into())]["spec"]["template"].clone()
         };

@@ -97,7 +97,7 @@ impl Watching {
     pub(super) fn listed(&self, client: &Client) -> impl Future<Output = ()> + Send + use<> {
         let api = metadata::<TLSFarm>(client, self.namespace.as_deref());
         let store = self.store();
-        // The store's own wait wakes one waiter only, which the controller itself has to be.
+        // The store's wait wakes one waiter, and the controller needs it; poll for readiness instead.
         async move {
             let mut tries = tokio::time::interval(LISTING_INTERVAL);
             loop {
@@ -124,7 +124,7 @@ impl Watching {
         results
             .for_each(|result| {
                 match result {
-                    // A pass logs its own failure.
+                    // Failed passes log their own errors.
                     Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
                     Err(Error::ObjectNotFound(farm)) => {
                         if let Some(namespace) = farm.namespace {

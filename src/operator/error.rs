@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_is_being_deleted_is_told_from_other_refusals() {
+    fn a_terminating_namespace_is_distinguished_from_other_refusals() {
         let going = || forbidden("NamespaceTerminating");
         for error in [
             ReconcileError::api("create", "Deployment shop-proxy")(going()),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_about_a_secret_quotes_nothing_that_the_server_said() {
+    fn errors_about_secrets_do_not_quote_the_api_server() {
         let error = ReconcileError::secret("update", "shop-ring", &forbidden("FieldValueForbidden"));
         assert_eq!(error.reason(), "Secret");
         assert_eq!(

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_is_explained() {
+    fn every_metric_is_documented() {
         let page = include_str!("../../docs/metrics.md");
         let (metrics, registry) = OperatorMetrics::new();
         let farm = FarmKey {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_is_counted() {
+    fn operations_and_failures_are_counted() {
         let (metrics, registry) = OperatorMetrics::new();
         let farm = FarmKey {
             namespace: "web".into(),

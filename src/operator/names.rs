@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selector_of_the_proxies_is_made_of_labels_that_every_object_bears() {
+    fn the_proxy_selector_uses_labels_of_every_object() {
         let farm = id("shop");
         let selector = "tlsfarm.dev/farm=shop,app.kubernetes.io/component=proxy";
         assert_eq!(farm.pod_selector(), selector);

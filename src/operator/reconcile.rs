@@ -43,8 +43,8 @@ pub(super) async fn reconcile(
         return Ok(Action::await_change());
     };
     if farm.meta().deletion_timestamp.is_some() {
-        // The cluster takes the objects away, and creating them again would only delay it. The next look finds that the
-        // farm is gone, and forgets it.
+        // The garbage collector deletes the objects; applying them again would only delay it. A later pass finds the
+        // farm deleted and drops its memory.
         return Ok(Action::requeue(DELETION_INTERVAL));
     }
     let started = Instant::now();
@@ -71,7 +71,7 @@ pub(super) async fn reconcile(
 
 /// Logs and counts a failed reconciliation.
 async fn fail(farm: &DeserializeGuard<TLSFarm>, id: &FarmId, context: &Context, error: &ReconcileError) {
-    // What was noticed may not have been carried out.
+    // Changes seen in this pass may not have been applied: inspect again.
     context.farms.touch(&id.key);
     let failures = context.farms.failed(&id.key);
     if let ReconcileError::NamespaceTerminating { .. } = error {

@@ -322,7 +322,7 @@ impl SiteProbe<'_> {
             issuer_answer: None,
             resumer_answer: None,
         };
-        // What it brings is not kept: from one resumption to the next, sessions would outgrow the farm's maxAge.
+        // New sessions are not kept: over a chain of resumptions they would exceed the farm's maxAge.
         self.offer(&mut trial, issue.session, resumer).await;
         (trial, Vec::new())
     }
@@ -379,7 +379,7 @@ fn as_text<S: Serializer>(at: &FailedAt, serializer: S) -> Result<S::Ok, S::Erro
 /// Lists the proxies again before failed connections are counted as failures.
 pub(super) async fn recheck(targets: &Targets, matrices: &mut [Matrix]) {
     let doubtful = matrices.iter().flat_map(Matrix::trials).any(may_be_gone);
-    // When the cluster cannot be asked, the failure stands.
+    // If the cluster cannot be asked, the failure counts.
     if doubtful && let Ok(farms) = targets.look().await {
         excuse_gone(matrices, &target::ids(&farms));
     }

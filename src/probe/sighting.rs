@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ticket_is_seen_however_it_is_cut_into_records(size in 1..400_usize) {
+        fn a_ticket_is_found_at_any_record_boundaries(size in 1..400_usize) {
             let cut: Vec<u8> = flight(b"ticket").chunks(size).flat_map(|part| record(HANDSHAKE_RECORD, part)).collect();
             prop_assert!(carries_ticket(&cut));
         }
@@ -189,7 +189,7 @@ mod tests {
     /// Measured: 24 % of the streams show a ticket. In 19 % the first one is encrypted or has not come whole, in 7 % it is
     /// empty, and 50 % have none.
     #[test]
-    fn the_first_ticket_that_arrives_whole_and_in_the_clear_tells() {
+    fn the_first_complete_plaintext_ticket_decides() {
         let encrypted_from = prop_oneof![Just(usize::MAX), 0..12_usize];
         let missing = prop_oneof![Just(0), 0..200_usize];
         let streams = (messages(), 1..80_usize, encrypted_from, missing);

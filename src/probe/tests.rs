@@ -227,12 +227,12 @@ async fn openssl_servers_with_keys_of_their_own_miss() {
 }
 
 #[tokio::test]
-async fn a_server_without_tickets_is_told_from_one_that_misses() {
+async fn a_server_without_tickets_is_distinguished_from_one_that_misses() {
     let mut configs = sharing(1);
     configs.push(server_config(&certificate(), Tickets::Ids));
     let (clean, document) = probed(&servers(configs, OK).await, &[]).await;
     assert!(!clean);
-    // Not even at the issuer itself, which would resume the session by its id.
+    // A ticket is not resumed even at the issuer, which would resume the session by its id.
     for mechanism in ["tls12-ticket", "tls13-ticket"] {
         assert_eq!(
             outcomes(&document, mechanism),
@@ -309,7 +309,7 @@ fn older(matrices: &[Matrix]) -> Counts {
 }
 
 #[tokio::test]
-async fn sessions_of_earlier_rounds_show_keys_that_went_too_soon() {
+async fn sessions_of_earlier_rounds_reveal_keys_dropped_too_soon() {
     let certificate = certificate();
     let with_key = |ticketer: &Arc<dyn ProducesTickets>| {
         Arc::new(server_config(&certificate, Tickets::Shared(ticketer.clone())))
@@ -339,7 +339,7 @@ async fn sessions_of_earlier_rounds_show_keys_that_went_too_soon() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_went_away_is_no_failure_and_its_sessions_live_on() {
+async fn a_removed_proxy_is_not_a_failure_and_its_sessions_still_resume() {
     let addresses = servers(sharing(2), OK).await;
     let (exchanger, mut farms) = prepared(&probe_arguments(&addresses, &[])).await;
     let mut kept = KeptSessions::default();
@@ -422,7 +422,7 @@ fn wrong_usage_is_refused() {
 }
 
 #[test]
-fn one_name_to_probe_is_also_the_server_name_and_anything_else_needs_one() {
+fn a_single_target_name_is_the_server_name_and_otherwise_one_is_required() {
     let names = |args: &[&str]| {
         let names = super::server_names(&arguments(args).expect("valid"));
         names.map(|names| {

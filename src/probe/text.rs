@@ -231,7 +231,7 @@ fn table(text: &mut String, matrix: &Matrix, paint: Paint) {
     let mut told = BTreeSet::new();
     for trial in matrix.fresh.iter().filter(|trial| !trial.is_clean()) {
         let line = match &trial.outcome {
-            // A proxy that fails, or gives no tickets, does so in a whole row or column: once is enough.
+            // A proxy that fails or issues no tickets does so in a whole row or column: print it once.
             TrialOutcome::Failed(at) => at.to_string(),
             TrialOutcome::NoSession => format!("{}: {}", trial.issuer, explain(matrix.mechanism, trial)),
             _ => format!(
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_explains_what_went_wrong_once() {
+    fn a_table_explains_each_problem_once() {
         let bad = matrix([TrialOutcome::Resumed, TrialOutcome::Missed, failed(), failed()]);
         let text = matrices(&[bad], &[], Paint::Plain);
         assert!(text.contains("1/4  25 %"), "{text}");
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_is_only_where_it_was_asked_for() {
+    fn colour_is_used_only_on_request() {
         let mixed = || {
             [matrix([
                 TrialOutcome::Resumed,
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_is_told_with_who_whom_and_when() {
+    fn a_miss_is_shown_with_issuer_resumer_and_times() {
         let matrix = matrix([
             TrialOutcome::Missed,
             TrialOutcome::Missed,

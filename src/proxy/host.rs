@@ -76,13 +76,13 @@ impl Host {
             lifetime: config.tickets.lifetime.as_signed(),
             max_age: config.tickets.max_age.as_signed(),
         };
-        // In TLS 1.2 the keys of a session are those of all that resume it: the bound must hold for the chain.
+        // In TLS 1.2 all resumptions share the keys of the session, so the bound must hold for the whole chain.
         let bounded = |longest: Duration| TicketPolicy {
             lifetime: tls13_tickets.lifetime.min(longest.as_signed()),
             max_age: tls13_tickets.max_age.min(longest.as_signed()),
         };
         let single_use = host.ticket_kind == TicketKind::SingleUse;
-        // A TLS 1.2 ticket may be used again and again.
+        // TLS 1.2 tickets cannot be single-use, so single-use hosts issue none.
         let tls12_tickets = config.tickets.tls12_lifetime.filter(|_| !single_use).map(bounded);
         let scope = Scope::new(&config.farm, &host.name, host.min_version);
         Ok(Self {
@@ -98,7 +98,7 @@ impl Host {
             session_ids: config
                 .session_cache
                 .as_ref()
-                // TLS 1.3 has no sessions by id.
+                // TLS 1.3 has no session ids to resume by.
                 .filter(|_| host.min_version == MinVersion::TLS12)
                 .map(|cache| bounded(cache.session_id_lifetime)),
             base,
@@ -120,7 +120,7 @@ impl Host {
                 .filter(|_| self.ticket_kind == TicketKind::SingleUse)?;
             return Some(Lookup { kind, name, scope });
         }
-        // Whoever offers a ticket resumes by it or not at all (RFC 5077 section 3.4).
+        // A client that offers a ticket resumes with it or not at all (RFC 5077 section 3.4).
         let by_id = hello.ticket != Some(TicketOffer::Ticket) && self.session_ids(hello).is_some();
         let kind = CacheKind::SessionId;
         let name = hello.session_id.filter(|_| by_id)?;
@@ -142,7 +142,7 @@ impl Host {
             let allowed = hello.extended_master_secret;
             (TicketVersion::Tls12, self.tls12_tickets.filter(|_| allowed))
         };
-        // Clients that keep tickets fill no cache.
+        // Clients that get a ticket get no session id, so that they do not fill the cache.
         let gets_ticket = tickets.is_some() && hello.ticket.is_some();
         ResumptionRules {
             scope: self.scope,

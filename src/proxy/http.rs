@@ -54,7 +54,7 @@ impl ClientTls {
     pub(crate) fn of(connection: &ServerConnection, host: Arc<Host>) -> Self {
         Self {
             host,
-            // There is one once the handshake is complete; the strictest host accepts no other.
+            // Always known after the handshake; the fallback is a version that a TLS 1.3-only host does not accept.
             version: connection.protocol_version().unwrap_or(ProtocolVersion::TLSv1_2),
             http2: connection.alpn_protocol() == Some(b"h2"),
         }

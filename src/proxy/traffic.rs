@@ -73,7 +73,7 @@ async fn run(listeners: Listeners, traffic: Traffic) -> io::Result<()> {
     );
     let (end, acceptors) = (traffic.end.clone(), traffic.acceptors.clone());
     let session_cache = SessionCache::new(traffic.cache_metrics.clone());
-    // Connected before the first client comes.
+    // Connect to the cache before the first client arrives.
     session_cache.follow(shared.snapshot.load().config.session_cache.as_ref());
     let worker = Rc::new(Worker {
         traffic,
@@ -107,7 +107,7 @@ impl Worker {
             };
             match accepted {
                 Ok((stream, peer)) => self.take(stream, peer, port),
-                // The client went away while it waited in the queue.
+                // The client closed the connection while it was in the backlog.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     self.traffic.shared.metrics.accept_failed();
@@ -116,7 +116,7 @@ impl Worker {
                 }
             }
         }
-        // Closing the listener resets whoever waits in its queue, so they are let in first.
+        // Closing the listener resets the connections in its backlog, so accept them first.
         for (stream, peer) in waiting(listener) {
             self.take(stream, peer, port);
         }
@@ -126,7 +126,7 @@ impl Worker {
         let metrics = &self.traffic.shared.metrics;
         let Ok(room) = Arc::clone(&self.traffic.room).try_acquire_owned() else {
             metrics.connection_refused(port);
-            // A reset costs neither side any further state.
+            // A reset leaves no state on either side.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             return;
         };
@@ -153,7 +153,7 @@ impl Worker {
             }
             Port::Https => {
                 self.session_cache.follow(snapshot.config.session_cache.as_ref());
-                // In a box, so that its memory is free again once the handshake is over.
+                // Boxed, so that its memory is freed after the handshake.
                 let handshake = handshake::accept(
                     stream,
                     peer.ip(),

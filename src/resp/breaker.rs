@@ -75,7 +75,8 @@ impl Breaker {
 
     /// Records a successful request. Ignored while the breaker is open.
     pub fn succeeded(&mut self, now: Instant) {
-        // A late reply to a request from before says nothing about the next one. Only a trial does.
+        // A late reply to a request from before the breaker opened says nothing about the next request. Only a trial
+        // does.
         if self.state == BreakerState::Closed {
             self.in_a_row = 0;
             self.window.count(now, 0);
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn five_failures_in_a_row_open_it() {
+    fn five_failures_in_a_row_open_the_breaker() {
         let start = Instant::now();
         let mut breaker = Breaker::new(start);
         for second in 0..4 {
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_ten_within_a_second_open_it_and_half_of_ten_over_longer_do_not() {
+    fn five_failures_of_ten_open_the_breaker_only_within_a_second() {
         let alternate = |step: u64| {
             let start = Instant::now();
             let mut breaker = Breaker::new(start);
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(
             breaker.state(),
             BreakerState::Closed,
-            "what was before is forgotten"
+            "earlier outcomes are forgotten"
         );
     }
 
@@ -308,7 +309,7 @@ mod tests {
     /// outcomes. 54 % begin a trial at the very moment, 83 % close it by one and 72 % leave it open by one. Trials are refused for
     /// each reason in 84 % or more, and outcomes ignored in 90 %; all cases end a trial that nobody began.
     #[test]
-    fn it_opens_and_closes_by_its_rules_and_by_nothing_else() {
+    fn the_breaker_opens_and_closes_only_by_its_rules() {
         let floors = [
             ("open by five in a row", 30),
             ("open by half of ten", 34),
@@ -379,7 +380,7 @@ mod tests {
 
     #[test]
     fn nine_outcomes_are_too_few_and_a_window_lasts_less_than_a_second() {
-        // Outcomes of one window, the last of which comes so long after the first.
+        // State after this many outcomes and then a failure that comes `last` milliseconds after them.
         let state_after = |outcomes: u64, last: u64| {
             let start = Instant::now();
             let mut breaker = Breaker::new(start);

@@ -11,7 +11,7 @@ impl WipedBuffer {
     /// Appends bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         if self.0.capacity() - self.0.len() < bytes.len() {
-            // A vector that grows by itself would not wipe its old place.
+            // Reallocation would leave an unwiped copy: grow into a new vector and wipe the old one.
             let mut grown = Vec::with_capacity((self.0.len() + bytes.len()).next_power_of_two());
             grown.extend_from_slice(&self.0);
             self.0.zeroize();
@@ -64,7 +64,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_queue(steps in vec((vec(any::<u8>(), 0..40), 0usize..40), 0..40)) {
+        fn bytes_leave_in_order(steps in vec((vec(any::<u8>(), 0..40), 0usize..40), 0..40)) {
             let (mut buffer, mut model) = (WipedBuffer::default(), Vec::new());
             for (pushed, consumed) in steps {
                 buffer.push(&pushed);

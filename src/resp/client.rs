@@ -171,14 +171,14 @@ impl Client {
             .queue
             .try_send(request)
             .map_err(|_| CacheError::Unavailable)?;
-        // Time limits are the connection's business; the first one must be made before there is anybody to mind them.
+        // The connection enforces time limits, except before the first one exists: enforce the limit here until then.
         let answered = match self.0.health.is_starting() {
             false => answered.await,
             true => timeout_at((asked + self.0.timeout).into(), answered)
                 .await
                 .map_err(|_| CacheError::Timeout)?,
         };
-        // The task ends before its clients only when it fails, and takes the answer with it.
+        // The reply channel closes only if the task has failed; otherwise the task outlives its clients.
         answered.unwrap_or(Err(CacheError::Lost))
     }
 }

@@ -160,7 +160,7 @@ fn text(cursor: &mut Cursor<'_>) -> Result<Option<Cow<'static, str>>, ProtocolEr
     let Some(line) = cursor.line(LONGEST_LINE, false)? else {
         return Ok(None);
     };
-    // Nothing that could be taken for the end of a line once it is passed on.
+    // A stray CR could be taken for a line end when the text is passed on.
     let text = std::str::from_utf8(line).ok().filter(|text| !text.contains('\r'));
     let text = text.ok_or(ProtocolError::ReplyContent)?;
     Ok(Some(Cow::Owned(text.to_owned())))
@@ -232,7 +232,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_a_reply_an_error_or_unfinished(bytes in vec(any::<u8>(), 0..256)) {
+        fn any_input_is_a_reply_an_error_or_incomplete(bytes in vec(any::<u8>(), 0..256)) {
             let mut decoder = ReplyDecoder::default();
             decoder.push(&bytes);
             let mut most = bytes.len();
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn values_do_not_show() {
+    fn debug_output_hides_values() {
         let shown = format!("{:?}", Reply::Array(vec![Reply::text("secret")]));
         assert!(!shown.contains("secret") && shown.contains("6 bytes"), "{shown}");
     }

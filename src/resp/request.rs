@@ -55,7 +55,7 @@ impl RequestDecoder {
         if count > MOST_ARGUMENTS as i64 {
             return Err(ProtocolError::ArrayLength);
         }
-        // As with Redis, none and less than none are no requests at all.
+        // As in Redis, a count of zero or less is not a request.
         for _ in 0..count {
             match cursor.byte() {
                 Some(b'$') => {}
@@ -163,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_decoded_and_no_part_of_it_is_taken_for_the_whole(
+        fn encoded_requests_are_decoded_and_their_prefixes_are_incomplete(
             arguments in vec(vec(any::<u8>(), 0..64), 1..=MOST_ARGUMENTS),
             rest in vec(any::<u8>(), 0..16),
         ) {
@@ -179,7 +179,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_a_request_an_error_or_unfinished(bytes in vec(any::<u8>(), 0..256)) {
+        fn any_input_is_a_request_an_error_or_incomplete(bytes in vec(any::<u8>(), 0..256)) {
             if let Ok(Some((_, length))) = decode(&bytes) {
                 prop_assert!((1..=bytes.len()).contains(&length));
             }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_words_are_requests() {
+    fn inline_commands_are_requests() {
         let words = |words: &[&str]| {
             words
                 .iter()

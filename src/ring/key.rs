@@ -112,7 +112,7 @@ impl KeyId {
 
 impl TicketKey {
     pub(super) fn next(secret: KeySecret, policy: &RotationPolicy, now: Timestamp) -> Self {
-        // It may be promoted a whole window late and then seal for a window.
+        // The key may be promoted a whole window late and then seal for a window.
         let seal_until = now + policy.seal_window() * 2;
         Self {
             id: KeyId::generate(),
@@ -133,7 +133,8 @@ impl TicketKey {
     }
 
     pub(super) fn demoted(self, policy: &RotationPolicy, now: Timestamp) -> Self {
-        // Proxies that hear of the rotation late seal with it for up to the longest wait, and those tickets count too.
+        // Proxies that load the rotation late seal with this key for up to the longest wait, and those tickets count
+        // too.
         Self {
             seal_until: now,
             open_until: now + policy.max_unacked_wait + policy.lifetime,

@@ -69,7 +69,7 @@ pub fn plan(
     let scheduled = ring.rotated_at + policy.rotation_interval;
     let due = request.map_or(scheduled, |request| request.seen_at.min(scheduled));
     let expiry = ring.previous.iter().map(|key| key.open_until).min();
-    // A rotation removes expired keys anyway. Only while none is due are they worth a write of their own.
+    // A rotation removes expired keys anyway, so they are written separately only while no rotation is due.
     if now < due {
         return match expiry {
             Some(expiry) if expiry <= now => Plan::Expire,
@@ -89,7 +89,7 @@ pub fn plan(
         })
         .map(|proxy| proxy.proxy.clone())
         .collect();
-    // Counted from the last write, too: after the operator was away `due` is long past, and proxies still need their time.
+    // Also counted from the last write: after operator downtime `due` is long past, and proxies still need their time.
     let patience_ends = due.max(ring.changed_at) + policy.max_unacked_wait;
     if !missing.is_empty() && now < patience_ends {
         return Plan::Wait {
@@ -99,7 +99,7 @@ pub fn plan(
     }
     let still_needed = ring.previous.iter().filter(|key| now < key.open_until).count();
     match expiry {
-        // One more previous key beside next and primary.
+        // The rotation adds a previous key beside next and primary.
         Some(until) if still_needed + 3 > MAX_KEYS => Plan::Full { until },
         _ => Plan::Rotate {
             request: request.cloned(),

@@ -22,7 +22,7 @@ impl Scope {
             MinVersion::TLS13 => "TLS13",
         };
         for part in ["tlsfarm scope v1", farm, host, "client-auth none", version] {
-            // Lengths in front, so that no two lists of parts read alike.
+            // Length prefixes, so that no two lists of parts have the same encoding.
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part.as_bytes());
         }

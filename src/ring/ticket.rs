@@ -227,7 +227,7 @@ impl TicketKeys {
         if lifetime == 0 {
             return Err(SealError::SessionExpired);
         }
-        // The padding is encrypted with the session: outside it would show where the session ends.
+        // The padding is encrypted with the session: outside, it would reveal where the session ends.
         let smallest = HEADER + STATE_HEADER + session.len() + TAG_LEN;
         let size = BUCKETS
             .into_iter()
@@ -280,11 +280,11 @@ impl TicketKeys {
             .cipher(sealed_as)
             .open_in_place(nonce, Aad::from(aad), &mut state)
             .map_err(|_| OpenError::NotAuthentic)?;
-        // Nobody without the key gets here: a release that changes the state must change FORMAT, and then its tickets fail
-        // to authenticate.
+        // Only a state that was sealed with the key gets here. A release that changes the state must change FORMAT, so
+        // that other releases fail to authenticate its tickets.
         let state = State::read(state).ok_or(OpenError::NotAuthentic)?;
         let from_the_future = state.issued.as_second() > now.as_second() + CLOCK_SKEW;
-        // What the policy says now holds for tickets that were issued under a more generous one, too.
+        // The current policy also applies to tickets that were issued under a more generous one.
         let ends = [
             state.expires.as_second(),
             state.issued.as_second() + policy.lifetime.as_secs(),

@@ -106,19 +106,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_could_not_be_read_is_read_when_that_has_passed() {
+    fn an_unreadable_file_is_read_once_the_error_has_passed() {
         let dir = TestDir::new();
         let path = dir.join("watched");
         let mut file = WatchedFile::default();
-        let missing = file.poll(&path).expect("news").map_err(|error| error.kind());
+        let missing = file.poll(&path).expect("a change").map_err(|error| error.kind());
         assert_eq!(missing, Err(io::ErrorKind::NotFound));
         assert!(file.poll(&path).is_none());
 
         fs::write(&path, "one").expect("written");
         let exhausted = |_: &Path| Err(io::Error::from_raw_os_error(24));
-        assert!(file.poll_by(&path, exhausted).expect("news").is_err());
-        assert!(file.poll_by(&path, exhausted).is_none(), "it was said already");
-        assert_eq!(file.poll(&path).expect("news").expect("read"), b"one");
+        assert!(file.poll_by(&path, exhausted).expect("a change").is_err());
+        assert!(
+            file.poll_by(&path, exhausted).is_none(),
+            "the error was already reported"
+        );
+        assert_eq!(file.poll(&path).expect("a change").expect("read"), b"one");
         assert!(file.poll(&path).is_none());
     }
 }

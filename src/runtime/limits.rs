@@ -47,7 +47,7 @@ fn soft_open_files(limits: &str) -> Option<u64> {
 
 fn cap(cost: ConnectionCost, open_files: Option<u64>, memory: Option<u64>) -> usize {
     let by_files = open_files.map_or(MOST, |files| files.saturating_sub(RESERVED_FILES) / cost.files);
-    // Three quarters; the rest is for the program itself and what it has loaded.
+    // Three quarters; the rest is for the program itself and its loaded data.
     let by_memory = memory.map_or(MOST, |bytes| {
         bytes.saturating_sub(cost.reserved) / 4 * 3 / cost.bytes
     });

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_created_is_what_the_registry_prints() {
+    fn created_metrics_appear_in_the_registry() {
         let mut registry = Registry::default();
         let starts: Counter = registry.create("starts", "Starts of the process");
         let seconds = registry.histogram("start_seconds", "Time that a start takes", [1.0]);

@@ -10,7 +10,7 @@ pub(crate) struct TestDir(PathBuf);
 
 impl TestDir {
     pub(crate) fn new() -> Self {
-        // Process ids come again, and a test that is killed removes nothing.
+        // Random, because process ids are reused and killed tests leave their directories behind.
         let path = env::temp_dir().join(format!("tlsfarm-{:016x}", rand::random::<u64>()));
         fs::create_dir(&path).expect("created");
         Self(path)

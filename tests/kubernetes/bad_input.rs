@@ -276,7 +276,7 @@ fn the_api_server_refuses_what_the_schema_forbids() {
     }
     let mut single_use = good.clone();
     single_use["spec"]["hosts"][0]["tls"]["tickets"] = json!({"kind": "SingleUse"});
-    let error = dry_run(&single_use).expect_err("it needs a cache");
+    let error = dry_run(&single_use).expect_err("single-use tickets need a cache");
     assert!(error.contains("must be Sidecar or Redis"), "{error}");
     single_use["spec"]["resumption"] = json!({"sessionCache": {"mode": "Sidecar"}});
     dry_run(&single_use).unwrap_or_else(|error| panic!("{error}"));

@@ -24,7 +24,7 @@ const BROUGHT: Duration = Duration::from_secs(60);
 #[test]
 fn a_damaged_missing_or_old_ring_is_replaced_by_the_operator_and_never_used() {
     let namespace = Namespace::with_operator("test-ring");
-    // It is stopped for a while below, and must not be replaced by one that has not seen the keys.
+    // The operator is stopped for a while below, and must not be restarted: a new process would not know the keys.
     let unwatched = r#"[{"op":"remove","path":"/spec/template/spec/containers/0/livenessProbe"}]"#;
     namespace.kubectl(&[
         "patch",
@@ -58,7 +58,7 @@ fn a_damaged_missing_or_old_ring_is_replaced_by_the_operator_and_never_used() {
             Some(old.clone()),
             "older than the loaded generation",
         ),
-        // The kubelet leaves the last content where it is.
+        // The kubelet keeps the last content of a deleted Secret.
         ("deleted", None, ""),
     ];
     for (name, content, problem) in &damage {
@@ -145,7 +145,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // It may be gone.
+        // The process may have ended.
         let _ = run("kill", &["-CONT", &self.0.to_string()], None);
     }
 }
@@ -314,7 +314,7 @@ impl Reports {
             }
             assert!(used.is_sorted(), "{name} went back to an older ring: {used:?}");
             assert_eq!(used.last(), Some(&last), "{name} did not come to the last ring");
-            // A ring that came and went between two questions would have been counted.
+            // A ring that was loaded and replaced between two polls would have been counted.
             used.dedup();
             let reloads = metrics(*address).grown(before, "tlsfarm_proxy_reloads_total");
             let rings = reloads.get("{file=\"ring\"}").copied().unwrap_or_default();

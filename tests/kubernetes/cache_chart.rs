@@ -19,7 +19,7 @@ const ENTRIES: usize = 64;
 const MOST_LATE: usize = 4;
 
 #[test]
-fn caches_of_the_chart_are_one_and_an_upgrade_keeps_authority_and_password() {
+fn caches_of_the_chart_share_entries_and_an_upgrade_keeps_ca_and_password() {
     let namespace = Namespace::for_operator("test-cache-chart");
     namespace.apply(&json!({
         "apiVersion": "v1",
@@ -199,7 +199,7 @@ fn each_node_reaches_its_own(namespace: &Namespace, caches: &[Cache]) {
             let client = ["exec", node, "timeout", "10", "redis-cli", "-h", address, "PING"];
             run(script, &client, None).is_ok_and(|answer| answer.contains("NOAUTH"))
         };
-        // kube-proxy may not have heard of it yet.
+        // kube-proxy may not have programmed the Service yet.
         wait_for("the Service to answer", Duration::from_secs(60), || {
             ask().then_some(())
         });
@@ -253,7 +253,7 @@ fn is_guarded(namespace: &Namespace, caches: &[Cache]) {
     assert_eq!(
         selected.len(),
         caches.len(),
-        "it selects other pods than the caches"
+        "the Service selects other pods than the caches"
     );
     for pod in selected {
         let ports: Vec<_> = pod["spec"]["containers"][0]["ports"]

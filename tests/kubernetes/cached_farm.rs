@@ -57,7 +57,7 @@ impl Proxy {
         Metrics::of(SocketAddr::new(self.address.ip(), 9090))
     }
 
-    /// Of the cache beside it; of nobody where there is none.
+    /// Metrics of the sidecar cache; empty if there is none.
     pub fn cache_metrics(&self) -> Result<Metrics, String> {
         match self.has_sidecar {
             true => Metrics::of(SocketAddr::new(self.address.ip(), 9091)),
@@ -182,6 +182,6 @@ pub fn fingerprint(text: &str) -> String {
 
 /// The fingerprint of the certificate that a cache presents to its peers.
 pub fn presented_by(cache: SocketAddr) -> String {
-    // It refuses who presents none, after having presented its own.
+    // The cache presents its certificate before it refuses a client without one.
     fingerprint(&ask_as_peer(cache, None))
 }

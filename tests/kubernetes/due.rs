@@ -217,13 +217,13 @@ impl Counted {
     }
 
     fn late_lookups(&self) -> u64 {
-        // The cache answers that there is no entry when the owner of the key does not answer.
+        // The cache answers with a miss if the owner of the key does not answer.
         let elsewhere = self.unavailable("get") + self.unavailable("getdel");
         self.lookups("timeout") + self.lookups("unavailable") + self.lookups("miss").min(elsewhere)
     }
 
     fn late_puts(&self) -> u64 {
-        // The cache answers with an error when the owner of the key does not answer.
+        // The cache answers with an error if the owner of the key does not answer.
         let elsewhere = self.of("put", "refused").min(self.unavailable("set"));
         self.of("put", "timeout") + self.of("put", "unavailable") + elsewhere
     }

@@ -40,7 +40,7 @@ pub fn only_operator() -> RwLockWriteGuard<'static, ()> {
     OPERATORS.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// More than the longest wait that any command here is told to make.
+/// More than the longest `--timeout` of any command here.
 const LONGEST_COMMAND: Duration = Duration::from_secs(420);
 
 /// Runs a command to its end and returns what it printed, or its failure in words.
@@ -69,7 +69,7 @@ pub fn run_within(
         .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
     if let Some(input) = input {
         let mut stdin = child.stdin.take().expect("stdin is piped");
-        // The program may refuse its input early; its exit code tells.
+        // The program may close its input early; its exit code shows why.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().expect("the command ends");
@@ -106,7 +106,7 @@ pub fn happens<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Opti
 /// processes are this machine's.
 pub fn process(word: &str, variable: &str) -> Option<u32> {
     let has = |file: PathBuf, wanted: &str| {
-        // It may be gone by now.
+        // The process may have ended by now.
         let read = std::fs::read(file).unwrap_or_default();
         read.split(|byte| *byte == 0)
             .any(|part| part == wanted.as_bytes())
@@ -133,7 +133,7 @@ enum Turn {
 }
 
 impl Namespace {
-    /// Creates the namespace anew, with an operator of its own that watches only it, and a backend.
+    /// Recreates the namespace, with an operator of its own that watches only it, and a backend.
     pub fn with_operator(name: &'static str) -> Self {
         Self::for_operator(name).with_defaults()
     }
@@ -146,7 +146,7 @@ impl Namespace {
         Self::create_in(turn, name).with_defaults()
     }
 
-    /// Creates the namespace anew, for an operator that the test installs itself.
+    /// Recreates the namespace, for an operator that the test installs itself.
     pub fn for_operator(name: &'static str) -> Self {
         let guard = OPERATORS.read().unwrap_or_else(PoisonError::into_inner);
         Self::create_in(Turn::Shared { _guard: guard }, name)
@@ -165,7 +165,7 @@ impl Namespace {
         self
     }
 
-    /// Creates the namespace anew.
+    /// Recreates the namespace.
     pub fn create(name: &'static str) -> Self {
         let gone = run(
             "kubectl",
@@ -293,7 +293,7 @@ impl Namespace {
 
     /// The farm's cluster IP, once connections to it arrive.
     ///
-    /// A farm is ready a moment before kube-proxy has heard of it. What is sent to the cluster IP then is lost for good:
+    /// A farm is ready a moment before kube-proxy has programmed it. What is sent to the cluster IP then is lost for good:
     /// conntrack remembers it as a connection that is not translated, and all its repeats go the same way to nowhere.
     pub fn service_address(&self, farm: &str) -> String {
         let service = self

@@ -111,7 +111,7 @@ impl Traffic {
     fn go_undisturbed(&mut self, proxies: &[Proxy]) {
         let watched = Watched::from_now(proxies);
         let seen = |traffic: &Self| traffic.seen().len();
-        // One more, since one is under way.
+        // One more, since one is in progress.
         let enough = seen(self) + UNDISTURBED + 1;
         wait_for(
             "sessions between two disturbances",
@@ -192,7 +192,7 @@ impl Traffic {
 
 impl Drop for Traffic {
     fn drop(&mut self) {
-        // What became of it no longer matters where the test has failed.
+        // If the test has failed already, the outcome does not matter.
         let _ = self.stop_sessions();
     }
 }

@@ -19,7 +19,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 const AFTERWARDS: usize = 40;
 
 #[test]
-fn a_node_that_is_cut_off_takes_its_entries_and_nothing_else() {
+fn a_node_that_is_cut_off_loses_only_its_own_entries() {
     // The other tests' pods are on that node too.
     let namespace = Namespace::with_operator_alone("test-node-cut");
     let pinned =
@@ -95,7 +95,7 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
         lookups.push(offered.took);
         let now = at
             .cache_metrics()
-            .expect("it is near")
+            .expect("the metrics of a reachable cache")
             .value("tlsfarm_cache_peer_members");
         if now != members as f64 {
             are_prompt(lookups);
@@ -104,7 +104,7 @@ fn sessions_until_the_node_is_known_to_be_gone(at: &Proxy, members: usize) -> (u
         match (taken.stored(), offered.resumed("a session of before")) {
             (Ok(()), Ok(())) => kept += 1,
             (Err(_), Err(_)) => lost += 1,
-            // Of an owner that is there, an answer was late.
+            // The owner is alive; its answer was late.
             (stored, resumed) => {
                 println!("late: {stored:?}, {resumed:?}");
                 late += 1;

@@ -15,7 +15,8 @@ fn at_rest_the_operator_writes_nothing() {
     namespace.wait_ready("shop");
     let user = format!("system:serviceaccount:{}:tlsfarm", namespace.name);
 
-    // Events and the last status follow Ready by a moment; then nothing may come for longer than any requeue.
+    // Events and the last status come shortly after Ready; after that, nothing may be written for longer than any
+    // requeue.
     let settled = wait_for("the operator to settle", Duration::from_secs(60), || {
         let before = writes_of(&user).len();
         std::thread::sleep(Duration::from_secs(5));

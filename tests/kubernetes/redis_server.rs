@@ -93,7 +93,7 @@ impl Drop for Redis {
 
 fn spawn(dir: &Path, address: SocketAddr, password: &str) -> Child {
     let of = |name: &str| dir.join(name).display().to_string();
-    // The rights are those that the sample asks for. In a file, since command lines can be read by all.
+    // The permissions are those of the sample. In a file, since every user can read command lines.
     let config = format!(
         "bind {}\nport 0\ntls-port {}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\ntls-auth-clients no\n\
          dir {}\nsave \"\"\nlogfile {}\nuser default off\nuser {USER} on >{password} ~* +get +getdel +set +ping\n",
@@ -140,7 +140,7 @@ fn address_for_pods(namespace: &Namespace) -> IpAddr {
         .parse()
         .expect("an address");
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    // Sends nothing: the system chooses the way.
+    // Sends nothing: connecting makes the kernel choose the source address.
     socket.connect((node, 9)).expect("there is a way to the node");
     socket.local_addr().expect("bound").ip()
 }

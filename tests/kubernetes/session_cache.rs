@@ -52,7 +52,7 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
             let before = cache_restarts(&namespace, &name);
             let victim = cache_process(address).expect("every pod has a cache");
             signal(victim, "KILL");
-            // The pod is unready meanwhile, which the others must have heard of before they are looked at.
+            // The pod is unready meanwhile; the others must have noticed before they are checked.
             wait_for("the cache to come back", RECOVERY, || {
                 (cache_restarts(&namespace, &name) > before).then_some(())
             });
@@ -64,7 +64,7 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
         traffic.during(&format!("the farm was scaled to {replicas}"), moved, || {
             namespace.kubectl(&["scale", "tlsfarm/shop", &format!("--replicas={replicas}")]);
             let proxies = when_linked_within(&namespace, replicas, RECOVERY);
-            // Those that have to go still serve for a while, and their caches see other members than those that stay.
+            // Terminating pods still serve for a while, and their caches see other members than the remaining ones.
             wait_for("the farm to be scaled", PATIENCE, || {
                 (namespace.list("pods", "tlsfarm.dev/farm=shop").len() == replicas).then_some(())
             });
@@ -78,7 +78,7 @@ fn caches_that_are_killed_and_farms_that_are_scaled_lose_no_request() {
 }
 
 #[test]
-fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
+fn foreign_clients_are_refused_and_disabling_or_deleting_leaves_nothing() {
     let namespace = Namespace::with_operator("test-cache-off");
     deploy(&namespace, sidecars());
     for (name, address) in namespace.proxies("shop") {
@@ -106,9 +106,9 @@ fn strangers_are_refused_and_what_is_switched_off_or_deleted_leaves_nothing() {
     );
     assert!(status()["certificateRenewal"].is_string());
 
-    // The operator may not watch Secrets; it looks twice a minute.
+    // The operator may not watch Secrets; it polls them twice a minute.
     namespace.kubectl(&["delete", "secret", "shop-cache-tls", "shop-cache-ca"]);
-    let leaf = wait_for("both Secrets to be made anew", PATIENCE, || {
+    let leaf = wait_for("both Secrets to be recreated", PATIENCE, || {
         secret("shop-cache-ca").and(secret_texts(&namespace, "shop-cache-tls"))
     });
     hurry_kubelets(&namespace, "new-authority");

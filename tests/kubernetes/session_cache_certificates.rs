@@ -19,7 +19,7 @@ use crate::harness::{
 };
 
 #[test]
-fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
+fn a_lost_leaf_is_reissued_without_restarts_or_lost_sessions() {
     let namespace = Namespace::with_operator("test-cache-leaf");
     deploy(&namespace, sidecars());
     let authority = secret_texts(&namespace, "shop-cache-ca").expect("the farm has an authority");
@@ -109,7 +109,7 @@ fn a_leaf_that_is_lost_is_made_anew_and_costs_no_restart_and_no_session() {
 }
 
 #[test]
-fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
+fn an_operator_killed_at_any_moment_creates_one_authority_per_farm() {
     let namespace = Namespace::with_operator("test-authority-killed");
     let user = format!("system:serviceaccount:{}:tlsfarm", namespace.name);
     let before = writes_of(&user).len();
@@ -122,7 +122,7 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
     let authority = |farm: &str| secret_texts(&namespace, &format!("{farm}-cache-ca"));
     let leaf = |farm: &str| secret_texts(&namespace, &format!("{farm}-cache-tls"));
 
-    // While requests are under way, or their answers.
+    // Kill it while a request or its response is in flight.
     let steps = ["ring", "cache-ca", "cache-tls"];
     for step in steps {
         let farm = format!("at-{step}");
@@ -139,7 +139,7 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
         });
     }
 
-    // Between authority and leaf: the quota has room for the ring and one of them.
+    // Kill it between authority and leaf: the quota has room for the ring and one of the two.
     limit_secrets(&namespace, 2);
     let mut victim = operator_process(&namespace);
     apply("between");
@@ -158,7 +158,7 @@ fn an_operator_killed_at_any_moment_founds_one_authority_for_each_farm() {
     namespace.kubectl(&["scale", "tlsfarm/between", "--replicas=2"]);
     namespace.wait_condition_for("between", "SessionCacheReady", "True", "CacheReachable", PATIENCE);
 
-    // Whether an answer reached anybody does not matter: what is created once and never written again is one.
+    // Whether the response arrived does not matter: the Secret must be created once and never written again.
     let writes = &writes_of(&user)[before..];
     for farm in steps
         .iter()
@@ -199,7 +199,7 @@ fn names(proxies: &[Proxy]) -> Vec<&str> {
 
 /// Kills a process as soon as a Secret is there.
 fn kill_at(namespace: &Namespace, process: u32, secret: &str) -> JoinHandle<()> {
-    // Where it is not made there has to be an end.
+    // Give up if it is never created.
     let mut watch = Command::new("timeout")
         .args([
             "120",
@@ -215,13 +215,13 @@ fn kill_at(namespace: &Namespace, process: u32, secret: &str) -> JoinHandle<()> 
         .spawn()
         .expect("kubectl runs");
     let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
-    // What there is comes first, so the watch has begun when this is through.
+    // Existing Secrets are listed first, so the watch has begun once a line arrives.
     lines.next().expect("there are Secrets").expect("text");
     let secret = secret.to_owned();
     thread::spawn(move || {
         let seen = lines.map_while(Result::ok).any(|line| line == secret);
         signal(process, "KILL");
-        // Told to end, `timeout` ends kubectl too.
+        // `timeout` passes the signal on to kubectl.
         signal(watch.id(), "TERM");
         watch.wait().expect("our child");
         assert!(seen, "{secret} was not made");

@@ -23,7 +23,7 @@ fn proxies_share_a_redis_serve_without_it_and_say_what_is_wrong() {
         "{}:6379",
         service["spec"]["clusterIP"].as_str().expect("assigned")
     );
-    // An address, since the cluster of the tests has no DNS; so the name has to be said.
+    // An IP address, since the test cluster has no DNS; hence the explicit server name.
     let cache = json!({
         "mode": "Redis",
         "lookupTimeout": lookup_timeout(),

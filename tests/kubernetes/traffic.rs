@@ -132,8 +132,8 @@ fn an_operator_killed_at_any_moment_disturbs_no_traffic_and_makes_no_second_key(
     for round in 0..KILLS {
         let operator = operator_process(&namespace);
         let writes = Followed::from_now(&user);
-        // One write later in each round, so that the kill meets each step of the rotation. They may all come before kubectl
-        // has ended.
+        // One write later in each round, so that the kill hits each step of the rotation. All writes may come before
+        // kubectl has exited.
         let killer = thread::spawn(move || {
             let seen = writes.wait_for(round, Duration::from_secs(30));
             signal(operator, "KILL");

@@ -45,12 +45,12 @@ fn a_session_made_at_one_httpd_resumes_at_the_others() {
 #[test]
 fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
     let mut servers = Servers::start("250ms");
-    // So many that each cache owns some, but for one run in 10^5.
+    // Enough for each cache to own some, except in one run of 10^5.
     let sessions: Vec<PathBuf> = (0..30)
         .map(|_| servers.take_session(&servers.httpds[0], "-tls1_2"))
         .collect();
     let resumed = |servers: &Servers, at: usize| servers.resumed_promptly(&servers.httpds[at], &sessions);
-    // Whose owner another cache did not reach in time, as it may not on a busy machine, is counted there.
+    // Counts lookups whose owner did not answer in time, as can happen on a busy machine.
     let (mut lookups, mut late) = (0, 0);
     let mut all_resume = |servers: &Servers| {
         let unavailable = servers.unavailable();
@@ -82,7 +82,7 @@ fn a_cache_that_hangs_or_is_gone_costs_other_httpds_full_handshakes_only() {
     servers.caches.all[2].kill();
     let without_it = resumed(&servers, 0);
     assert!((1..sessions.len()).contains(&without_it), "{without_it} resumed");
-    // The httpd whose own cache it was asks nobody else, and serves all the same.
+    // The httpd of the killed cache asks no other cache, and still serves.
     assert_eq!(resumed(&servers, 2), 0);
 }
 
@@ -266,7 +266,7 @@ impl Httpd {
 
 impl Drop for Httpd {
     fn drop(&mut self) {
-        // Asked to end, it takes its children along.
+        // On SIGTERM, httpd ends its children too.
         send_signal(&self.process, "TERM");
         let _ = self.process.wait();
     }

@@ -135,7 +135,7 @@ fn check(connection: &mut Connection, model: &mut Model, run: u32, step: Step) -
         Step::TimeLeft(key) => {
             let left = number(connection, b"TTL", &[name(key)]).expect("answered");
             match model.get(&key) {
-                // It may have become less meanwhile.
+                // The remaining time may have dropped meanwhile.
                 Some((_, lifetime)) => {
                     prop_assert!((i64::from(*lifetime) - 30..=i64::from(*lifetime)).contains(&left))
                 }
@@ -178,7 +178,7 @@ fn a_client_library_of_redis_finds_what_it_stored() {
 fn pipelined_requests_are_answered_in_order() {
     let cache = Cache::start();
     let mut connection = connect(&format!("redis://{}", cache.tcp));
-    // More than is read, and answered, at once.
+    // More than the cache reads and answers in one go.
     let value = vec![7; 4000];
     let mut pipeline = redis::Pipeline::new();
     pipeline.cmd("SET").arg("value").arg(&value);
@@ -194,7 +194,7 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn redis_cli_speaks_with_it_in_both_protocols() {
+fn redis_cli_works_with_both_protocols() {
     let cache = Cache::start();
     for version in ["-2", "-3"] {
         assert_eq!(cli(&cache, &[version, "SET", "key", "a value"]), "OK");
@@ -221,7 +221,7 @@ fn redis_cli_speaks_with_it_in_both_protocols() {
 }
 
 #[test]
-fn redis_benchmark_runs_against_it() {
+fn redis_benchmark_runs_against_the_cache() {
     let cache = Cache::start();
     let port = cache.tcp.port().to_string();
     for pipeline in ["1", "16"] {
@@ -292,7 +292,7 @@ fn without_the_password_nothing_is_answered() {
 }
 
 #[test]
-fn the_oldest_go_when_memory_is_full() {
+fn the_oldest_entries_are_evicted_when_memory_is_full() {
     let cache = Cache::start_with(|config| config.size_mib = 1);
     let mut connection = connect(&format!("redis://{}", cache.tcp));
     for number in 0u32..600 {
@@ -312,16 +312,16 @@ fn the_oldest_go_when_memory_is_full() {
 }
 
 #[test]
-fn a_socket_that_is_left_over_is_replaced_and_at_the_end_it_is_gone() {
+fn a_stale_socket_is_replaced_and_removed_on_exit() {
     let mut cache = Cache::start();
     let mode = fs::metadata(&cache.unix).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     cache.kill();
     assert!(cache.unix.exists());
     cache.start_again();
-    let mut idle = UnixStream::connect(&cache.unix).expect("it listens");
+    let mut idle = UnixStream::connect(&cache.unix).expect("connected");
     idle.set_read_timeout(Some(PATIENCE)).expect("settable");
-    let mut busy = TcpStream::connect(cache.tcp).expect("it listens");
+    let mut busy = TcpStream::connect(cache.tcp).expect("connected");
     busy.write_all(b"PING\r\n").expect("taken");
     let mut answer = [0; 7];
     busy.read_exact(&mut answer).expect("answered");
@@ -336,7 +336,7 @@ fn a_socket_that_is_left_over_is_replaced_and_at_the_end_it_is_gone() {
 }
 
 #[test]
-fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
+fn startup_errors_are_one_line_and_exit_code_2() {
     let dir = std::env::temp_dir().join(format!("tlsfarm-wrong-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("created");
     let config = |text: &str| {
@@ -351,7 +351,7 @@ fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
             .args(arguments)
             .env_remove("POD_IP")
             .output()
-            .expect("it ends");
+            .expect("the process exits");
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{message}");
         assert!(message.contains(why), "{why:?} is not in {message}");
@@ -388,7 +388,7 @@ fn what_is_wrong_at_the_start_is_one_line_and_code_2() {
 }
 
 #[test]
-fn values_do_not_lie_in_memory_in_the_clear() {
+fn values_are_not_in_memory_in_plaintext() {
     const NEEDLE: &[u8] = b"the master secret of somebody's session";
     let cache = Cache::start();
     let mut connection = connect(&format!("redis://{}", cache.tcp));

@@ -83,7 +83,7 @@ fn redis_over_a_socket_tcp_and_tls_keeps_takes_and_forgets() {
 }
 
 #[test]
-fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
+fn entries_of_dead_owners_do_not_block_the_others() {
     const KEYS: u32 = 90;
     let mut caches = Caches::start(3);
     caches.wait_until_linked();
@@ -94,7 +94,7 @@ fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
         let server = CacheServer::Unix(caches.all[0].unix.clone());
         let client = Client::start(&server, NEVER, ClientMetrics::default());
         let (mut stored, mut refused) = (0, 0);
-        // As many clients do that are new: nothing but what is stored tells of the cache.
+        // Stores only, like many new clients: the answers are all that the client learns about the cache.
         for key in (0..KEYS).map(u32::to_be_bytes) {
             match client.put(&key, b"session", NEVER).await {
                 Ok(()) => stored += 1,
@@ -115,7 +115,7 @@ fn entries_of_caches_that_are_gone_keep_nobody_from_the_others() {
 }
 
 #[test]
-fn many_at_once_get_their_own_answers() {
+fn concurrent_requests_get_their_own_answers() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     local(async {
@@ -138,7 +138,7 @@ fn many_at_once_get_their_own_answers() {
 }
 
 #[test]
-fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
+fn a_wrong_password_is_reported_until_it_is_corrected() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &["--requirepass", "open sesame"]);
     local(async {
@@ -172,7 +172,7 @@ fn a_wrong_password_is_a_problem_that_ends_with_the_right_one() {
 }
 
 #[test]
-fn a_server_that_must_not_be_trusted_is_not_talked_to() {
+fn an_untrusted_server_gets_no_requests() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     let other = Farm::new("web/other");
@@ -251,8 +251,8 @@ fn a_server_that_hangs_opens_the_breaker_and_is_used_again_when_it_goes_on() {
 }
 
 #[test]
-fn a_late_answer_is_nobody_elses() {
-    // Answers each request with its last word, and the first key when it is allowed to.
+fn a_late_answer_is_not_given_to_another_request() {
+    // Answers each request with its last word, but the request for `first` only when allowed to.
     let allowed = Arc::new(AtomicBool::new(false));
     let allow = Arc::clone(&allowed);
     let server = Evil::start(move |stream| {
@@ -277,7 +277,7 @@ fn a_late_answer_is_nobody_elses() {
         let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
         eventually("a connection", async || client.reachable()).await;
         assert_eq!(client.get(b"first").await, Err(CacheError::Timeout));
-        // It has to wait for the answer to the first.
+        // This request has to wait for the answer to the first.
         assert!(client.get(b"second").await.is_err());
         allow.store(true, Ordering::Relaxed);
         let (mut number, began) = (0, Instant::now());
@@ -300,7 +300,7 @@ fn a_late_answer_is_nobody_elses() {
 }
 
 #[test]
-fn whatever_a_server_does_is_an_error_in_time_and_closes_one_connection_only() {
+fn a_misbehaving_server_causes_timely_errors_and_closes_one_connection() {
     type Misdeed = fn(&mut TcpStream);
     let misdeeds: [(&str, Misdeed, &str); 8] = [
         (
@@ -380,7 +380,7 @@ fn a_server_that_takes_connections_and_says_nothing_is_not_reachable() {
 
 #[test]
 fn the_connection_ends_with_the_last_clone() {
-    let (ended, told) = std::sync::mpsc::channel();
+    let (ended, ending) = std::sync::mpsc::channel();
     let server = Evil::start(move |mut stream| {
         greet(&mut stream);
         let _ = ended.send(stream.read(&mut [0; 64]).unwrap_or(0));
@@ -389,11 +389,11 @@ fn the_connection_ends_with_the_last_clone() {
         let client = Client::start(&server.address(), LIMIT, ClientMetrics::default());
         eventually("a connection", async || client.reachable()).await;
         drop(client.clone());
-        assert!(told.try_recv().is_err());
+        assert!(ending.try_recv().is_err());
         drop(client);
         let mut read = None;
         eventually("the end", async || {
-            read = told.try_recv().ok();
+            read = ending.try_recv().ok();
             read.is_some()
         })
         .await;
@@ -410,8 +410,8 @@ fn local(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
-/// Of all requests to a server that does not answer as it should five at most are made, those that were `asked` before among
-/// them. All of them fail in time.
+/// At most five requests reach a server that does not answer properly, including those that were `asked` before. All of
+/// them fail in time.
 async fn breaker_opens(client: &Client, mut asked: u32, what: &str) {
     eventually("an open breaker", async || {
         let began = Instant::now();
@@ -427,12 +427,12 @@ async fn breaker_opens(client: &Client, mut asked: u32, what: &str) {
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A server that answers the first request as it should and then does what it is told to, on each connection.
+/// A server that answers the first request properly and then misbehaves as given, on each connection.
 struct Evil(SocketAddr);
 
 impl Evil {

@@ -10,7 +10,7 @@ use crate::harness::{PATIENCE, wait_for};
 const MIB: usize = 1 << 20;
 
 fn connect(cache: &Cache) -> TcpStream {
-    let stream = TcpStream::connect(cache.tcp).expect("it listens");
+    let stream = TcpStream::connect(cache.tcp).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     stream
 }
@@ -18,7 +18,7 @@ fn connect(cache: &Cache) -> TcpStream {
 /// What comes back until the connection is closed, whether in good order or not.
 fn answers_until_closed(cache: &Cache, input: &[u8]) -> String {
     let mut stream = connect(cache);
-    // It may have been closed before everything was taken.
+    // The cache may have closed the connection before it read everything.
     let _ = stream.write_all(input);
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {
@@ -34,7 +34,7 @@ fn works(cache: &Cache) -> bool {
 }
 
 #[test]
-fn what_is_no_request_is_an_error_and_the_end() {
+fn a_malformed_request_is_an_error_and_closes_the_connection() {
     let cache = Cache::start();
     let before = cache.resident();
     let nested = "*1\r\n".repeat(10 * 1024);
@@ -49,7 +49,7 @@ fn what_is_no_request_is_an_error_and_the_end() {
     ];
     for (number, (request, error)) in (1..).zip(requests) {
         let answer = answers_until_closed(&cache, request);
-        // A reset, for what was sent and never read, may take the error with it.
+        // A reset, caused by unread input, may discard the error.
         assert!(answer.is_empty() || answer.contains(error), "{answer:?}");
         assert_eq!(cache.metric("protocol_errors_total"), number);
     }
@@ -91,14 +91,14 @@ fn a_slow_client_gets_its_answer() {
 }
 
 #[test]
-fn ten_thousand_idle_connections_take_little_and_stay() {
+fn ten_thousand_idle_connections_take_little_memory_and_stay_open() {
     const IDLE: usize = 10_000;
     let cache = Cache::start();
     let before = cache.resident();
     let mut crowd: Vec<TcpStream> = Vec::new();
     for _ in 0..IDLE {
         let mut stream = connect(&cache);
-        // Each has been used once, and stopped in the midst of nothing.
+        // Each connection sends one whole request and is then idle.
         stream.write_all(b"PING\r\n").expect("taken");
         crowd.push(stream);
     }
@@ -113,12 +113,12 @@ fn ten_thousand_idle_connections_take_little_and_stay() {
     assert!(works(&cache));
     for stream in crowd.iter_mut().step_by(100) {
         stream.write_all(b"PING\r\n").expect("taken");
-        stream.read_exact(&mut [0; 7]).expect("it is still there");
+        stream.read_exact(&mut [0; 7]).expect("still connected");
     }
 }
 
 #[test]
-fn unfinished_requests_of_all_together_are_bounded() {
+fn unfinished_requests_are_bounded_in_total() {
     let cache = Cache::start();
     let before = cache.resident();
     let mut unfinished = b"*2\r\n$4\r\nECHO\r\n$65536\r\n".to_vec();
@@ -137,7 +137,7 @@ fn unfinished_requests_of_all_together_are_bounded() {
 }
 
 #[test]
-fn a_client_that_takes_no_replies_is_not_served_further() {
+fn a_client_that_reads_no_replies_is_not_served_further() {
     let cache = Cache::start();
     let before = cache.resident();
     let mut stream = connect(&cache);
@@ -158,7 +158,7 @@ fn a_client_that_takes_no_replies_is_not_served_further() {
             Ok(written) => sent += written,
             Err(error) => break error.kind(),
         }
-        assert!(sent < 256 * MIB, "it reads on and on");
+        assert!(sent < 256 * MIB, "the cache never stops reading");
     };
     assert_eq!(full, ErrorKind::WouldBlock);
     let taken = cache.resident().saturating_sub(before);

@@ -24,7 +24,7 @@ const SERVER_NAME: &str = "cache.shop.web.tlsfarm";
 const AT_MOST: Duration = Duration::from_millis(1000);
 
 #[test]
-fn what_one_stores_the_others_find_and_one_takes() {
+fn entries_stored_at_one_cache_are_found_at_all_and_taken_once() {
     let caches = Caches::start(3);
     caches.wait_until_linked();
     let mut connections = caches.connections();
@@ -40,7 +40,7 @@ fn what_one_stores_the_others_find_and_one_takes() {
 
 /// Each knows the other only, as when both have just come, so that each holds every key to be the other's.
 #[test]
-fn two_caches_that_disagree_about_an_owner_do_not_ask_each_other_in_a_circle() {
+fn caches_that_disagree_about_an_owner_do_not_forward_in_a_loop() {
     let farm = Farm::new("web/shop");
     farm.put_certificate("cache", &farm.issue(&[SERVER_NAME]));
     let caches = Caches::start_in(farm, 2, "10s", |place, all| vec![all[1 - place]]);
@@ -89,7 +89,7 @@ fn several_keys_of_several_owners_are_counted_together() {
             (3500..=3600).contains(&left),
             "the lifetime that was configured: {left}"
         );
-        // Owners answer at different times, and replies come in order all the same.
+        // Owners answer at different times, but replies come in order.
         let mut pipeline = redis::pipe();
         for number in 0..100 {
             pipeline.cmd("GET").arg(number);
@@ -110,7 +110,7 @@ fn several_keys_of_several_owners_are_counted_together() {
 }
 
 #[test]
-fn of_all_that_take_an_entry_at_once_one_gets_it() {
+fn only_one_of_several_concurrent_takers_gets_an_entry() {
     const KEYS: usize = 500;
     let caches = Caches::start(3);
     caches.wait_until_linked();
@@ -139,9 +139,9 @@ fn of_all_that_take_an_entry_at_once_one_gets_it() {
 }
 
 #[test]
-fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_stay() {
+fn entries_of_a_dead_cache_miss_or_fail_immediately_and_the_others_stay() {
     let mut caches = Caches::start(3);
-    // It is gone, rather than silent: that nobody answers is known without any time limit.
+    // The cache is dead rather than silent, so its connections fail without a timeout.
     caches.wait_until_linked();
     let keys: Vec<String> = (0..150).map(|number| format!("key {number}")).collect();
     let mut connections = caches.connections();
@@ -160,7 +160,7 @@ fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_s
                 lost.insert(key);
             }
         }
-        // The other one that lives agrees about whose it is.
+        // The other living cache agrees about the owner.
         let found = get(&mut connections[1], key).expect("a miss at worst");
         assert_eq!(found.is_none(), lost.contains(key), "{key}");
     }
@@ -185,7 +185,7 @@ fn the_entries_of_a_dead_cache_are_misses_and_errors_in_no_time_and_the_others_s
 }
 
 #[test]
-fn only_peers_get_in() {
+fn only_peers_with_the_right_certificate_are_served() {
     let caches = Caches::start(1);
     let address = caches.ports[0].address;
     let other = Farm::new("web/other");
@@ -231,7 +231,7 @@ fn a_cache_that_shows_a_foreign_certificate_gets_nothing() {
     let [certificate, key] = caches.farm.certificate_files("foreign");
     let foreign = &mut caches.all[1];
     foreign.kill();
-    let peers = foreign.config.peers.as_mut().expect("it has some");
+    let peers = foreign.config.peers.as_mut().expect("configured");
     (peers.certificate, peers.key) = (certificate, key);
     foreign.start_again();
     wait_for("the foreign certificate to be refused", || {
@@ -247,7 +247,7 @@ fn renewed_certificates_are_used_without_a_restart() {
     caches.wait_until_linked();
     let farm = &caches.farm;
     let old = farm.issue(&[SERVER_NAME]);
-    // A new authority altogether, as after a leak.
+    // A completely new authority, as after a leak.
     let renewed = Farm::new("web/renewed");
     farm.put_certificate("cache", &renewed.issue(&[SERVER_NAME]));
     fs::copy(renewed.ca_file(), farm.ca_file()).expect("copied");
@@ -267,7 +267,7 @@ fn renewed_certificates_are_used_without_a_restart() {
 }
 
 #[test]
-fn a_cache_without_certificates_serves_its_own_and_joins_when_they_come() {
+fn a_cache_without_certificates_serves_its_own_keys_and_joins_once_it_has_them() {
     let farm = Farm::new("web/shop");
     let caches = Caches::start_in(farm, 2, "10s", |_, all| all.to_vec());
     let mut connections = caches.connections();

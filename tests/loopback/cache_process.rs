@@ -132,7 +132,7 @@ impl Cache {
     /// Everything that it can write to.
     pub fn memory(&self) -> Vec<u8> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let maps = fs::read_to_string(process.join("maps")).expect("it runs");
+        let maps = fs::read_to_string(process.join("maps")).expect("the process runs");
         let memory = fs::File::open(process.join("mem")).expect("our child");
         let mut found = Vec::new();
         for line in maps.lines().filter(|line| line.contains(" rw")) {
@@ -142,7 +142,7 @@ impl Cache {
                 .expect("a range");
             let address = |text| u64::from_str_radix(text, 16).expect("an address");
             let mut part = vec![0; (address(end) - address(begin)) as usize];
-            // Some special ones cannot be read.
+            // Some special mappings cannot be read.
             if memory.read_exact_at(&mut part, address(begin)).is_ok() {
                 found.extend(part);
             }
@@ -151,7 +151,7 @@ impl Cache {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).expect("its log")
+        fs::read_to_string(self.dir.join("log")).expect("the log is readable")
     }
 }
 

@@ -40,10 +40,10 @@ fn a_bad_first_certificate_costs_its_own_host_only_and_recovers() {
     let [certificate, key] = farm.certificate_files("shop");
     let spoil: [(Reason, &dyn Fn()); 4] = [
         (Reason::CertificateMissing, &|| {
-            fs::remove_file(&certificate).expect("it was there");
+            fs::remove_file(&certificate).expect("removed");
         }),
         (Reason::CertificateMissing, &|| {
-            fs::remove_file(&key).expect("it was there")
+            fs::remove_file(&key).expect("removed")
         }),
         (Reason::KeyMismatch, &|| {
             let [_, other] = farm.issue(&NAMES);
@@ -55,7 +55,7 @@ fn a_bad_first_certificate_costs_its_own_host_only_and_recovers() {
     ];
     for (reason, spoil) in spoil {
         spoil();
-        // One that starts now has nothing to fall back on.
+        // A proxy that starts now has nothing to fall back on.
         let fresh = farm.start();
         let said = wait_for_problem(&fresh, reason).message;
         assert!(
@@ -65,7 +65,7 @@ fn a_bad_first_certificate_costs_its_own_host_only_and_recovers() {
         let refused = visit(&farm, fresh.https, "shop.test", &[]);
         assert!(refused.output.contains("handshake failure"), "{}", refused.output);
         assert!(serves(&farm, &fresh, "blog.test"));
-        // One that runs keeps the last good pair, and says so.
+        // A running proxy keeps the last good pair and reports the problem.
         assert!(
             wait_for_problem(&proxy, reason)
                 .message
@@ -108,7 +108,7 @@ fn an_expired_certificate_is_served_without_tickets_until_it_is_renewed() {
     let said = wait_for_problem(&proxy, Reason::CertificateExpired).message;
     assert!(said.contains("expired at"), "{said}");
     for version in ["-tls1_2", "-tls1_3"] {
-        // At the time when it was valid the client trusts it.
+        // The client verifies at a time when the certificate was valid.
         let then = (Timestamp::now() - two_days() * 2).as_second().to_string();
         let visit = visit(&farm, proxy.https, "shop.test", &[version, "-attime", &then]);
         assert!(visit.served(), "{}", visit.output);

@@ -94,7 +94,7 @@ fn wait_for_end(proxy: &mut Proxy, limit: Duration) {
     let status = proxy.wait();
     let took = begin.elapsed();
     assert!(status.success(), "{status}: {}", proxy.log());
-    assert!(took < limit, "it took {took:?}");
+    assert!(took < limit, "took {took:?}");
 }
 
 fn draining_loses_nothing(http: Http) {
@@ -108,7 +108,7 @@ fn draining_loses_nothing(http: Http) {
     first.signal("TERM");
     wait_for("unreadiness", || (first.get("/readyz").0 == 503).then_some(()));
     assert!(first.report().draining);
-    // Somebody who has not heard of it yet is served all the same.
+    // A client that does not know of the drain yet is still served.
     let late = runtime.block_on(async {
         let mut connection = client.connect(first.https).await.expect("taken");
         connection.ask().await

@@ -1,4 +1,4 @@
-//! A cache that keeps what it is told and, when told so, lies about it, is slow or says nothing.
+//! A cache that stores entries and, on request of a test, returns forged ones, is slow or silent.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,7 +23,7 @@ pub enum Conduct {
     Slow(Duration),
     /// It reads and never answers.
     Silent,
-    /// It answers with what is no reply.
+    /// It answers with bytes that are not a reply.
     Garbage,
     /// It announces a value of 1 GiB and sends and sends.
     Endless,
@@ -134,7 +134,7 @@ fn answer(
         Conduct::Garbage => return stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok(),
         Conduct::Endless => {
             stream.write_all(b"$1073741824\r\n").ok()?;
-            // Until the other side has had enough.
+            // Until the other side closes the connection.
             loop {
                 stream.write_all(&[b'a'; 65_536]).ok()?;
             }

@@ -40,9 +40,7 @@ fn a_bad_ring_leaves_the_last_good_one_in_use() {
             put(&farm.ring_file(), &whole[..whole.len() / 2])
         }),
         ("same generation 2", &|| farm.put_ring(&rotated(new_ring()))),
-        ("missing", &|| {
-            fs::remove_file(farm.ring_file()).expect("it was there")
-        }),
+        ("missing", &|| fs::remove_file(farm.ring_file()).expect("removed")),
         ("too large", &|| put(&farm.ring_file(), &vec![b' '; 1 << 20])),
     ];
     for (number, (problem, spoil)) in (1..).zip(spoil) {
@@ -74,7 +72,7 @@ fn a_bad_configuration_leaves_the_last_good_one_in_use() {
         proxy.metric("tlsfarm_proxy_reload_failures_total{file=\"config\"}"),
         1
     );
-    // New certificates are taken in meanwhile, and the problem stays.
+    // New certificates are still loaded meanwhile, and the problem stays.
     farm.put_certificate("shop", &farm.issue(&["shop.test", "*.shop.test"]));
     wait_for("the certificate", || {
         (proxy.metric("tlsfarm_proxy_reloads_total{file=\"certificate\"}") == 3).then_some(())
@@ -114,7 +112,7 @@ fn hosts_come_and_go_without_a_restart() {
 }
 
 #[test]
-fn the_kubelets_way_of_swapping_a_volume_is_noticed() {
+fn volume_updates_by_the_kubelet_are_noticed() {
     let farm = Farm::new("web/shop");
     let volume = farm.dir.join("volume");
     let write = |version: &str, ring: &tlsfarm::ring::Ring| {
@@ -150,7 +148,7 @@ fn an_unusable_first_configuration_is_one_line_and_exit_code_2() {
             .args(["proxy", "--config"])
             .arg(&file)
             .output()
-            .expect("it runs");
+            .expect("the process runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(line) && said.lines().count() == 1, "{said}");

@@ -35,7 +35,7 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain for: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -223,7 +223,7 @@ impl Farm {
             log,
             _reserved: [https, http, admin],
         };
-        // An answer, because the port takes connections before the ports for traffic are there.
+        // Wait for an answer: the admin port accepts connections before the traffic ports exist.
         wait_for("an answer of the admin port", || {
             let ended = proxy.child.try_wait().expect("our child");
             assert!(ended.is_none(), "the proxy ended: {}", proxy.log());
@@ -313,7 +313,7 @@ impl Proxy {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).expect("its log")
+        fs::read_to_string(&self.log).expect("the log is readable")
     }
 }
 
@@ -366,7 +366,7 @@ pub fn value_of(series: &str, metrics: &str) -> u64 {
 
 /// Memory that a process takes, in bytes.
 pub fn resident(child: &Child) -> usize {
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
     kib.expect("a number") * 1024
@@ -472,7 +472,7 @@ pub fn visit_with(
     name: &str,
     configure: impl FnOnce(&mut Command) -> &mut Command,
 ) -> Visit {
-    // It would wait for a server that says nothing for ever.
+    // s_client would wait for ever for a silent server.
     let mut client = Command::new("timeout");
     client
         .args([&PATIENCE.as_secs().to_string(), "openssl"])
@@ -484,9 +484,9 @@ pub fn visit_with(
         .stderr(Stdio::piped());
     let mut client = configure(&mut client).spawn().expect("openssl is installed");
     let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
-    // The client may have ended already when it could not connect.
+    // The client may have exited already because it could not connect.
     let _ = client.stdin.take().expect("piped").write_all(request.as_bytes());
-    let output = client.wait_with_output().expect("it ends");
+    let output = client.wait_with_output().expect("the process exits");
     let output = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     Visit {
         reused: output.contains("\nReused, TLS"),

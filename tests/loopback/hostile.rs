@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_secs(4);
 
 fn connect(proxy: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(proxy).expect("it listens");
+    let stream = TcpStream::connect(proxy).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     stream
 }
@@ -83,10 +83,10 @@ fn garbage_is_answered_with_an_alert_and_closed() {
     for (number, junk) in (1..).zip(junk) {
         let mut stream = connect(proxy.https);
         let begin = Instant::now();
-        // The proxy need not take it all.
+        // The proxy may close before it has read everything.
         let _ = stream.write_all(junk);
         let answer = until_closed(&mut stream);
-        assert_eq!((answer.len(), answer[0]), (7, 21), "{answer:?} is no alert");
+        assert_eq!((answer.len(), answer[0]), (7, 21), "{answer:?} is not an alert");
         assert!(begin.elapsed() < MARGIN);
         assert_eq!(failures(&proxy, "unreadable_hello"), number);
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::harness::{Farm, PATIENCE, Proxy, visit, wait_for};
 
 fn connect(proxy: &Proxy) -> TcpStream {
-    let stream = TcpStream::connect(proxy.https).expect("it listens");
+    let stream = TcpStream::connect(proxy.https).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     stream
 }
@@ -47,7 +47,7 @@ fn without_file_descriptors_accepting_pauses_and_recovers() {
     let proxy = farm.start_with_files(farm.config(), 48);
     let begin = Instant::now();
     let crowd: Vec<_> = (0..100).map(|_| connect(&proxy)).collect();
-    // Those that were accepted end with the handshake limit, which makes room for the next.
+    // Accepted connections end at the handshake limit, which frees descriptors for the next.
     for mut stream in crowd {
         let _ = stream.read(&mut [0]);
     }
@@ -61,7 +61,7 @@ fn without_file_descriptors_accepting_pauses_and_recovers() {
 }
 
 fn proxy_threads() -> u64 {
-    // Each has two listeners.
+    // Each traffic thread has two listeners.
     std::thread::available_parallelism().map_or(1, |count| count.get() as u64) * 2
 }
 
@@ -69,7 +69,7 @@ fn proxy_threads() -> u64 {
 fn plain_http_is_redirected() {
     let farm = Farm::new("web/shop");
     let proxy = farm.start();
-    let mut stream = TcpStream::connect(proxy.http).expect("it listens");
+    let mut stream = TcpStream::connect(proxy.http).expect("connected");
     stream.set_read_timeout(Some(PATIENCE)).expect("settable");
     let request = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).expect("taken");

@@ -19,7 +19,7 @@ const PROMETHEUS_ACCEPTS: &str = "Accept: application/openmetrics-text;version=1
      application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n";
 
 #[test]
-fn what_a_proxy_prints_is_sound_and_explained() {
+fn the_metrics_of_a_proxy_are_valid_and_have_help_texts() {
     let farm = Farm::new("web/shop");
     let proxy = farm.start();
     assert!(visit(&farm, proxy.https, "shop.test", &[]).served());
@@ -27,20 +27,20 @@ fn what_a_proxy_prints_is_sound_and_explained() {
 }
 
 #[test]
-fn what_a_cache_prints_is_sound_and_explained() {
+fn the_metrics_of_a_cache_are_valid_and_have_help_texts() {
     let caches = Caches::start(1);
     assert!(check(&caches.all[0].get("/metrics").1) > 20);
 }
 
 #[test]
-fn what_an_operator_prints_is_sound_and_explained() {
+fn the_metrics_of_an_operator_are_valid_and_have_help_texts() {
     let operator = LonelyOperator::start();
-    // Most of the others appear with the first farm.
+    // Most other metrics appear with the first farm.
     assert!(check(&get_page(operator.admin, "/metrics").1) >= 4);
 }
 
 #[test]
-fn the_format_is_the_one_that_the_client_asks_for() {
+fn the_metrics_format_follows_the_accept_header() {
     let farm = Farm::new("web/shop");
     let proxy = farm.start();
     let ask = |headers| get_answer(proxy.admin, "/metrics", headers, PATIENCE).expect("an answer");
@@ -64,7 +64,7 @@ fn the_format_is_the_one_that_the_client_asks_for() {
 
 /// Alerts compare these.
 #[test]
-fn an_overdue_rotation_and_a_bad_file_can_be_told_from_the_metrics() {
+fn metrics_show_an_overdue_rotation_and_a_bad_file() {
     let farm = Farm::new("web/shop");
     let rotated_at = Timestamp::now() - SignedDuration::from_hours(5);
     let secret = || KeySecret::generate().expect("the system has randomness");
@@ -111,7 +111,7 @@ fn an_overdue_rotation_and_a_bad_file_can_be_told_from_the_metrics() {
 }
 
 #[test]
-fn every_alert_is_tested_and_it_and_its_metrics_are_explained() {
+fn every_alert_is_tested_and_documented_like_its_metrics() {
     let rules = include_str!("../../deploy/prometheus/alerts.yaml");
     let tests = include_str!("../../deploy/prometheus/alerts_test.yaml");
     let documentation = include_str!("../../docs/metrics.md");
@@ -173,9 +173,11 @@ fn lint(page: &str) {
         .spawn()
         .expect("tests/packages installs promtool with Debian's prometheus");
     let mut input = promtool.stdin.take().expect("piped");
-    input.write_all(page.as_bytes()).expect("it reads all");
+    input
+        .write_all(page.as_bytes())
+        .expect("promtool reads everything");
     drop(input);
-    let output = promtool.wait_with_output().expect("it ends");
+    let output = promtool.wait_with_output().expect("the process exits");
     let complaints = [output.stdout, output.stderr].concat();
     let complaints = String::from_utf8_lossy(&complaints);
     assert!(
@@ -194,7 +196,7 @@ struct LonelyOperator {
 
 impl LonelyOperator {
     fn start() -> Self {
-        // For its directory.
+        // Only for its directory.
         let farm = Farm::new("web/shop");
         let [admin, nobody] = [Reserved::new(), Reserved::new()];
         let kubeconfig = farm.dir.join("kubeconfig");

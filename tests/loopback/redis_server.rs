@@ -99,7 +99,7 @@ impl Redis {
 
     fn connection(&self) -> Connection {
         let client = redis::Client::open(format!("redis://{}", self.tcp)).expect("an address");
-        client.get_connection().expect("it runs")
+        client.get_connection().expect("the process runs")
     }
 
     pub fn signal(&self, signal: &str) {

@@ -107,7 +107,7 @@ fn another_name_host_or_farm_gets_a_full_handshake_and_the_page() {
         assert!(!session.offered_to(&other_farm, "shop.test").reused, "{version}");
         assert!(session.offered_to(&proxy, "shop.test").reused, "{version}");
     }
-    // Of the same scope, but TLS itself binds a session to its name.
+    // The scope is the same, but TLS itself binds a session to its server name.
     assert_eq!(
         proxy.metric("tlsfarm_proxy_tickets_offered_total{outcome=\"declined\"}"),
         2
@@ -133,7 +133,7 @@ fn a_rotation_arrives_at_once_and_loses_no_session() {
             });
         }
         let took = written.elapsed();
-        assert!(took < Duration::from_secs(1), "it took {took:?}");
+        assert!(took < Duration::from_secs(1), "took {took:?}");
         let primary = a.report().ring.primary;
         assert_eq!(primary, Some(ring.primary.id.to_string()));
         if oldest.is_none() {
@@ -241,7 +241,7 @@ fn tickets_below_tls13_can_be_switched_off() {
 #[test]
 fn without_a_ring_there_are_pages_but_no_tickets() {
     let farm = Farm::new("web/shop");
-    fs::remove_file(farm.ring_file()).expect("it was there");
+    fs::remove_file(farm.ring_file()).expect("removed");
     let proxy = farm.start_with(farm.config());
     assert_eq!(proxy.get("/readyz").0, 503);
     assert_eq!(proxy.get("/healthz").0, 200);

@@ -115,7 +115,7 @@ fn entries_end_with_their_sessions() {
     let redis = Redis::start(&farm, &[]);
     let mut config = config(&farm, redis.over_unix());
     config.tickets.lifetime = "30m".parse().expect("valid");
-    let ids = config.session_cache.as_mut().expect("it has one");
+    let ids = config.session_cache.as_mut().expect("configured");
     ids.session_id_lifetime = "10m".parse().expect("valid");
     let proxy = farm.start_with(config);
     wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));
@@ -162,19 +162,19 @@ fn a_dead_or_silent_cache_costs_full_handshakes_and_nothing_else() {
         let began = Instant::now();
         let offer = offer(&farm, &proxy, &BY_ID, &file);
         let took = began.elapsed();
-        assert!(took < AT_MOST, "it took {took:?}");
+        assert!(took < AT_MOST, "took {took:?}");
         offer
     };
     resumes(&farm, &proxy, &BY_ID, &file);
 
     redis.signal("STOP");
-    // Of each thread five offers at most wait before its breaker opens, and the next one knows at once.
+    // At most five offers per thread wait before its breaker opens; the next one fails immediately.
     let most = 5 * threads() + 1;
     let known = (0..most).any(|_| {
         assert_eq!(offer(), Offer::Unanswered);
         requests(&proxy, "get", "unavailable") > 0
     });
-    assert!(known, "after {most} offers nobody knows that the cache hangs");
+    assert!(known, "after {most} offers no thread knows that the cache hangs");
     assert!(requests(&proxy, "get", "timeout") > 0);
     assert_eq!(
         proxy.get("/readyz").0,
@@ -218,7 +218,7 @@ fn proxies_share_sessions_through_a_cache_beside_each() {
     caches.wait_until_linked();
     let start = |cache: &Cache| start(&caches.farm, CacheServer::Unix(cache.unix.clone()));
     let proxies = [start(&caches.all[0]), start(&caches.all[1])];
-    // Enough of them for either cache to own some.
+    // Enough entries for each cache to own some.
     for round in 0..6 {
         let [issuer, other] = [round % 2, (round + 1) % 2].map(|number| &proxies[number]);
         let by_id = session(&caches.farm, issuer, &BY_ID);
@@ -229,7 +229,7 @@ fn proxies_share_sessions_through_a_cache_beside_each() {
 }
 
 #[test]
-fn a_client_that_keeps_tickets_is_no_business_of_the_cache() {
+fn clients_with_tickets_do_not_use_the_cache() {
     let farm = Farm::new("web/shop");
     let redis = Redis::start(&farm, &[]);
     let mut config = config(&farm, redis.over_unix());
@@ -265,7 +265,7 @@ fn a_client_that_keeps_tickets_is_no_business_of_the_cache() {
 }
 
 #[test]
-fn a_cache_is_taken_into_use_changed_and_given_up_without_a_restart() {
+fn a_cache_is_enabled_changed_and_disabled_without_a_restart() {
     let farm = Farm::new("web/shop");
     let (one, other_farm) = (Redis::start(&farm, &[]), Farm::new("web/shop"));
     let other = Redis::start(&other_farm, &[]);
@@ -286,7 +286,7 @@ fn a_cache_is_taken_into_use_changed_and_given_up_without_a_restart() {
     change(config(&farm, one.over_unix()));
     wait_for("a cache", || proxy.report().session_cache);
     let file = session(&farm, &proxy, &BY_ID);
-    // Each thread connects when its next client comes, which waits for that.
+    // Each thread connects when its next client arrives; that client waits for the connection.
     resumes(&farm, &proxy, &BY_ID, &file);
     change(config(&farm, other.over_unix()));
     is_refused(&farm, &proxy, &BY_ID, &file);
@@ -343,7 +343,7 @@ fn the_probe_sees_every_proxy_resume_and_single_use_tickets_once() {
             (9, 9),
             "each ticket was offered twice"
         );
-        wait_for("the ends of what was offered again", || {
+        wait_for("the repeated offers to end", || {
             (hung_up() >= before.3 + 9).then_some(())
         });
         Some(())

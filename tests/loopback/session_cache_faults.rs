@@ -37,7 +37,7 @@ const RECOVERY: Duration = Duration::from_secs(5);
 const TWO_TRIALS: Duration = Duration::from_millis(2500);
 
 #[test]
-fn handshakes_stop_asking_a_killed_cache_and_ask_the_one_that_takes_its_place() {
+fn handshakes_stop_asking_a_killed_cache_and_ask_its_replacement() {
     let mut scene = Scene::start();
     scene.cache.kill();
     scene.nobody_asks_soon();
@@ -48,7 +48,7 @@ fn handshakes_stop_asking_a_killed_cache_and_ask_the_one_that_takes_its_place() 
 }
 
 #[test]
-fn handshakes_stop_asking_a_cache_that_hangs_and_ask_it_when_it_goes_on() {
+fn handshakes_stop_asking_a_hanging_cache_and_ask_again_when_it_recovers() {
     let scene = Scene::start();
     scene.cache.signal("STOP");
     scene.nobody_asks_soon();
@@ -74,7 +74,7 @@ fn a_cache_that_lost_everything_costs_a_full_handshake_for_each_session() {
 }
 
 #[test]
-fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
+fn a_restored_backup_makes_used_tickets_valid_once_more() {
     let farm = Farm::new("web/shop");
     let mut redis = Redis::start(&farm, &[]);
     let proxy = start(&farm, redis.over_unix());
@@ -85,7 +85,7 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     };
     let file = until_answered(&proxy, "using it", || {
         let file = session(&farm, &proxy, &BY_TICKET);
-        // A copy of a time when the ticket had not been used.
+        // A backup from before the ticket was used.
         redis.command("SAVE");
         use_it(&file, "nothing was restored yet").then_some(file)
     });
@@ -98,7 +98,7 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     });
     is_refused(&farm, &proxy, &BY_TICKET, &file);
 
-    // Dropping the keys of the time before puts an end to that.
+    // Dropping the keys from before the backup makes the tickets invalid for good.
     redis.kill();
     redis.start_again();
     wait_until_reachable(&proxy);
@@ -111,7 +111,7 @@ fn a_restored_copy_brings_used_tickets_back_until_they_are_used_again() {
     let before = Counted::of(&proxy);
     is_refused(&farm, &proxy, &BY_TICKET, &file);
     let counted = proxy.metric("tlsfarm_proxy_tickets_offered_total{outcome=\"unknown_key\"}");
-    // Unless the one lookup that takes it was not answered.
+    // Unless the one lookup that takes the entry was not answered.
     assert!(
         counted == 1 || Counted::of(&proxy).unanswered > before.unanswered,
         "no key of the ring opens it"
@@ -153,21 +153,21 @@ impl Scene {
     fn nobody_asks_soon(&self) {
         let (began, waited) = (Instant::now(), self.waited());
         wait_for("handshakes that do not ask", || {
-            // One more way to the cache only looks, and may take longer to see what is wrong.
+            // The control thread has a connection of its own, which only probes and may take longer to fail.
             let state = |state| format!("tlsfarm_proxy_session_cache_breakers{{state=\"{state}\"}}");
             let none = self.proxy.metric("tlsfarm_proxy_session_cache_reachable") == 0;
             (none || self.proxy.metric(&state("closed")) <= 1).then_some(())
         });
         let took = began.elapsed();
         println!("nobody asks after {took:?}");
-        assert!(took < OPEN_WITHIN + NOISE, "it took {took:?}");
+        assert!(took < OPEN_WITHIN + NOISE, "took {took:?}");
         let waited = self.waited() - waited;
         assert!(waited <= FEW, "{waited} handshakes waited");
     }
 
     /// Handshakes go on, none of them waits for an answer of the cache, and trials do not change that.
     fn nobody_waits(&self) {
-        // Those that had asked before have given up.
+        // Lookups that were already waiting have timed out.
         self.load.goes_on(4 * self.load.clients);
         let (waited, known) = (self.waited(), requests(&self.proxy, "get", "unavailable"));
         let until = Instant::now() + TWO_TRIALS;

@@ -39,7 +39,7 @@ impl Scene {
         let farm = Farm::new("web/shop");
         let cache = EvilCache::start(&farm);
         let mut config = config(&farm, cache.server());
-        let cache_config = config.session_cache.as_mut().expect("it has one");
+        let cache_config = config.session_cache.as_mut().expect("configured");
         cache_config.lookup_timeout = limit.parse().expect("valid");
         let proxy = farm.start_with(config);
         wait_for("readiness", || (proxy.get("/readyz").0 == 200).then_some(()));
@@ -92,7 +92,7 @@ impl Scene {
 }
 
 #[test]
-fn what_is_no_reply_is_a_miss_a_counter_and_no_growth() {
+fn malformed_replies_are_counted_misses_and_take_no_memory() {
     let scene = Scene::new();
     let file = scene.session(&BY_ID);
     scene.resumes(&file);
@@ -114,9 +114,9 @@ fn what_is_no_reply_is_a_miss_a_counter_and_no_growth() {
 }
 
 #[test]
-fn a_lie_is_a_miss_and_a_counter() {
+fn forged_entries_are_counted_misses() {
     let scene = Scene::new();
-    // There is always another entry that may be given instead.
+    // There is always another entry that the cache can return instead.
     let file = scene.session(&BY_ID);
     scene.session(&BY_TICKET);
     for conduct in [Conduct::AnotherEntry, Conduct::Altered, Conduct::Invented] {
@@ -138,15 +138,15 @@ fn a_lie_is_a_miss_and_a_counter() {
         until_answered(&scene.proxy, "a lie about a ticket", || {
             refused(&BY_TICKET, &scene.session(&BY_TICKET), "tickets")
         });
-        // The link and the breaker are as they were.
+        // Connection and breaker are unaffected.
         scene.resumes(&file);
     }
 }
 
-/// The owner of an entry decides who used it, and nobody else knows. Each use has a key exchange of its own, so that a
-/// second one is no replay of data.
+/// Only the owner of an entry knows whether it was used. Each use has a key exchange of its own, so that a second use is
+/// not a replay of data.
 #[test]
-fn single_use_is_as_good_as_the_server_that_keeps_the_entries() {
+fn single_use_depends_on_the_server_that_keeps_the_entries() {
     let scene = Scene::new();
     until_answered(&scene.proxy, "each use of a ticket", || {
         let file = scene.session(&BY_TICKET);
@@ -186,7 +186,7 @@ fn slow_is_bounded(scene: &Scene, file: &Path, what: &str) {
     const AT_ONCE: usize = 24;
     const VISITS: usize = 9;
     let (began, unavailable) = (Instant::now(), requests(&scene.proxy, "get", "unavailable"));
-    // As many at once as open the breaker of each thread.
+    // Enough concurrent visits to open the breaker of each thread.
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| scene.time("-sess_in", file));
@@ -248,7 +248,7 @@ fn full_handshakes(scene: &Scene, count: usize) {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         for _ in 0..count {
-            // A client that has never been here.
+            // A client without a session.
             let client = Client::new(&scene.farm, Http::One);
             client.tls(scene.proxy.https).await.expect("a handshake");
         }

@@ -17,7 +17,7 @@ use crate::session_cache::{start, wait_until_reachable};
 use crate::session_offers::Counted;
 
 #[test]
-fn a_client_that_has_its_tickets_finds_their_sessions_in_the_cache() {
+fn sessions_are_stored_before_the_client_gets_its_tickets() {
     const ROUNDS: usize = 100;
     // Rounds in which the proxy itself counts that it did not send something. Five late answers in a row keep a thread from
     // asking for a second, in which a busy machine may see that many clients.
@@ -29,19 +29,19 @@ fn a_client_that_has_its_tickets_finds_their_sessions_in_the_cache() {
     for round in 0..ROUNDS {
         let (before, entries) = (Counted::of(&proxy), redis.entries());
         let tickets = take_tickets(&farm, &proxy).expect("a connection");
-        // Redis does one thing after another, and takes this question last.
+        // Redis is single-threaded and handles this query after the stores.
         let stored = redis.entries() - entries;
         let after = wait_for("an end of storing", || {
             Some(Counted::of(&proxy)).filter(|now| now.puts() >= before.puts() + tickets as u64)
         });
-        // Between the hello, when the cache was there, and the end of the handshake it may have been given up.
+        // The breaker may have opened between the hello, when the cache was reachable, and the end of the handshake.
         let not_sent = (after.not_sent - before.not_sent) as usize;
         assert!(
             stored <= tickets && stored + not_sent >= tickets,
             "round {round}: {tickets} tickets, {stored} entries, {not_sent} not sent"
         );
         if stored < 2 {
-            // A proxy that thinks that the cache is away gives none.
+            // A proxy that considers the cache unreachable issues no tickets.
             assert!(
                 not_sent > 0 || (tickets == 0 && (before.holds_back() || after.holds_back())),
                 "round {round}: {tickets} tickets, {stored} entries, {before:?}, {after:?}"

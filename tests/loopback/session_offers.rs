@@ -112,7 +112,7 @@ pub fn session(farm: &Farm, proxy: &Proxy, arguments: &[&str]) -> PathBuf {
     let file = farm
         .dir
         .join(format!("session-{}{}", proxy.https.port(), arguments.concat()));
-    // Clients of TLS 1.3 get two tickets and offer the last.
+    // TLS 1.3 clients get two tickets and offer the last one.
     let entries = if arguments == BY_TICKET { 2 } else { 1 };
     until_answered(proxy, "storing a session", || {
         let before = Counted::of(proxy);

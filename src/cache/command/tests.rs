@@ -106,7 +106,7 @@ fn no_lifetime_is_longer_than_seven_days() {
 }
 
 #[test]
-fn kinds_are_told_apart_for_metrics() {
+fn every_command_has_its_own_verb_for_metrics() {
     let verb = |line: &str| {
         let mut bytes = Vec::new();
         encode_request(
@@ -135,7 +135,7 @@ fn kinds_are_told_apart_for_metrics() {
 }
 
 #[test]
-fn what_is_wrong_is_said_as_redis_says_it() {
+fn errors_are_worded_as_in_redis() {
     use CommandError::*;
     for (line, error) in [
         ("FLUSHALL", Unknown),

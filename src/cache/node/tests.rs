@@ -76,7 +76,7 @@ const COMMANDS: [(&str, Reply); 7] = [
 
 /// Else two caches that disagree about an owner would ask each other for ever.
 #[tokio::test]
-async fn what_a_peer_asks_for_is_answered_here_and_passed_on_to_nobody() {
+async fn requests_of_peers_are_answered_locally_and_never_forwarded() {
     let node = node(everything_is_others(), Duration::from_secs(60));
     for (line, reply) in COMMANDS {
         assert_eq!(own(ask(&node, Origin::Peer, line)), reply, "{line}");
@@ -88,7 +88,7 @@ async fn what_a_peer_asks_for_is_answered_here_and_passed_on_to_nobody() {
 }
 
 #[tokio::test]
-async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it() {
+async fn client_requests_go_to_the_owner_and_without_it_miss_or_fail() {
     let node = node(everything_is_others(), Duration::from_secs(60));
     for (line, _) in COMMANDS {
         let NodeAnswer::Later(reply) = ask(&node, Origin::Client, line) else {
@@ -104,7 +104,7 @@ async fn what_a_client_asks_for_is_the_owners_and_a_miss_or_an_error_without_it(
 }
 
 #[test]
-fn answers_of_an_owner_count_as_the_same_ones_of_this_cache() {
+fn forwarded_answers_are_counted_like_local_ones() {
     for (verb, reply, outcome) in [
         (Verb::Set, Ok(Reply::OK), CommandOutcome::Stored),
         (Verb::Set, Ok(Reply::Null), CommandOutcome::Exists),
@@ -133,7 +133,7 @@ fn refused_by_owner() -> Reply {
 }
 
 #[test]
-fn no_entry_lives_longer_than_seven_days_whoever_sets_its_lifetime() {
+fn lifetimes_are_capped_at_seven_days_for_clients_and_peers() {
     let week = 7 * 86_400;
     let node = node(Router::alone(), Duration::from_secs(30 * 86_400));
     for (line, lifetime) in [
@@ -154,7 +154,7 @@ fn no_entry_lives_longer_than_seven_days_whoever_sets_its_lifetime() {
 }
 
 #[test]
-fn a_lifetime_of_none_or_less_deletes() {
+fn a_zero_or_negative_lifetime_deletes_the_entry() {
     let node = node(Router::alone(), Duration::from_secs(60));
     for line in ["EXPIRE k 0", "EXPIRE k -1"] {
         own(ask(&node, Origin::Client, "SET k v"));
@@ -169,7 +169,7 @@ fn is_error(reply: &Reply, code: &str) -> bool {
 }
 
 #[test]
-fn peers_have_shown_a_certificate_and_need_no_password() {
+fn peers_need_no_password() {
     let password = Password::from_file(b"secret");
     let node = with_password(Router::alone(), Duration::from_secs(60), password);
     assert_eq!(own(ask(&node, Origin::Peer, "GET k")), Reply::Null);
@@ -178,7 +178,7 @@ fn peers_have_shown_a_certificate_and_need_no_password() {
 }
 
 #[test]
-fn nothing_of_a_connection_changes_before_name_and_password_are_right() {
+fn a_failed_authentication_leaves_the_connection_unchanged() {
     let password = Password::from_file(b"secret");
     let node = with_password(Router::alone(), Duration::from_secs(60), password);
     let mut session = node.session(Origin::Client);

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_get_each_command_with_its_lifetime_spelled_out() {
+    fn forwarded_commands_carry_an_explicit_lifetime() {
         let set = |lifetime, only_new| {
             OneKey::Set(Set {
                 key: b"k",
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn counts_are_added_up_and_without_one_of_them_there_is_none() {
+    async fn counts_of_owners_are_summed_and_one_failure_fails_the_sum() {
         use std::future::ready;
         assert_eq!(
             sum(1, vec![ready(Ok(2)), ready(Ok(0))]).await,

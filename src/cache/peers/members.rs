@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_is_known_by_its_pods_address_or_by_the_one_it_listens_on() {
+    fn the_own_address_is_the_pod_address_or_else_the_listen_address() {
         let own = |listen: &str, pod_ip: Option<&str>| {
             let pod_ip = pod_ip.map(|ip| ip.parse().expect("an address"));
             own_address(&peers(listen, &[]), pod_ip).to_string()
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_each_address_in_the_form_that_equals_others() {
+    fn member_addresses_are_canonical() {
         let members = Members::follow(&peers("[::]:1", &["[::ffff:10.0.0.7]:7443", "10.0.0.8:7443"]));
         let addresses: Vec<String> = members.now().iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.0.0.7:7443", "10.0.0.8:7443"]);

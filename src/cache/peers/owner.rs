@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_function_is_what_other_releases_have() {
+    fn owners_are_the_same_as_in_other_releases() {
         assert_eq!(KeyHash::of(b"abc"), KeyHash(0xba78_16bf_8f01_cfea));
         assert_eq!(MemberHash::of(address(1)), MemberHash(0x2313_55b1_1551_9bfb));
         assert_eq!(
@@ -114,19 +114,19 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_same_member_in_both_forms() {
+    fn ipv4_and_ipv4_mapped_addresses_are_the_same_member() {
         let mapped = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().into(), 7443);
         assert_eq!(MemberHash::of(mapped), MemberHash::of(address(1)));
     }
 
     #[test]
-    fn caches_on_one_host_are_told_apart_by_their_ports() {
+    fn ports_distinguish_caches_on_one_host() {
         let of = |port| MemberHash::of((Ipv4Addr::LOCALHOST, port).into());
         assert!(of(7443) != of(7444) && of(7443) != of(7443 + 256));
     }
 
     #[test]
-    fn there_is_no_owner_among_nobody() {
+    fn without_members_there_is_no_owner() {
         let nobody = owner(KeyHash::of(b"key"), Vec::<SocketAddr>::new(), |member| {
             MemberHash::of(*member)
         });
@@ -135,7 +135,7 @@ mod tests {
 
     /// Every case has members that keep their keys and a newcomer that takes some.
     #[test]
-    fn keys_are_balanced_and_only_a_newcomers_keys_move() {
+    fn keys_are_balanced_and_a_new_member_moves_only_its_own() {
         let keys: Vec<_> = (0..KEYS).map(|key| KeyHash::of(&key.to_be_bytes())).collect();
         let members = (btree_set(any::<u8>(), 2..9), any::<prop::sample::Index>());
         let floors = [("a key that moves", 100), ("a key that stays", 100)];

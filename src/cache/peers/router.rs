@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newcomer_takes_keys_and_gives_them_back() {
+    async fn a_new_member_takes_its_keys_and_returns_them_when_it_leaves() {
         let (mut follower, router) = (follower(1), Router::alone());
         set(&mut follower, &router, &[1, 2]);
         let before = own(&router);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_not_ready_yet_owns_nothing() {
+    async fn a_cache_that_is_not_ready_owns_no_keys() {
         let (mut follower, router) = (follower(1), Router::alone());
         set(&mut follower, &router, &[2, 3]);
         assert!(own(&router).is_empty());
@@ -230,7 +230,7 @@ mod tests {
 
     /// Else each change would make the next requests wait again for a cache that is gone.
     #[tokio::test]
-    async fn what_is_known_of_caches_that_stay_is_kept() {
+    async fn membership_changes_keep_the_clients_of_unchanged_members() {
         let (mut follower, router) = (follower(1), Router::alone());
         set(&mut follower, &router, &[1, 2]);
         let of_second = |router: &Router| {

@@ -188,7 +188,7 @@ impl Files {
         }
         match missing {
             Some(error) => Err(error),
-            // The missing ones have been told of; they will change when they come.
+            // Missing files were already reported; their appearance counts as a change.
             None => Ok(changed && !self.any_empty()),
         }
     }

@@ -91,7 +91,7 @@ impl Bucket {
             self.remove(place);
         }
         let bytes = allocation(value.len());
-        // Growing is put off in favour of the oldest's place when there is no memory for it.
+        // If the limit leaves no room to grow, evict the oldest entry and reuse its slot.
         while self.bytes() + bytes + self.growth() > self.limit {
             if self.remove(self.oldest).is_none() {
                 return false;
@@ -123,7 +123,7 @@ impl Bucket {
                 self.swept = 0;
             }
             match self.entries.get(self.swept) {
-                // Another one is in this place then.
+                // Removal moves another entry into this slot, so do not advance.
                 Some(entry) if entry.expires <= now => self.expire(self.swept as u32),
                 _ => self.swept += 1,
             }
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_at_every_place_removes_all_that_has_expired_also_what_moves_into_a_hole() {
+    fn a_full_sweep_removes_every_expired_entry() {
         let mut bucket = Bucket::new(1 << 20);
         for number in 0..4 {
             let id = Id(u128::to_be_bytes(number << 64 | number));

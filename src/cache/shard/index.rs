@@ -89,7 +89,7 @@ impl Index {
             if slot.place == NOWHERE {
                 break;
             }
-            // How far it stands behind its home, and how far behind the hole.
+            // Distances of the slot from its home position and from the hole.
             let behind_home = at.wrapping_sub(self.home(slot.tag)) & self.mask();
             let behind_hole = at.wrapping_sub(hole) & self.mask();
             if behind_home >= behind_hole {
@@ -165,7 +165,7 @@ mod tests {
     proptest! {
         /// Few tags, so that many places share one and many stand behind their homes.
         #[test]
-        fn it_finds_what_a_map_finds(steps in vec((any::<bool>(), 0u32..40, 0u32..100), 0..600)) {
+        fn the_index_agrees_with_a_hash_map(steps in vec((any::<bool>(), 0u32..40, 0u32..100), 0..600)) {
             let mut index = Index::default();
             let mut model = BTreeMap::new();
             let mut fresh = 0;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_back() {
+    fn shrinking_frees_memory() {
         let mut index = Index::default();
         (0..10_000).for_each(|place| index.insert(place * 7919, place));
         assert!(index.bytes() <= 10_000 * 22);

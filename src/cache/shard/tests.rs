@@ -48,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// Measured: 57 % of the cases store a new value in the place of one whose time is over, 66 % are denied another lifetime for
 /// such a one, 71 % store what must not replace another, and 74 % or more reach each of the others.
 #[test]
-fn without_want_of_room_it_is_a_map_with_lifetimes() {
+fn below_its_limit_a_shard_is_a_map_with_expiry() {
     let floors = [
         ("a value", 44),
         ("no value", 50),
@@ -63,17 +63,17 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
         ("an entry that is deleted", 45),
         ("nothing to delete any more", 37),
         ("another lifetime", 44),
-        ("no other lifetime for what is over", 32),
+        ("no new lifetime for an expired entry", 32),
         ("time left", 43),
         ("no time left", 39),
-        ("what is swept", 45),
+        ("expired entries are swept", 45),
     ];
     let steps = (vec(step(), 40..300), any::<bool>());
     check(96, steps, &floors, |(steps, encrypt), case| {
         let start = Instant::now();
         let shard = Shard::new(1 << 20, encrypt, start).expect("randomness");
         let mut model: BTreeMap<u8, (Vec<u8>, u64)> = BTreeMap::new();
-        // Keys that had a value last whose time is over.
+        // Keys whose latest value has expired.
         let mut over = BTreeSet::new();
         let mut time = 0;
         for (number, step) in steps.into_iter().enumerate() {
@@ -126,7 +126,7 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
                 Step::Expire(key, lifetime) => {
                     let entry = model.get_mut(&key).map(|(_, expires)| *expires = time + lifetime);
                     case.reaches_if(entry.is_some(), "another lifetime");
-                    case.reaches_if(over.contains(&key), "no other lifetime for what is over");
+                    case.reaches_if(over.contains(&key), "no new lifetime for an expired entry");
                     let found = shard.expire(&[key], Duration::from_millis(lifetime), now);
                     prop_assert_eq!(found, entry.is_some());
                 }
@@ -144,7 +144,7 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
                     shard.sweep(most, now);
                     let after = shard.figures();
                     let swept = before.entries - after.entries;
-                    case.reaches_if(swept > 0, "what is swept");
+                    case.reaches_if(swept > 0, "expired entries are swept");
                     prop_assert!(swept <= most);
                     prop_assert_eq!(after.expired - before.expired, swept as u64);
                 }
@@ -163,7 +163,7 @@ fn without_want_of_room_it_is_a_map_with_lifetimes() {
 
 /// Measured: 70 to 77 % of the cases let the oldest go, all of them several for one, and 97 % replace one that is not the oldest.
 #[test]
-fn the_bound_holds_and_the_oldest_go() {
+fn a_full_shard_stays_within_its_limit_and_evicts_the_oldest() {
     const LIMIT: usize = 256 << 10;
     let floors = [
         ("the oldest go", 35),
@@ -185,7 +185,7 @@ fn the_bound_holds_and_the_oldest_go() {
             order.push(key);
             let figures = shard.figures();
             prop_assert!(figures.bytes <= LIMIT);
-            // Since those that went are not there, those that are there are the newest.
+            // The evicted entries must be the oldest.
             let went = order.len() - figures.entries;
             case.reaches_if(went > 0, "the oldest go");
             case.reaches_if(went > 1, "several go for one");
@@ -199,7 +199,7 @@ fn the_bound_holds_and_the_oldest_go() {
 }
 
 #[test]
-fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
+fn entries_exist_exactly_until_they_expire() {
     const LIFETIME: Duration = Duration::from_secs(10);
     let (shard, now) = shard(1 << 20);
     let (before, end) = (now + LIFETIME - Duration::from_millis(1), now + LIFETIME);
@@ -224,7 +224,7 @@ fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
     assert!(
         shard.take(b"1", end).is_none() && !shard.delete(b"2", end) && !shard.expire(b"3", LIFETIME, end)
     );
-    // A lifetime counts from when it was given.
+    // A lifetime counts from the moment when it was set.
     stored(b"4");
     assert!(shard.expire(b"4", LIFETIME, before));
     assert_eq!(
@@ -235,7 +235,7 @@ fn an_entry_is_there_until_its_lifetime_ends_and_no_longer() {
 }
 
 #[test]
-fn of_all_who_take_a_value_one_gets_it() {
+fn only_one_of_several_concurrent_takers_gets_a_value() {
     const ROUNDS: usize = 100_000;
     const THREADS: usize = 4;
     let (shard, now) = shard(1 << 20);
@@ -266,7 +266,7 @@ fn of_all_who_take_a_value_one_gets_it() {
 }
 
 #[test]
-fn what_has_expired_goes_without_being_asked_for() {
+fn expired_entries_are_swept() {
     let (shard, now) = shard(1 << 20);
     for key in 0u16..1000 {
         shard.set(&key.to_be_bytes(), b"short", Duration::from_secs(1), false, now);
@@ -282,7 +282,7 @@ fn what_has_expired_goes_without_being_asked_for() {
 
 /// The accounting against what the system says, and the goal of the design: 300 bytes over the data.
 #[test]
-fn an_entry_takes_what_is_accounted_for_it() {
+fn accounted_memory_matches_resident_memory() {
     const ENTRIES: usize = 200_000;
     const DATA: usize = 32 + 150;
     let resident = || {

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sealed_value_opens_under_its_own_key_only_and_shows_nothing() {
+    fn sealed_values_open_only_under_their_own_key_and_hide_the_plaintext() {
         let vault = Vault::new(true).expect("randomness");
         let (one, other) = (vault.id(b"one").expect("id"), vault.id(b"other").expect("id"));
         let value = b"a master secret that nobody may read";

@@ -106,13 +106,13 @@ fn transition(before: &[Condition], after: &Condition) -> Option<NewEvent> {
         (ConditionType::Ready, ConditionStatus::True) => {
             Some(NewEvent::normal(after.reason, "Reconcile", after.message.clone()))
         }
-        // It sums the others up.
+        // Ready only summarizes conditions that have their own events.
         (ConditionType::Ready, _) => None,
         (_, ConditionStatus::False) => {
             let ordinary = match after.reason {
-                // The write of the ring told of it.
+                // Ordinary, or already reported by the event of the ring write.
                 Reason::Distributing | Reason::RingRepaired | Reason::ScaledToZero => true,
-                // Proxies that are being started for the first time.
+                // The proxies are starting for the first time.
                 Reason::ProxiesUnavailable => last.is_none_or(|last| last.status != ConditionStatus::True),
                 _ => false,
             };
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_lasts_makes_no_event_and_a_new_reason_does() {
+    fn an_unchanged_condition_makes_no_event_and_a_new_reason_does() {
         use ConditionType::CertificatesReady;
         let missing = condition(
             CertificatesReady,
@@ -164,8 +164,11 @@ mod tests {
             transitions(std::slice::from_ref(&missing), std::slice::from_ref(&missing)),
             []
         );
-        let told = transitions(&[missing], &[mismatch]);
-        assert_eq!(told, [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]);
+        let events = transitions(&[missing], &[mismatch]);
+        assert_eq!(
+            events,
+            [NewEvent::warning(Reason::KeyMismatch, "Reconcile", "why")]
+        );
     }
 
     #[test]
@@ -189,8 +192,8 @@ mod tests {
         assert_eq!(transitions(&[serving], &[starting]).len(), 1);
     }
 
-    /// What is told when a condition of this type, status and reason becomes another; `None` for one that is new.
-    fn told(
+    /// Events of a change from one type, status and reason to another; `None` before a new condition.
+    fn events(
         type_: ConditionType,
         before: Option<(ConditionStatus, Reason)>,
         after: (ConditionStatus, Reason),
@@ -203,25 +206,28 @@ mod tests {
     }
 
     #[test]
-    fn a_farm_that_becomes_ready_is_told_of_and_one_that_is_not_is_told_by_what_is_wrong() {
+    fn only_becoming_ready_is_an_event_since_other_conditions_report_failures() {
         use ConditionStatus::{False, True};
         let ready = [NewEvent::normal(Reason::FarmReady, "Reconcile", "why")];
         let before = Some((False, Reason::Progressing));
         assert_eq!(
-            told(ConditionType::Ready, before, (True, Reason::FarmReady)),
+            events(ConditionType::Ready, before, (True, Reason::FarmReady)),
             ready
         );
-        assert_eq!(told(ConditionType::Ready, None, (True, Reason::FarmReady)), ready);
-        let same = Some((True, Reason::FarmReady));
-        assert_eq!(told(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
         assert_eq!(
-            told(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
+            events(ConditionType::Ready, None, (True, Reason::FarmReady)),
+            ready
+        );
+        let same = Some((True, Reason::FarmReady));
+        assert_eq!(events(ConditionType::Ready, same, (True, Reason::FarmReady)), []);
+        assert_eq!(
+            events(ConditionType::Ready, same, (False, Reason::BackendNotFound)),
             []
         );
     }
 
     #[test]
-    fn every_condition_that_becomes_false_is_a_warning_but_for_ordinary_work() {
+    fn a_condition_that_becomes_false_is_a_warning_except_in_ordinary_work() {
         use ConditionStatus::{False, True, Unknown};
         for (type_, good, bad) in [
             (ConditionType::Accepted, Reason::Valid, Reason::HostnameConflict),
@@ -257,26 +263,30 @@ mod tests {
             ),
         ] {
             let warning = [NewEvent::warning(bad, "Reconcile", "why")];
-            assert_eq!(told(type_, Some((True, good)), (False, bad)), warning, "{type_}");
-            assert_eq!(told(type_, Some((False, bad)), (True, good)), [], "{type_}");
             assert_eq!(
-                told(type_, Some((True, good)), (Unknown, Reason::Pending)),
+                events(type_, Some((True, good)), (False, bad)),
+                warning,
+                "{type_}"
+            );
+            assert_eq!(events(type_, Some((False, bad)), (True, good)), [], "{type_}");
+            assert_eq!(
+                events(type_, Some((True, good)), (Unknown, Reason::Pending)),
                 [],
                 "{type_}"
             );
         }
         for reason in [Reason::Distributing, Reason::RingRepaired] {
             let synced = Some((True, Reason::Acknowledged));
-            assert_eq!(told(ConditionType::KeysSynced, synced, (False, reason)), []);
+            assert_eq!(events(ConditionType::KeysSynced, synced, (False, reason)), []);
         }
         let serving = Some((True, Reason::ProxiesReady));
         assert_eq!(
-            told(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
+            events(ConditionType::Available, serving, (False, Reason::ScaledToZero)),
             []
         );
         let scaled_up = Some((False, Reason::ScaledToZero));
         assert_eq!(
-            told(
+            events(
                 ConditionType::Available,
                 scaled_up,
                 (False, Reason::ProxiesUnavailable)
@@ -286,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn notes_that_the_api_server_takes_are_not_cut() {
+    fn notes_within_the_api_limit_are_not_truncated() {
         let longest = "x".repeat(LONGEST_NOTE);
         assert_eq!(shortened(longest.clone()), longest);
         assert_eq!(shortened(longest + "x"), "x".repeat(LONGEST_NOTE - 3) + "…");
     }
 
     #[test]
-    fn long_notes_are_cut_between_characters() {
+    fn long_notes_are_truncated_at_a_character_boundary() {
         let note = shortened("ä".repeat(2000));
         assert!(note.len() <= LONGEST_NOTE && note.ends_with('…'));
     }

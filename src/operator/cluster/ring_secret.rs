@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_without_a_usable_ring_says_why_and_which_version_it_is() {
+    fn an_unusable_ring_secret_has_a_reason_and_its_resource_version() {
         let damaged = |change: &dyn Fn(&mut SecretToWrite)| {
             let mut secret = wanted(&id("shop"), &ring());
             change(&mut secret);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_somebody_elses_is_told_apart() {
+    fn missing_and_foreign_ring_secrets_are_distinguished() {
         assert!(matches!(
             StoredRing::from(SecretState::Missing),
             StoredRing::Missing

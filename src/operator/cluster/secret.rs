@@ -157,7 +157,7 @@ pub(crate) async fn delete(
         ..DeleteParams::default()
     };
     match api(client, id).delete(name, &this_one_only).await {
-        // The answer may be the Secret itself.
+        // The body of the answer may be the Secret itself.
         Ok(answer) => {
             answer.map_left(Content);
             Ok(Written::Stored)
@@ -209,9 +209,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_with_the_version_that_the_next_write_replaces() {
+    fn a_written_secret_is_read_back_with_its_resource_version() {
         let SecretState::Ours(content, version) = stored(wanted("shop-cache-tls")) else {
-            panic!("it is not ours");
+            panic!("the Secret is foreign");
         };
         assert_eq!(version, Version("7".into()));
         assert_eq!(content.get("tls.crt"), Some(&b"a certificate"[..]));
@@ -251,23 +251,29 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_write_is_overtaken_by_another_writer_and_fails_for_any_other_reason() {
+    fn a_conflicting_write_is_overtaken_and_other_errors_are_failures() {
         let version = Version("7".into());
-        assert!(is_overtaken(&refused(409), None), "it is there already");
-        assert!(is_overtaken(&refused(409), Some(&version)), "it was changed");
-        assert!(is_overtaken(&refused(404), Some(&version)), "it is gone");
+        assert!(is_overtaken(&refused(409), None), "the Secret exists already");
+        assert!(
+            is_overtaken(&refused(409), Some(&version)),
+            "the Secret was changed"
+        );
+        assert!(
+            is_overtaken(&refused(404), Some(&version)),
+            "the Secret was deleted"
+        );
         assert!(!is_overtaken(&refused(404), None), "the namespace is gone");
         for code in [400, 403, 422, 500] {
             assert!(!is_overtaken(&refused(code), Some(&version)), "{code}");
         }
         assert!(
             !is_overtaken(&kube::Error::TlsRequired, Some(&version)),
-            "nobody answered"
+            "there was no answer"
         );
     }
 
     #[test]
-    fn a_secret_that_is_gone_is_deleted_and_one_that_changed_is_not() {
+    fn deleting_tolerates_a_missing_secret_and_spares_a_changed_one() {
         assert_eq!(not_deleted(&refused(404)), Some(Written::Stored));
         assert_eq!(not_deleted(&refused(409)), Some(Written::Overtaken));
         assert_eq!(not_deleted(&refused(403)), None);

@@ -300,7 +300,7 @@ fn authority_params() -> CertificateParams {
 
 /// Sets the validity period, which begins slightly before `now`.
 fn set_validity(params: &mut CertificateParams, now: Timestamp, life: SignedDuration) {
-    // The type is another crate's, and this its only constructor in sight.
+    // rcgen does not re-export its time type; this is the only public way to construct one.
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let at = |time: Timestamp| epoch + Duration::from_secs(time.as_second().unsigned_abs());
     params.not_before = at(now - BACKDATED);

@@ -103,7 +103,7 @@ pub(crate) fn decide(
             return Ok(Decision::Write(Box::new(ring), None, Change::Created));
         }
         StoredRing::Missing => ("the ring Secret was missing".to_owned(), None),
-        // The farm is not accepted then.
+        // A foreign Secret is reported as NameConflict; never overwrite it.
         StoredRing::Foreign(_) => return Ok(Decision::None),
     };
     let generation = known.generation + 1;

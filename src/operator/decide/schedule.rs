@@ -59,7 +59,7 @@ pub(crate) fn next_pass(outlook: &ScheduleInputs, now: Timestamp) -> Duration {
         UNWELL
     };
     match outlook.due {
-        // A moment late rather than a moment early: an early pass would find nothing to do.
+        // A few milliseconds late: a pass that comes early would find nothing to do.
         Some(due) if due > now => pace.min(due.duration_since(now).unsigned_abs() + Duration::from_millis(5)),
         _ => pace,
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_that_load_a_change_are_looked_at_often_and_then_less_and_less() {
+    fn loading_proxies_are_polled_at_increasing_intervals() {
         let loading = |seconds| {
             let loading_for = Some(SignedDuration::from_secs(seconds));
             next_pass(
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_farm_is_looked_at_the_sooner_the_more_there_is_to_wait_for() {
+    fn the_next_pass_is_sooner_while_a_farm_waits_for_something() {
         let now = at(0);
         let rest = ScheduleInputs {
             ready: true,
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_is_not_missed_and_what_is_overdue_does_not_spin() {
+    fn due_work_is_not_missed_and_overdue_work_does_not_busy_loop() {
         let rest = |due| {
             next_pass(
                 &ScheduleInputs {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_retried_later_each_time_and_not_all_at_once() {
+    fn failures_are_retried_with_growing_and_jittered_delays() {
         assert_eq!(retry_after(1, 1.0), Duration::from_secs(1));
         assert_eq!(retry_after(1, 0.0), Duration::from_millis(500));
         assert_eq!(retry_after(0, 1.0), Duration::from_secs(1));

@@ -22,7 +22,7 @@ pub(crate) fn status(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -
         .unwrap_or_default();
     let ring = match facts.ring {
         Some(ring) => Some(ring_status(facts, ring)),
-        // A ring that cannot be seen in this pass is still there.
+        // If this pass did not read the ring, keep the one in the status.
         None => before.and_then(|status| status.ring.clone()),
     };
     TLSFarmStatus {
@@ -83,7 +83,7 @@ fn session_cache(facts: &StatusInputs<'_>, before: Option<&TLSFarmStatus>) -> Op
         let cache = one.cache();
         cache.is_some_and(|cache| cache.reachable)
     });
-    // Certificates that cannot be seen in this pass are still there.
+    // If this pass did not read the certificates, keep the time in the status.
     let last = before.and_then(|status| status.session_cache.as_ref()?.certificate_renewal);
     Some(SessionCacheStatus {
         mode,

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_waits_for_pods_that_are_about_to_serve_and_for_none_that_cannot() {
+    fn a_rotation_waits_for_starting_pods_but_not_for_failing_ones() {
         let mut world = World::new();
         assert_eq!(world.awaited(), ["about-to-serve", "being-created", "ready"]);
         world.reports(&[("ready", Some(1))]);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn every_proxy_that_may_serve_is_asked_where_it_has_an_address() {
+    fn every_proxy_that_may_serve_is_polled_if_it_has_an_address() {
         let asked: Vec<String> = reachable(&World::new().proxies)
             .into_iter()
             .map(|(uid, _)| uid)
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_gone_is_forgotten_and_its_acknowledgement_with_it() {
+    fn a_deleted_pod_is_forgotten_with_its_acknowledgement() {
         let mut world = World::new();
         world.reports(&[("ready", Some(1)), ("about-to-serve", Some(1))]);
         world.proxies.retain(|proxy| proxy.name != "ready");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_poll_loses_no_acknowledgement_and_few_lose_no_report() {
+    fn failed_polls_keep_the_acknowledgement_and_three_drop_the_report() {
         let mut memory = ProxyMemory::default();
         memory.hear(None);
         assert!(!memory.is_shaky(), "there is no report that could be doubted");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_never_go_back_and_lies_are_not_believed() {
+    fn acknowledgements_never_decrease_and_impossible_ones_are_ignored() {
         let mut memory = ProxyMemory::default();
         assert!(!memory.has_acknowledged(0), "nothing is known of it");
         memory.hear(report(4));
@@ -402,7 +402,7 @@ mod tests {
         assert_eq!(
             behind(&unready, None, Some((4, at(2)))),
             None,
-            "who serves nobody is late for nobody"
+            "a proxy that does not serve is never late"
         );
         assert_eq!(behind(&proxy, None, None), None, "there is no ring to be behind");
     }

@@ -120,7 +120,7 @@ fn may_become_ready(pod: &Pod) -> bool {
         return false;
     }
     let Some(container) = container(pod) else {
-        // Scheduled, and the kubelet has not said anything yet.
+        // Scheduled, but the kubelet has not reported a status yet.
         return true;
     };
     match &container.state {
@@ -153,7 +153,7 @@ fn obstacle(pod: &Pod) -> Option<String> {
         .as_ref()
         .and_then(|state| state.terminated.as_ref());
     Some(match (reason, ended) {
-        // The kubelet changes between these two.
+        // The kubelet alternates between these two reasons.
         ("ErrImagePull" | "ImagePullBackOff", _) => format!("failed to pull image {}", container.image),
         ("InvalidImageName" | "ErrImageNeverPull", _) => format!("{reason} {}", container.image),
         (_, Some(ended)) => match ended.reason.as_deref() {
@@ -239,7 +239,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn pods_that_leave_or_are_not_the_farms_are_none() {
+    fn terminating_and_foreign_pods_are_not_proxies() {
         let none = [
             pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:03:00Z")),
             pod(|pod| pod["status"]["phase"] = json!("Failed")),
@@ -258,7 +258,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_as_old_as_the_farm_is_the_farms() {
+    fn a_pod_created_in_the_same_second_as_the_farm_belongs_to_it() {
         let same_second = pod(|pod| pod["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:00Z"));
         assert_eq!(seen(same_second).len(), 1);
     }
@@ -293,7 +293,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_ready_pod_serves_whatever_else_is_said_of_it() {
+    fn a_ready_pod_may_serve_whatever_its_container_statuses_say() {
         let crashed = pod(|pod| pod["status"]["containerStatuses"] = json!([waiting("CrashLoopBackOff", 1)]));
         assert!(
             seen(crashed)[0].may_serve,
@@ -302,15 +302,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_tells_what_it_was_told_to_refresh_for() {
+    fn the_refresh_annotation_is_read_from_the_pod() {
         assert_eq!(seen(pod(|_| ()))[0].refreshed_for, None);
-        let told =
+        let annotated =
             pod(|pod| pod["metadata"]["annotations"] = json!({REFRESH_ANNOTATION: "ring=7", "other": "x"}));
-        assert_eq!(seen(told)[0].refreshed_for.as_deref(), Some("ring=7"));
+        assert_eq!(seen(annotated)[0].refreshed_for.as_deref(), Some("ring=7"));
     }
 
     #[test]
-    fn a_pod_that_is_about_to_serve_is_waited_for_and_one_that_cannot_is_not() {
+    fn starting_pods_are_waited_for_and_failing_ones_are_not() {
         let may_serve = |change: &dyn Fn(&mut Value)| {
             let proxies = seen(pod(|pod| {
                 pod["status"]["conditions"] = json!([]);
@@ -345,7 +345,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_keeps_a_pod_from_running_is_told_in_words_that_last() {
+    fn reasons_why_a_pod_does_not_run_have_stable_texts() {
         let obstacle = |change: &dyn Fn(&mut Value)| seen(pod(change))[0].obstacle.clone();
         let waits = |reason: &str, rest: Value| {
             let mut status = waiting(reason, 1);
@@ -353,7 +353,7 @@ pub(crate) mod tests {
             status["lastState"] = rest;
             obstacle(&|pod| pod["status"]["containerStatuses"] = json!([status]))
         };
-        assert_eq!(obstacle(&|_| ()), None, "it is being started");
+        assert_eq!(obstacle(&|_| ()), None, "the container is starting");
         let unscheduled = json!([{
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
             "message": "0/2 nodes are available: 2 Insufficient cpu.",
@@ -377,7 +377,11 @@ pub(crate) mod tests {
             obstacle(&|pod| pod["status"]["conditions"] = refused.clone()),
             None
         );
-        assert_eq!(waits("PodInitializing", json!({})), None, "it is being started");
+        assert_eq!(
+            waits("PodInitializing", json!({})),
+            None,
+            "the container is starting"
+        );
         let pulling = waits("ErrImagePull", json!({}));
         assert_eq!(
             pulling.as_deref(),

@@ -76,7 +76,8 @@ async fn report(address: SocketAddr) -> Result<ProxyReport, PollError> {
         Ok(body.map_err(PollError::Body)?.to_bytes())
     };
     tokio::pin!(exchange, connection);
-    // The connection moves the bytes, so both run until the exchange is over; its own end is no error then.
+    // The connection does the I/O, so poll both until the exchange is over; a connection that ends cleanly first is not
+    // an error.
     let body = tokio::select! {
         body = &mut exchange => body?,
         ended = &mut connection => {
@@ -104,7 +105,7 @@ mod tests {
             let mut request = [0; 1024];
             let length = stream.read(&mut request).await.expect("read");
             assert!(request[..length].starts_with(b"GET /status HTTP/1.1\r\n"));
-            // The client may hang up on an answer that is too large.
+            // The client may close the connection on an answer that is too large.
             let _ = stream.write_all(&answer).await;
         };
         tokio::join!(report(address), server).0
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_a_report_is_refused() {
+    async fn answers_other_than_a_report_are_rejected() {
         assert!(matches!(
             asked(response("503 Busy", b"{}")).await,
             Err(PollError::Code(_))

@@ -102,7 +102,7 @@ fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Opt
     {
         return Some((value, 1));
     }
-    // It was told already. A proxy that cannot load anything, such as one that does not start, is left alone.
+    // Already annotated. A proxy that cannot load anything, such as one that does not start, is not annotated again.
     let (count, last) = memory.refreshes?;
     let patience = FIRST_WAIT * (1 << count.min(MOST_REFRESHES));
     if !proxy.may_serve || count >= MOST_REFRESHES || now < last + patience / 2 {
@@ -129,7 +129,7 @@ mod tests {
     fn observed(
         acknowledged: u64,
         config: &str,
-        told: Option<&str>,
+        annotated: Option<&str>,
         refreshes: Option<(u32, Timestamp)>,
     ) -> Observed {
         let mut report = ProxyReport::default();
@@ -144,7 +144,7 @@ mod tests {
                 ready_since: Some(at(0)),
                 may_serve: true,
                 obstacle: None,
-                refreshed_for: told.map(str::to_owned),
+                refreshed_for: annotated.map(str::to_owned),
             },
             memory: ProxyMemory {
                 acknowledged: Some(acknowledged),
@@ -156,43 +156,44 @@ mod tests {
     }
 
     #[test]
-    fn only_pods_that_are_behind_are_told() {
-        let told = |one: &Observed| wanted(one, TARGET, at(100)).map(|(value, _)| value);
-        assert_eq!(told(&observed(7, "abc", None, None)), None);
+    fn outdated_pods_are_annotated() {
+        let annotated = |one: &Observed| wanted(one, TARGET, at(100)).map(|(value, _)| value);
+        assert_eq!(annotated(&observed(7, "abc", None, None)), None);
         assert_eq!(
-            told(&observed(6, "abc", None, None)),
+            annotated(&observed(6, "abc", None, None)),
             Some("ring=7 config=abc".into())
         );
         assert_eq!(
-            told(&observed(7, "old", Some("ring=7 config=old"), None)),
+            annotated(&observed(7, "old", Some("ring=7 config=old"), None)),
             Some("ring=7 config=abc".into())
         );
         assert_eq!(
-            told(&observed(6, "abc", Some("ring=70 config=abc"), None)),
+            annotated(&observed(6, "abc", Some("ring=70 config=abc"), None)),
             Some("ring=7 config=abc".into())
         );
         assert_eq!(
-            told(&observed(6, "abc", Some("ring=7 config=abcd"), None)),
+            annotated(&observed(6, "abc", Some("ring=7 config=abcd"), None)),
             Some("ring=7 config=abc".into())
         );
     }
 
     #[test]
-    fn what_a_pod_was_told_is_remembered_until_it_is_told_again() {
+    fn the_number_of_annotations_and_the_last_time_are_remembered() {
         let mut memory = BTreeMap::new();
         remember(&mut memory, "1".into(), 1, at(100));
-        let told = |memory: &BTreeMap<String, ProxyMemory>| memory["1"].refreshes;
-        let one = observed(6, "abc", Some("ring=7 config=abc"), told(&memory));
+        let annotated = |memory: &BTreeMap<String, ProxyMemory>| memory["1"].refreshes;
+        let one = observed(6, "abc", Some("ring=7 config=abc"), annotated(&memory));
         assert_eq!(wanted(&one, TARGET, at(101)), None);
-        let (_, count) = wanted(&one, TARGET, at(102)).expect("it is time");
+        let (_, count) = wanted(&one, TARGET, at(102)).expect("a repetition is due");
         remember(&mut memory, "1".into(), count, at(102));
-        assert_eq!(told(&memory), Some((2, at(102))));
+        assert_eq!(annotated(&memory), Some((2, at(102))));
     }
 
     #[test]
-    fn a_pod_is_told_again_a_few_times_and_then_left_alone() {
+    fn annotating_is_repeated_a_few_times_and_then_given_up() {
         let current = Some("ring=7 config=abc");
-        let again = |told, refreshes, now| wanted(&observed(6, "abc", told, refreshes), TARGET, at(now));
+        let again =
+            |annotated, refreshes, now| wanted(&observed(6, "abc", annotated, refreshes), TARGET, at(now));
         assert_eq!(again(current, Some((1, at(100))), 101), None);
         assert_eq!(
             again(current, Some((1, at(100))), 102),
@@ -211,41 +212,41 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_told_of_what_there_is() {
+    fn the_annotation_names_ring_and_config() {
         let behind = observed(6, "old", None, None);
-        let told =
+        let annotated =
             |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
-        assert_eq!(told(None, None), None);
-        assert_eq!(told(Some(7), None), Some("ring=7".into()));
-        assert_eq!(told(None, Some("abc")), Some("config=abc".into()));
-        assert_eq!(told(Some(6), Some("abc")), Some("ring=6 config=abc".into()));
-        assert_eq!(told(Some(6), Some("old")), None);
+        assert_eq!(annotated(None, None), None);
+        assert_eq!(annotated(Some(7), None), Some("ring=7".into()));
+        assert_eq!(annotated(None, Some("abc")), Some("config=abc".into()));
+        assert_eq!(annotated(Some(6), Some("abc")), Some("ring=6 config=abc".into()));
+        assert_eq!(annotated(Some(6), Some("old")), None);
     }
 
     #[test]
-    fn a_change_is_told_anew_whatever_was_told_of_the_last_one() {
+    fn a_new_change_restarts_the_retries() {
         let three_times = observed(6, "abc", Some("ring=6 config=abc again=2"), Some((3, at(99))));
-        let told = wanted(&three_times, TARGET, at(100));
-        assert_eq!(told, Some(("ring=7 config=abc".into(), 1)));
+        let annotated = wanted(&three_times, TARGET, at(100));
+        assert_eq!(annotated, Some(("ring=7 config=abc".into(), 1)));
     }
 
     #[test]
-    fn a_pod_that_cannot_load_anything_is_told_once() {
+    fn a_pod_that_cannot_load_anything_is_annotated_once() {
         let mut stuck = observed(6, "abc", Some("ring=7 config=abc"), Some((1, at(0))));
         stuck.proxy.may_serve = false;
         assert_eq!(wanted(&stuck, TARGET, at(100)), None);
         stuck.proxy.refreshed_for = None;
-        let told = wanted(&stuck, TARGET, at(100));
+        let annotated = wanted(&stuck, TARGET, at(100));
         assert_eq!(
-            told,
+            annotated,
             Some(("ring=7 config=abc".into(), 1)),
             "its mounts are refreshed before it starts again"
         );
     }
 
     #[test]
-    fn a_pod_that_another_operator_told_is_not_told_again() {
-        let told = observed(6, "abc", Some("ring=7 config=abc"), None);
-        assert_eq!(wanted(&told, TARGET, at(100)), None);
+    fn a_pod_annotated_by_another_operator_is_not_annotated_again() {
+        let annotated = observed(6, "abc", Some("ring=7 config=abc"), None);
+        assert_eq!(wanted(&annotated, TARGET, at(100)), None);
     }
 }

@@ -149,7 +149,11 @@ mod tests {
         assert!(first.conditions[0].message.contains("hosts"));
         let written = serde_json::to_value(&first).expect("serializes");
         let later = Timestamp::from_second(1000).expect("in range");
-        assert_eq!(status(&invalid, &written, later), first, "it is written once");
+        assert_eq!(
+            status(&invalid, &written, later),
+            first,
+            "a later pass changes nothing"
+        );
     }
 
     fn unreadable() -> InvalidObject {
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_told_of_an_unreadable_farm_is_told() {
+    fn an_unreadable_farm_reports_only_what_is_known() {
         let status = status(&unreadable(), &Value::Null, Timestamp::UNIX_EPOCH);
         assert_eq!(status.observed_generation, Some(4));
         assert_eq!(status.ring, None);

@@ -154,7 +154,7 @@ fn events_of(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
 pub(crate) fn due(plan: &Plan) -> Timestamp {
     match plan {
         Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
-        // They are carried out at once.
+        // These are carried out immediately.
         Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
     }
 }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_generation_is_the_highest_that_anybody_speaks_of() {
+    fn the_newest_generation_is_the_highest_reported_anywhere() {
         let mut remembering = FarmMemory::default();
         remembering.ring = Some(ring().reissued(6, at(0)));
         let nothing = FarmMemory::default();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_is_kept_is_remembered_for_its_repair() {
+    fn a_kept_ring_is_remembered_for_repairs() {
         let mut memory = FarmMemory::default();
         let waiting = Plan::Keep { until: at(3600) };
         let step = kept(&mut memory, ring(), waiting.clone());
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_was_written_is_awaited_and_a_repair_is_told_of_until_the_next_one() {
+    fn a_written_ring_is_awaited_and_a_repair_is_shown_until_the_next_ring() {
         let mut memory = FarmMemory::default();
         let first = ring();
         wrote(
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn events_tell_of_rotations_of_whom_they_did_not_wait_for_and_of_repairs() {
+    fn events_report_rotations_overdue_proxies_and_repairs() {
         let told = |change| events_of(&change, 7, "0a1b");
         assert_eq!(told(Change::Created), []);
         assert_eq!(told(Change::Expired), []);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn every_plan_that_waits_is_made_again_when_its_wait_is_over() {
+    fn waiting_plans_are_made_again_when_the_wait_is_over() {
         let until = at(90);
         let missing = vec!["a".to_owned()];
         for waits in [

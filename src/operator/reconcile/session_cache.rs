@@ -127,7 +127,7 @@ pub(crate) async fn reconcile_certificates(
             "wrote a Secret with cache certificates"
         );
     }
-    // A pass writes each Secret once; what is left is for the next.
+    // Each pass writes each Secret at most once; the next pass does the rest.
     Ok(CacheStep {
         overtaken: true,
         ..CacheStep::default()
@@ -221,26 +221,29 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_of_somebody_else_is_told_by_name_the_authority_first() {
-        let told = |ca, leaf| {
+    fn foreign_secrets_are_named_the_authority_first() {
+        let conflicting = |ca, leaf| {
             let foreign = CacheSecrets { ca, leaf }.foreign(&id("shop"));
             foreign.map(|(name, _)| name)
         };
-        assert_eq!(told(SecretState::Missing, SecretState::Missing), None);
-        assert_eq!(told(stored(wanted("a")), stored(wanted("b"))), None);
+        assert_eq!(conflicting(SecretState::Missing, SecretState::Missing), None);
+        assert_eq!(conflicting(stored(wanted("a")), stored(wanted("b"))), None);
         assert_eq!(
-            told(foreign(), SecretState::Missing).as_deref(),
+            conflicting(foreign(), SecretState::Missing).as_deref(),
             Some("shop-cache-ca")
         );
         assert_eq!(
-            told(SecretState::Missing, foreign()).as_deref(),
+            conflicting(SecretState::Missing, foreign()).as_deref(),
             Some("shop-cache-tls")
         );
-        assert_eq!(told(foreign(), foreign()).as_deref(), Some("shop-cache-ca"));
+        assert_eq!(
+            conflicting(foreign(), foreign()).as_deref(),
+            Some("shop-cache-ca")
+        );
     }
 
     #[test]
-    fn a_refused_farm_keeps_the_certificates_that_it_has_and_gets_none() {
+    fn a_refused_farm_keeps_its_certificates_and_gets_no_new_ones() {
         let tended = |ca, leaf, may_create| CacheSecrets { ca, leaf }.may_be_tended(&id("shop"), may_create);
         let ours = || stored(wanted("a"));
         assert!(tended(ours(), ours(), true) && tended(ours(), ours(), false));

@@ -72,7 +72,7 @@ mod tests {
     use crate::operator::names::id;
 
     #[test]
-    fn a_status_is_applied_to_this_very_farm_and_to_nothing_but_its_status() {
+    fn a_status_patch_names_the_uid_and_sets_only_the_status() {
         let status = TLSFarmStatus {
             proxies: "3/3".into(),
             ..TLSFarmStatus::default()

@@ -90,7 +90,7 @@ async fn session_ids_resume_where_the_cache_is_shared() {
     assert_eq!(
         outcomes(&document, "tls12-ticket"),
         ["noSession"; 4],
-        "an id is no ticket"
+        "an id is not a ticket"
     );
     assert!(!clean);
 }
@@ -108,7 +108,7 @@ async fn session_ids_miss_where_each_server_has_its_own_cache() {
 }
 
 #[tokio::test]
-async fn a_server_without_session_ids_is_told_from_one_that_misses() {
+async fn a_server_without_session_ids_is_distinguished_from_one_that_misses() {
     let dir = TestDir::new();
     let nginx = Nginx::start(&dir, ["off"; 2]);
     let (_, document) = probed(&nginx.addresses[..1], &["--mechanism=tls12-session-id"]).await;

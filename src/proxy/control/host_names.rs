@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exact_names_win_and_a_wildcard_stands_for_one_label() {
+    fn exact_names_win_and_a_wildcard_matches_one_label() {
         let table: HostTable<u8> = [
             ("example.com".to_string(), 1),
             ("*.example.com".to_string(), 2),

@@ -57,7 +57,7 @@ impl Reloader {
         let mut config_watch = WatchedFile::default();
         let bytes = config_watch
             .poll_any(config_file)
-            .expect("a file that was never looked at is news")?;
+            .expect("the first poll always reports a change")?;
         let (config, fingerprint) = parse_config(&bytes)?;
         let mut certificates = CertificateFiles::new(Arc::clone(&provider), metrics.clone());
         certificates.follow(&config);
@@ -121,7 +121,7 @@ impl Reloader {
             self.listen = config.listen.clone();
         }
         if self.shared.snapshot.load().fingerprint != fingerprint {
-            // On a copy: a configuration that turns out to be unusable must not take the certificates of hosts away.
+            // Work on a copy: an unusable configuration must not drop the certificates in use.
             let mut certificates = self.certificates.clone();
             certificates.follow(&config);
             certificates.poll(now);
@@ -238,7 +238,7 @@ hosts:
     }
 
     #[test]
-    fn keys_are_forgotten_when_their_time_is_over_though_no_file_changes() {
+    fn expired_keys_are_removed_without_a_file_change() {
         let dir = TestDir::new();
         let ring = ring().rotated(secret(), None, &POLICY, at(3600));
         let (previous_ends, primary_ends) = (ring.previous[0].open_until, ring.primary.open_until);

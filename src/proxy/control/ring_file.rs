@@ -78,7 +78,7 @@ impl RingFile {
             Ok(ring) => ring,
             Err(error) => return RingFileState::Refused(RingRefusal::Damaged(error)),
         };
-        // Of the ring written anew, so that white space makes no difference.
+        // Hash the ring re-encoded, so that white space makes no difference.
         let mark = Mark {
             generation: ring.generation,
             digest: digest(&SHA256, &ring.to_document()),

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_belong_to_the_host_of_their_name_wherever_it_stands() {
+    fn certificates_are_assigned_by_host_name_and_not_by_position() {
         let mut config = fixtures::config();
         config.hosts.reverse();
         let snapshot = fixtures::snapshot(config);

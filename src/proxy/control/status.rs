@@ -169,7 +169,7 @@ fn backends(config: &ProxyConfig) -> BTreeSet<&Backend> {
 pub(crate) fn pages(shared: &Arc<Shared>, registry: Registry) -> AdminPages {
     let (ready, status) = (Arc::clone(shared), Arc::clone(shared));
     AdminPages::default()
-        // That it is answered at all shows that the control thread runs.
+        // Any answer shows that the control thread runs.
         .page("/healthz", || text_page(StatusCode::OK, "ok"))
         .page("/readyz", move || {
             let missing = ready.missing();

@@ -109,7 +109,7 @@ fn a_session_id_is_looked_up_for_clients_of_tls12_that_resume_by_it() {
 }
 
 #[test]
-fn a_tls13_ticket_is_looked_up_where_tickets_are_for_a_single_use() {
+fn tls13_tickets_are_looked_up_on_single_use_hosts() {
     let snapshot = snapshot();
     let once = host(&snapshot, "once.test");
     let lookup = Lookup {
@@ -238,7 +238,7 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
             max_age: hours(max_age),
         })
     };
-    // Of tickets, their greatest age, the bounds for TLS 1.2 tickets and ids: what becomes of each.
+    // Lifetime and greatest age of tickets, bounds for TLS 1.2 tickets and ids: the policies that result.
     for ([lifetime, max_age, tls12, ids], [of_tls13, of_tls12, of_ids]) in [
         ([4, 24, 2, 1], [policy(4, 24), policy(2, 2), policy(1, 1)]),
         ([4, 24, 12, 10], [policy(4, 24), policy(4, 12), policy(4, 10)]),
@@ -249,7 +249,7 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
             config.tickets.lifetime = duration(lifetime);
             config.tickets.max_age = duration(max_age);
             config.tickets.tls12_lifetime = Some(duration(tls12));
-            let cache = config.session_cache.as_mut().expect("it has one");
+            let cache = config.session_cache.as_mut().expect("configured");
             cache.session_id_lifetime = duration(ids);
         });
         let shop = host(&snapshot, "shop.test");
@@ -276,10 +276,10 @@ fn lifetimes_are_those_of_the_configuration_and_the_shorter_one_counts() {
 fn a_chain_of_tls12_resumptions_ends_a_session_lifetime_after_the_full_handshake() {
     let snapshot = snapshot();
     let rules = host(&snapshot, "shop.test").rules(&by_ticket());
-    let tickets = rules.tickets.expect("it has them");
+    let tickets = rules.tickets.expect("configured");
     assert_eq!(chain(&tickets, SealedAs::Ticket, &rules.scope), hours(2));
     let key = CacheKey::new(CacheKind::SessionId, &rules.scope, &[7; 32]);
-    let ids = rules.session_ids.expect("it has them");
+    let ids = rules.session_ids.expect("configured");
     assert_eq!(chain(&ids, SealedAs::Entry(&key), &rules.scope), hours(1));
 }
 
@@ -291,7 +291,7 @@ fn chain(policy: &TicketPolicy, sealed_as: SealedAs<'_>, scope: &Scope) -> Signe
         certificate_until: at(90 * 86_400),
     };
     let mut now = at(0);
-    // A ring's keys are good for a day.
+    // A ring's keys can seal for a day.
     while now.duration_since(at(0)) < hours(23) {
         let ticket = keys
             .seal(b"session", sealed_as, scope, policy, &age, now)

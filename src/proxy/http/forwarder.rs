@@ -179,7 +179,7 @@ impl Forwarder {
         headers::to_backend(&mut parts.headers, &origin, upgrade.clone());
         let (body, upload) = RequestBody::new(body, timeouts.body_idle.as_std());
         if body.size_hint().exact().is_none() {
-            // hyper would send no body at all with some methods unless told so.
+            // With some methods, hyper would send no body without this field.
             parts
                 .headers
                 .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -219,7 +219,8 @@ impl Forwarder {
                 ready.as_deref().unwrap_or_default()
             }
         };
-        // Safe to repeat: by its method (RFC 9110 section 9.2.2), and there is nothing of it that is used up.
+        // Safe to repeat: an idempotent method (RFC 9110 section 9.2.2), no body that could have been consumed, no
+        // upgrade.
         let mut repeatable =
             upload.is_none() && request.method().is_idempotent() && !request.headers().contains_key(UPGRADE);
         let mut tried = Vec::new();
@@ -238,7 +239,7 @@ impl Forwarder {
                     continue;
                 }
             };
-            // hyper takes the request and does not return one that it began to send.
+            // hyper consumes the request and does not return it once it has begun to send it.
             let spare = repeatable.then(|| copy_head(&request));
             let limit = route.timeouts.response_head.as_std();
             let Some(sent) = within(lease.send(request), limit, upload).await else {
@@ -263,7 +264,7 @@ impl Forwarder {
                 return Err(refusal);
             }
             if let Some(unsent) = error.take_message() {
-                // An unused connection that the backend has closed in the meantime.
+                // The backend had closed the idle connection.
                 if !lease.reused {
                     self.metrics.upstream_error(UpstreamError::Response);
                     tried.push(endpoint.address);
@@ -398,7 +399,11 @@ mod tests {
             .enable_time()
             .build()
             .expect("a runtime")
-            .block_on(async { timeout(Duration::from_secs(20), test).await.expect("it hangs") })
+            .block_on(async {
+                timeout(Duration::from_secs(20), test)
+                    .await
+                    .expect("the test hangs")
+            })
     }
 
     const CONFIG: &str = r#"
@@ -416,7 +421,7 @@ hosts:
 "#;
 
     #[test]
-    fn endpoints_that_no_request_goes_to_are_forgotten_from_time_to_time() {
+    fn unused_endpoints_are_forgotten_periodically() {
         let config = ProxyConfig::parse(CONFIG).expect("valid");
         let snapshot = Arc::new(ArcSwap::from_pointee(without_certificates(config)));
         let metrics = HttpMetrics::register(&mut Registry::default());
@@ -439,7 +444,7 @@ hosts:
     }
 
     #[test]
-    fn a_response_has_its_time() {
+    fn a_response_times_out_at_its_limit() {
         run(async {
             assert_eq!(within(async { "response" }, LIMIT, None).await, Some("response"));
             let begun = Instant::now();
@@ -450,7 +455,7 @@ hosts:
     }
 
     #[test]
-    fn the_time_of_a_response_begins_anew_with_each_part_of_an_upload() {
+    fn upload_progress_restarts_the_response_timeout() {
         run(async {
             let upload = UploadProgress::new();
             let response = async {

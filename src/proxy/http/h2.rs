@@ -60,7 +60,8 @@ pub(super) async fn serve_http2<IO>(
             state.draining.set(true);
         }
         loop {
-            // What went wrong on a client's connection concerns only the client, who sees it end.
+            // Errors of a client connection are not reported: they concern only the client, which sees the connection
+            // end.
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
@@ -82,7 +83,7 @@ pub(super) async fn serve_http2<IO>(
             } else if state.activity.all_wait_for_client() {
                 since + stall
             } else {
-                // Other tasks change the state: look again after a while.
+                // Other tasks change the state without waking this one: check again later.
                 Instant::now() + idle.min(stall)
             };
             std::task::ready!(timer.poll_until(cx, deadline));
@@ -94,7 +95,7 @@ pub(super) async fn serve_http2<IO>(
                     return Poll::Ready(());
                 }
                 closing = true;
-                // To write GOAWAY is progress: what crosses it has as long as any other request.
+                // Sending GOAWAY counts as progress, so requests that cross it get the full time limit.
                 connection.as_mut().graceful_shutdown();
             }
         }

@@ -42,7 +42,7 @@ pub(super) fn to_backend(headers: &mut HeaderMap, origin: &Origin<'_>, upgrade: 
     let trailers = accepts_trailers(headers);
     drop_hop_by_hop(headers);
     drop_claims(headers, origin.trusted);
-    // The body is not asked for before the backend takes it, so the client has its answer to Expect from us.
+    // hyper answers Expect: it sends 100 Continue once the body is read, which happens only when the backend takes it.
     headers.remove(EXPECT);
     if origin.version == Version::HTTP_2 {
         join_cookies(headers);
@@ -165,7 +165,7 @@ fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
 fn is_claim(name: &str) -> bool {
     const NAMES: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
     const PREFIXES: [&str; 3] = ["x-forwarded", "client-cert", "x-ssl-"];
-    // Most fields are told apart by their first letter.
+    // The first letter already rules out most fields.
     if !matches!(name.as_bytes().first(), Some(b'f' | b'x' | b'c')) {
         return false;
     }
@@ -231,7 +231,7 @@ fn add_forwarding(headers: &mut HeaderMap, origin: &Origin<'_>) {
         headers.insert(FORWARDED, element);
     }
 
-    // What a trusted proxy says about the outermost connection stands.
+    // Keep the value that a trusted proxy set for the client's connection.
     headers
         .entry(X_FORWARDED_PROTO)
         .or_insert(HeaderValue::from_static(scheme));
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn claims_are_known_in_both_spellings() {
+    fn forwarding_headers_are_recognized_with_hyphens_and_underscores() {
         for name in [
             "forwarded",
             "x-forwarded-for",
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_field_takes_away_what_it_names_on_every_line() {
+    fn every_connection_line_removes_the_fields_that_it_names() {
         let mut headers = HeaderMap::new();
         headers.append(CONNECTION, HeaderValue::from_static("close, x-a"));
         headers.append(CONNECTION, HeaderValue::from_static("X-B , ,\"bad name\""));
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_hold_nothing_that_frames_routes_or_tells_who_somebody_is() {
+    fn trailers_carry_no_framing_routing_or_identity_fields() {
         let mut trailers = HeaderMap::new();
         for name in [
             "x-check",
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_a_response_has_one_reading() {
+    fn ambiguous_response_framing_is_detected() {
         let fields = |length: &[&'static str], coding: &[&'static str]| {
             let field = |name: HeaderName| {
                 move |value: &&'static str| (name.clone(), HeaderValue::from_static(value))
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_crosses_without_the_framing_of_the_backends_connection() {
+    fn responses_are_forwarded_without_the_backends_framing() {
         let mut headers = HeaderMap::from_iter([(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))]);
         to_client(&mut headers, Version::HTTP_11);
         assert!(!headers.contains_key(TRANSFER_ENCODING));
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn one_request_id_of_a_trusted_proxy_is_taken_over_if_it_is_not_too_long() {
+    fn a_trusted_request_id_is_kept_if_it_is_the_only_one_and_short() {
         let connection = ConnectionState::new(crate::proxy::http::Client {
             peer: "192.0.2.7:1".parse().expect("valid"),
             tls: None,
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn other_http_is_not_tunnelled() {
+    fn upgrades_to_other_http_versions_are_not_tunnelled() {
         let protocol = |value: &'static str| {
             let headers = HeaderMap::from_iter([(UPGRADE, HeaderValue::from_static(value))]);
             tunnelled_protocol(&headers).is_some()
@@ -460,6 +460,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(UPGRADE, HeaderValue::from_static("websocket"));
         headers.append(UPGRADE, HeaderValue::from_static("other"));
-        assert!(tunnelled_protocol(&headers).is_none(), "it is unclear which");
+        assert!(
+            tunnelled_protocol(&headers).is_none(),
+            "two protocols are ambiguous"
+        );
     }
 }

@@ -81,7 +81,8 @@ pub(super) fn admit<'r>(
     if let Some(tls) = connection.tls()
         && !host.accepts(tls.version)
     {
-        // The host has become stricter since the handshake. This request may have been on its way; it is the last.
+        // The host raised its minimum version after this handshake. This request may have been in flight; it is the
+        // last.
         connection.draining.set(true);
     }
 

@@ -52,7 +52,7 @@ pub(crate) fn climbs(path: &str) -> bool {
     }
     let bytes = path.as_bytes();
     let mut at = 0;
-    // Dots in the segment so far, as long as it has nothing else. A parameter changes nothing any more.
+    // Number of dots, while the segment has nothing else. The rest of a parameter (`;`) is ignored.
     let (mut dots, mut only_dots, mut parameter) = (0, true, false);
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
         let (byte, length) = match *rest {
@@ -102,7 +102,7 @@ mod tests {
             ("/a/b", 3),
             ("/a/b/c", 3),
             ("/a/bc", 2),
-            // Nothing is decoded.
+            // Percent-encoding is not decoded.
             ("/%61", 1),
         ] {
             assert_eq!(port(&all, path), Some(expected), "{path}");

@@ -46,7 +46,7 @@ pub(crate) struct InFlight(Rc<ConnectionState>);
 
 impl ConnectionState {
     pub(crate) fn new(client: Client) -> Rc<Self> {
-        // Listeners on [::] see IPv4 clients as mapped addresses; nobody else wants to.
+        // Listeners on [::] see IPv4 clients as IPv4-mapped addresses; use the IPv4 address everywhere else.
         let peer = SocketAddr::new(client.peer.ip().to_canonical(), client.peer.port());
         let client = Client { peer, ..client };
         let peer_text = HeaderValue::from_str(&peer.ip().to_string())

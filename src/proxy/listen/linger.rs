@@ -55,7 +55,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Lingering<IO> {
             let mut buf = ReadBuf::new(&mut bytes);
             match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => *left = left.saturating_sub(buf.filled().len()),
-                // What still comes was sent in vain, whether or not it can be read.
+                // The client closed or reading failed; either way there is nothing left to discard.
                 Ok(()) | Err(_) => break,
             }
         }
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_the_client_still_sends_is_taken_and_its_end_is_heard() {
+    async fn remaining_input_is_read_until_the_client_closes() {
         let (ours, mut theirs) = duplex(1024);
         let closing = tokio::spawn(async move { Lingering::new(ours).shutdown().await });
         assert_eq!(theirs.read(&mut [0]).await.expect("an end"), 0);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_goes_on_is_left() {
+    async fn a_client_that_keeps_sending_is_closed_at_the_limit() {
         let (ours, mut theirs) = duplex(1024);
         let begun = Instant::now();
         let closing = tokio::spawn(async move { Lingering::new(ours).shutdown().await });

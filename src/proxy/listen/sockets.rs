@@ -41,7 +41,7 @@ fn listener(address: SocketAddr) -> io::Result<StdListener> {
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
-    // A proxy that takes the place of one that has just ended finds its connections still lingering.
+    // After a restart, the old process's connections may be in TIME_WAIT and would make bind fail.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
@@ -79,11 +79,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn connections_that_the_runtime_has_not_heard_of_are_let_in() {
+    async fn connections_in_the_backlog_are_accepted() {
         let listener = listener((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
         let address = listener.local_addr().expect("bound");
         let listener = TcpListener::from_std(listener).expect("a runtime");
-        // Nothing is awaited from here on, so the runtime does not look.
+        // Nothing is awaited from here on, so the runtime does not poll the listener.
         let clients: Vec<_> = (0..3)
             .map(|_| StdStream::connect(address).expect("queued"))
             .collect();

@@ -232,7 +232,7 @@ impl SessionCache {
             futures::future::join_all(puts).await;
             storing.set(storing.get() - 1);
         });
-        // Handed to the connection now, which writes them at its next turn.
+        // Polling once queues the requests; yielding lets the connection write them.
         if puts.as_mut().now_or_never().is_none() {
             tokio::task::spawn_local(puts);
             yield_now().await;

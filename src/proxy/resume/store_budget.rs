@@ -59,7 +59,7 @@ impl PutBudget {
             .cost
             .saturating_mul(u32::try_from(sessions).unwrap_or(u32::MAX));
         if let Some(paid_after) = self.paid_after.get_mut(slot) {
-            // A client that stored nothing for a long time has saved nothing up: the burst is the limit.
+            // An idle client does not accumulate more than the burst.
             *paid_after = age.max(*paid_after).saturating_add(cost);
         }
     }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budgets_of_others_are_their_own() {
+    fn clients_have_separate_budgets() {
         let start = Instant::now();
         let mut budget = PutBudget::new(start);
         budget.spend(client(0), 10 * BURST as usize, start);
@@ -127,9 +127,9 @@ mod tests {
         let without = others
             .clone()
             .filter(|&other| !budget.has_room(client(other), start));
-        // A thousand in 4096 slots: more than ten share one with the first in one run of 10^15.
+        // 1000 clients in 4096 slots: more than ten collide with the first in one run of 10^15.
         assert!(without.count() <= 10);
-        // In a table with one slot everybody has one budget.
+        // In a table with one slot all clients share one budget.
         let mut narrow = PutBudget::with(RATE, BURST, 1, start);
         narrow.spend(client(0), BURST as usize, start);
         assert!(
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_beyond_the_budget_is_owed() {
+    fn storing_beyond_the_budget_delays_further_stores() {
         let start = Instant::now();
         let mut budget = PutBudget::with(1, 10, 1, start);
         budget.spend(client(1), 15, start);
@@ -181,7 +181,7 @@ mod tests {
     /// Measured: in 91 % of the cases somebody is denied, and in 89 % comes again and is admitted; in 33 % somebody is denied
     /// who has stored less than a burst, but meets another in the slot.
     #[test]
-    fn no_slot_ever_exceeds_burst_and_rate_nor_is_denied_its_share() {
+    fn every_slot_gets_its_burst_and_rate_and_no_more() {
         let visits = vec((0u32..3, 1u32..40, 0u64..400), 1..200);
         let generated = (visits, 1u32..100, 1u32..100, 1usize..8);
         let floors = [
@@ -199,7 +199,7 @@ mod tests {
             for (who, sessions, gap) in visits {
                 age += Duration::from_millis(gap);
                 let admitted = stored(&mut budget, client(who), sessions, start + age);
-                // Two clients have one budget exactly when they meet in a slot.
+                // Two clients share a budget exactly if they hash to the same slot.
                 let slot = &mut stored_in[budget.slot(client(who))];
                 slot.push((age, admitted));
                 let beyond = beyond_rate(slot, rate, age);

@@ -296,7 +296,7 @@ impl ConnectionTickets {
     }
 
     fn open(&self, ticket: &[u8], now: Timestamp) -> Option<Vec<u8>> {
-        // rustls asks for another ticket only after it has turned down the one before.
+        // rustls asks for another ticket only after it has declined the previous one.
         let turned_down = self.state().opened.take();
         if let Some(opened) = turned_down {
             self.count(opened.by, TicketOutcome::Declined);
@@ -333,7 +333,7 @@ impl ConnectionTickets {
         let policy = self.rules.session_ids?;
         match self.open_found(id, &policy, now) {
             Ok(opened) => Some(self.opened(&opened, OpenedBy::SessionId)),
-            // Clients of TLS 1.3 offer random ids: that nothing is found says nothing.
+            // TLS 1.3 clients send random session ids, so an unknown id is not a miss.
             Err(TicketOutcome::NotFound) => None,
             Err(outcome) => {
                 self.metrics.session_id_offered(outcome);
@@ -405,13 +405,13 @@ impl StoresServerSessions for ConnectionTickets {
     }
 
     fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
-        // Only TLS 1.3 without a ticketer takes.
+        // rustls calls this only in TLS 1.3 without a ticketer.
         None
     }
 
     fn can_cache(&self) -> bool {
         let rules = &self.rules;
-        // rustls asks once for each full handshake.
+        // rustls calls this once per full handshake.
         rules.session_ids.is_some() && rules.gets_session_id && self.can_seal() && self.finds_room()
     }
 }
@@ -420,9 +420,9 @@ impl ProducesTickets for ConnectionTickets {
     fn enabled(&self) -> bool {
         self.rules.tickets.is_some()
             && match self.rules.version {
-                // Offered tickets are opened in any case, and a ticket that was promised must be sent.
+                // rustls opens offered tickets regardless of this, and a ticket that was promised must be sent.
                 TicketVersion::Tls12 => self.can_seal(),
-                // Tickets are opened only when this holds.
+                // rustls opens offered tickets only if this returns true.
                 TicketVersion::Tls13 => true,
             }
     }

@@ -148,7 +148,7 @@ pub fn refusal(wire: &[u8]) -> Vec<u8> {
         }
         match acceptor.accept() {
             Ok(None) => {}
-            // A limit of ours was exceeded, not one of TLS.
+            // Our own limit was exceeded, not one of TLS.
             Ok(Some(_)) => return fatal_alert(Alert::DecodeError),
             Err((_, mut alert)) => {
                 let mut bytes = Vec::new();

@@ -41,7 +41,7 @@ pub(crate) async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
             metrics.handshake_failed(failure);
             debug!(?failure, "TLS handshake failed");
             if let Some(io) = told {
-                // The alert must arrive; whether it does is the client's affair.
+                // Linger so that the alert can arrive; errors do not matter.
                 let _ = Lingering::new(io).shutdown().await;
             }
             None
@@ -107,13 +107,13 @@ async fn try_accept<IO: AsyncRead + AsyncWrite + Unpin>(
         .handshake(|connection| tickets.settle(connection.handshake_kind()))
         .await
     {
-        // Host and tickets were chosen by our reading of the name; rustls must not have read another.
+        // Host and tickets were chosen by the name that we parsed; rustls must have parsed the same.
         Ok(()) if !same_name(stream.connection().server_name(), &hello) => {
             Err(Failed::silently(HandshakeFailure::Internal))
         }
         Ok(()) => {
             cache.count_over_budget(tickets.take_over_budget());
-            // Before the client knows their names, because it may use them elsewhere at once.
+            // Store before the client gets the tickets or ids: it may offer them to another proxy immediately.
             cache.store(client, tickets.take_entries()).await;
             match stream.flush().await {
                 Ok(()) => Ok((stream, Arc::clone(host))),
@@ -203,7 +203,7 @@ fn same_name(theirs: Option<&str>, hello: &ClientHello) -> bool {
 fn io_failure(error: &io::Error) -> HandshakeFailure {
     match error.kind() {
         io::ErrorKind::TimedOut => HandshakeFailure::Timeout,
-        // So says rustls when a message does not fit into its buffer.
+        // rustls returns this error when a message does not fit into its buffer.
         io::ErrorKind::InvalidData => HandshakeFailure::ClientMisbehaved,
         _ => HandshakeFailure::ClientClosed,
     }
@@ -213,7 +213,7 @@ fn tls_failure(error: &TlsError) -> HandshakeFailure {
     match error {
         TlsError::AlertReceived(_) => HandshakeFailure::ClientAlert,
         TlsError::PeerIncompatible(_) | TlsError::NoApplicationProtocol => HandshakeFailure::Incompatible,
-        // So says rustls when no certificate suits the client's signature schemes.
+        // rustls returns this error when no certificate suits the client's signature schemes.
         TlsError::General(_) => HandshakeFailure::NoCertificate,
         TlsError::FailedToGetCurrentTime | TlsError::FailedToGetRandomBytes | TlsError::Other(_) => {
             HandshakeFailure::Internal

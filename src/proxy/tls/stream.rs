@@ -104,7 +104,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
             Err(error) => return Poll::Ready(Err(HandshakeError::Io(error))),
         };
         if let Err(error) = self.connection.process_new_packets() {
-            // The alert, as far as the connection takes it at once.
+            // Sends the alert, as far as the connection accepts it without blocking.
             let _ = self.poll_send(cx);
             return Poll::Ready(Err(HandshakeError::Tls(error)));
         }
@@ -154,7 +154,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
             if written > 0 || parts.iter().all(|part| part.is_empty()) {
                 return Poll::Ready(Ok(written));
             }
-            // rustls' buffer is full: nothing goes in before something has gone out.
+            // rustls's buffer is full: it accepts nothing before something was sent.
             ready!(sent);
         }
     }
@@ -171,7 +171,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Sends it once, however often it is asked to.
+        // rustls sends close_notify once, however often this is called.
         this.connection.send_close_notify();
         ready!(this.poll_send(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
@@ -253,7 +253,7 @@ mod tests {
             .expect("supported")
             .with_no_client_auth()
             .with_single_cert(vec![cert.der().clone()], key)
-            .expect("they belong together");
+            .expect("the key belongs to the certificate");
         let client = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("supported")
@@ -306,7 +306,10 @@ mod tests {
         theirs.flush().await.expect("taken");
         drop(theirs);
         let mut received = Vec::new();
-        let error = ours.read_to_end(&mut received).await.expect_err("it was cut");
+        let error = ours
+            .read_to_end(&mut received)
+            .await
+            .expect_err("the stream was truncated");
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(received, b"half a requ");
     }

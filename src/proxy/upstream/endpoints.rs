@@ -135,7 +135,7 @@ impl Upstreams {
 impl Endpoint {
     /// Returns a connection for one request: an idle one, or a new one. Fails if connecting takes longer than `limit`.
     pub(crate) async fn connect(self: Rc<Self>, limit: Duration, metrics: &HttpMetrics) -> io::Result<Lease> {
-        // Counted from here on, so that an endpoint that is slow to connect to does not look idle.
+        // The request counts from here on, so that an endpoint that is slow to connect to does not look idle.
         let mut lease = Lease {
             sender: None,
             reused: true,
@@ -222,7 +222,7 @@ async fn open(
         .map_err(io::Error::other)?;
     let open = metrics.upstream_connected();
     tokio::task::spawn_local(async move {
-        // Whoever waits for a response gets the error.
+        // The request that waits for a response gets the error.
         let _ = connection.with_upgrades().await;
         drop(open);
     });

@@ -43,7 +43,7 @@ mod tests {
     use crate::reached::check;
 
     #[test]
-    fn twenty_retries_are_saved_up_and_no_more() {
+    fn the_retry_budget_is_capped_at_twenty() {
         let budget = RetryBudget::full();
         for _ in 0..1000 {
             budget.earn();
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_budget_is_earned_back_by_five_requests_a_retry() {
+    fn five_requests_earn_one_retry() {
         let budget = RetryBudget::full();
         while budget.spend() {}
         for _ in 0..3 {

@@ -113,7 +113,7 @@ impl HealthRecorder {
     }
 
     pub(super) fn succeeded(&mut self, now: Instant) {
-        // It cannot change the state, so there is nothing to publish.
+        // A success never changes the state, so there is nothing to publish.
         self.breaker.succeeded(now);
     }
 
@@ -204,7 +204,7 @@ mod tests {
         }
 
         fn keeper(&mut self) -> &mut HealthRecorder {
-            self.keeper.as_mut().expect("it is there")
+            self.keeper.as_mut().expect("not dropped yet")
         }
 
         fn after(&self, millis: u64) -> Instant {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_wait_for_the_first_connection_and_for_no_other() {
+    fn requests_wait_only_for_the_first_connection() {
         let mut scene = Scene::new();
         assert!(scene.health.is_starting() && scene.keeper().is_starting());
         assert_eq!(scene.seen(), (true, false, 0));
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!((scene.seen(), scene.breakers()), ((false, false, 0), [0, 0, 1]));
         assert_eq!(scene.health.breaker(), BreakerState::Open);
         assert_eq!(scene.health.problem().as_deref(), Some("it failed"));
-        // A new connection is not enough, and does not hide what is wrong.
+        // A new connection neither closes the breaker nor clears the problem.
         scene.keeper().link_up();
         assert_eq!(scene.seen(), (false, false, 0));
         assert!(scene.health.problem().is_some());
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_ends_is_counted_no_more() {
+    fn a_dropped_client_is_no_longer_counted() {
         let mut scene = Scene::new();
         scene.keeper().link_up();
         assert_eq!((scene.seen().2, scene.breakers()), (1, [1, 0, 0]));

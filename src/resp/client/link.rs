@@ -93,7 +93,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
         let end = poll_fn(|cx| self.poll(cx)).await;
         while let Some(waiting) = self.outstanding.replied() {
             if let Waiting::Caller(_, answer) = waiting {
-                // Nobody waits any more if this fails, here and below.
+                // Sending fails if the caller has stopped waiting, here and below.
                 let _ = answer.send(Err(CacheError::Lost));
             }
         }
@@ -110,7 +110,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(LinkEnd::Broken(format!("write failed: {error}")));
                 }
-                // More may wait than went into the batch, and nothing would wake this task for it.
+                // More requests may be queued than fit the batch, and nothing would wake this task for them.
                 Poll::Ready(Ok(())) if is_full => continue,
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
@@ -132,7 +132,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
     fn take_requests(&mut self, cx: &mut Context<'_>) -> ControlFlow<()> {
         while self.outstanding.len() < MOST_OUTSTANDING && self.batch.len() < FULL_BATCH {
             match self.requests.poll_recv(cx) {
-                // Its time ran out while the first connection was made.
+                // The request timed out while the first connection was being made.
                 Poll::Ready(Some(request)) if request.answer.is_closed() => {}
                 Poll::Ready(Some(request)) => {
                     let waiting = Waiting::Caller(request.expects, request.answer);
@@ -147,7 +147,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
 
     fn send(&mut self, bytes: &[u8], asked: Instant, deadline: Instant, waiting: Waiting) {
         if self.batch.capacity() - self.batch.len() < bytes.len() {
-            // What a growing vector leaves behind is not wiped; a Zeroizing one is when it is dropped.
+            // Reallocation would leave an unwiped copy; grow into a new `Zeroizing` buffer instead.
             let needed = (self.batch.len() + bytes.len()).next_power_of_two();
             let mut grown = Zeroizing::new(Vec::with_capacity(needed));
             grown.extend_from_slice(&self.batch);
@@ -167,7 +167,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
             self.written += written;
             self.flushed = false;
         }
-        // Only what was used: the room that it leaves may be large.
+        // Wipe only the used part: the capacity may be large.
         self.batch.as_mut_slice().zeroize();
         self.batch.clear();
         self.written = 0;
@@ -211,7 +211,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 Ok(())
             }
             Waiting::Probe => match Expects::Word("PONG").judge(reply) {
-                // That it can say PONG does not make up for failed requests.
+                // An answered PING does not count as success: it does not outweigh failed requests.
                 Ok(_) => Ok(()),
                 Err(CacheError::Garbled) => Err(self.garbled("expected PONG")),
                 Err(error) => {
@@ -247,7 +247,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Link<'a, S> {
                 self.keeper.succeeded(now);
                 Ok(())
             }
-            // It answered; another cache did not.
+            // This cache answered; the owner of the key, another cache, did not.
             Err(CacheError::Refused(why)) if why == OWNER_IS_SILENT => {
                 self.keeper.succeeded(now);
                 Ok(())

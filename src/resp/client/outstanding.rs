@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_is_shown_in_part() {
+    fn error_texts_of_a_server_are_cleaned_and_truncated() {
         let refused = |text: &str| Expects::Value.judge(Reply::Error(text.to_owned().into()));
         let shown = |text: &str| Err(CacheError::Refused(text.into()));
         assert_eq!(refused("OOM at\x07 last"), shown("OOM at last"));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_asked_for_is_an_answer() {
+    fn replies_of_an_unexpected_type_are_garbled() {
         let ok = Reply::Simple("OK".into());
         assert_eq!(Expects::Word("OK").judge(ok.clone()), Ok(ok.clone()));
         assert_eq!(Expects::Word("PONG").judge(ok.clone()), Err(CacheError::Garbled));

@@ -59,7 +59,7 @@ pub(super) async fn run(
             false => info!(problem, "session cache unreachable"),
         }
         keeper.link_down(problem, now);
-        // A server that takes connections and then breaks them is not asked more often than one that is away.
+        // A server that accepts connections and then drops them gets the same back-off as an unreachable one.
         if now.duration_since(began) > LONGEST_BACK_OFF * 2 {
             back_off = SHORTEST_BACK_OFF;
         }

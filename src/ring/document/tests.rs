@@ -290,7 +290,7 @@ fn apply(change: &Change, ring: &Ring) -> (Vec<u8>, Expected) {
             refused(RingError::KeyEncoding(n + 1))
         }
         Change::Duplicate(field, n) => {
-            // Over the key behind it, or over the first one.
+            // Overwrites the field of the following key; the last key wraps around to the first.
             let n = n.index(keys.len());
             let from = document
                 .pointer(&format!("{}/{field}", keys[n]))
@@ -345,7 +345,7 @@ fn name_of(outcome: &Result<Ring, RingError>) -> &'static str {
 /// 17 kinds of change are equally likely. Measured: 22 % of the cases are accepted, 23 % malformed, 10 % have a badly encoded
 /// key, and each other refusal is reached by 4 to 9 %.
 #[test]
-fn a_document_is_refused_for_the_one_thing_that_is_wrong_with_it_and_else_read_whole() {
+fn a_document_is_refused_for_its_single_fault_and_otherwise_read() {
     let floors = [
         ("accepted", 12),
         ("malformed", 12),
@@ -378,7 +378,7 @@ fn a_document_is_refused_for_the_one_thing_that_is_wrong_with_it_and_else_read_w
 
 proptest! {
     #[test]
-    fn bytes_that_are_no_document_are_malformed(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+    fn arbitrary_bytes_are_malformed_documents(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
         let refused = Ring::from_document(&bytes);
         prop_assert!(matches!(refused, Err(RingError::Malformed { .. })), "{:?}", refused);
     }

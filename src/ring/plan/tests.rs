@@ -74,8 +74,8 @@ fn patience_is_counted_from_the_moment_a_rotation_is_due() {
 }
 
 #[test]
-fn patience_is_counted_from_the_last_change_that_proxies_must_hear_of() {
-    // An operator that was away repairs the ring when a rotation is overdue: proxies have had no time to hear of it.
+fn patience_is_counted_from_the_last_change_of_the_ring() {
+    // After downtime, the operator repairs the ring when a rotation is overdue: proxies had no time to load the repair.
     let repaired = ring().reissued(2, at(9000));
     assert_eq!(patience_ends(&repaired, None, at(9001)), at(9000 + 600));
     let wanted = request("now", 8000);

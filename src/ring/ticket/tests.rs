@@ -46,7 +46,7 @@ fn a_proxy_that_never_issued_a_ticket_opens_those_of_another() {
 }
 
 #[test]
-fn keys_tell_which_ring_they_are_of_and_which_key_seals() {
+fn ticket_keys_have_the_generation_and_primary_of_their_ring() {
     let ring = ring().rotated(secret(), None, &POLICY, at(3600));
     let keys = TicketKeys::new(&ring);
     assert_eq!((keys.generation(), keys.primary()), (2, ring.primary.id));
@@ -70,7 +70,7 @@ fn every_altered_byte_is_refused() {
 }
 
 #[test]
-fn what_is_authentic_but_makes_no_sense_is_no_state() {
+fn an_authentic_but_malformed_state_is_rejected() {
     let state = |issued: i64, length: u16, session: &[u8]| {
         let mut state = issued.to_be_bytes().to_vec();
         state.extend(2_i64.to_be_bytes());
@@ -301,7 +301,7 @@ fn an_isolated_proxy_stops_sealing_and_then_forgets() {
 }
 
 #[test]
-fn tickets_of_the_key_before_open_and_those_of_a_dropped_key_do_not() {
+fn tickets_of_the_previous_key_open_and_those_of_a_dropped_key_do_not() {
     let first = ring();
     let ticket = sealed(&TicketKeys::new(&first), b"session");
     let second = first.rotated(secret(), None, &POLICY, at(3600));
@@ -402,7 +402,7 @@ proptest! {
 /// Measured: 55 % of the cases have a size that no ticket has or a version that is not ours, 22 % name a key that is not in
 /// the ring, and 23 % one that is.
 #[test]
-fn what_no_proxy_sealed_is_refused_for_what_it_is() {
+fn forged_tickets_are_refused_with_the_matching_reason() {
     let sizes = prop_oneof![
         3 => proptest::sample::select(&BUCKETS[..]),
         1 => proptest::sample::select(&BUCKETS[..]).prop_map(|size| size - 1),

@@ -21,7 +21,7 @@ pub struct Write {
 }
 
 impl Write {
-    /// Reads a line of the log; nothing unless it tells of a write of this user.
+    /// Reads a line of the log; `None` unless it records a write of this user.
     fn of(user: &str, line: &str) -> Option<Self> {
         if !line.contains(user) {
             return None;
@@ -95,7 +95,7 @@ impl Followed {
 
     /// The log after the one that is being read, once there is one.
     fn next(&self) -> Option<File> {
-        // While one is being put aside there is none for a moment.
+        // During rotation there is briefly no current log.
         let current = File::open(CURRENT).ok()?;
         let inode = |file: &File| file.metadata().expect("open").ino();
         (inode(&current) != inode(self.log.get_ref())).then_some(current)

@@ -159,7 +159,7 @@ impl Load {
     pub fn stop(mut self) -> (u64, Vec<String>) {
         let due = self.begun.elapsed().as_secs() * u64::from(self.rate);
         signal(self.child.id(), "INT");
-        // What is under way has ten seconds.
+        // Requests in flight have ten seconds.
         wait_for("the load tool to end", Duration::from_secs(30), || {
             self.child.try_wait().expect("our child")
         });
@@ -314,7 +314,7 @@ mod tests {
                 .by_ref()
                 .map_while(Result::ok)
                 .find_map(|line| line.strip_prefix("ACCEPT ")?.parse().ok())
-                .expect("it says where it listens, or ends");
+                .expect("the server prints its address or exits");
             Self {
                 child,
                 address,

@@ -65,7 +65,7 @@ fn orphans(inspection: &Inspection) -> Vec<String> {
 }
 
 #[test]
-fn only_what_the_farm_controls_and_no_longer_wants_is_deleted() {
+fn only_unwanted_objects_controlled_by_the_farm_are_deleted() {
     let inspection = inspected(vec![
         found(Kind::Service, "shop-proxy", Owner::Shop),
         found(Kind::Service, "shop-old", Owner::Shop),
@@ -84,7 +84,7 @@ fn only_what_the_farm_controls_and_no_longer_wants_is_deleted() {
 }
 
 #[test]
-fn an_object_of_somebody_else_with_a_name_that_the_farm_wants_is_a_conflict_and_no_orphan() {
+fn a_foreign_object_with_a_wanted_name_is_a_conflict_and_not_an_orphan() {
     let whose = [
         (Owner::FormerShop, "deleted farm"),
         (Owner::OtherFarm, "not owned by this farm"),
@@ -107,7 +107,7 @@ fn an_object_of_somebody_else_with_a_name_that_the_farm_wants_is_a_conflict_and_
 }
 
 #[test]
-fn status_is_told_of_the_farms_own_objects_and_of_no_others() {
+fn status_is_computed_only_from_the_farms_own_objects() {
     let with_file = |owner| {
         let mut config_map = found(Kind::ConfigMap, "shop-proxy", owner);
         config_map.1.data["data"] = json!({CONFIG_KEY: "the file"});
@@ -127,7 +127,7 @@ fn status_is_told_of_the_farms_own_objects_and_of_no_others() {
 }
 
 #[test]
-fn names_that_no_labelled_object_has_are_looked_up_one_by_one() {
+fn wanted_names_without_a_labelled_object_are_looked_up_one_by_one() {
     let wanted =
         [Kind::Service, Kind::ConfigMap, Kind::Deployment].map(|kind| (kind, "shop-proxy".to_owned()));
     let listed = [
@@ -138,7 +138,7 @@ fn names_that_no_labelled_object_has_are_looked_up_one_by_one() {
 }
 
 #[test]
-fn an_orphan_that_somebody_else_deleted_or_replaced_is_no_failure() {
+fn deleting_an_orphan_tolerates_that_it_is_gone_or_replaced() {
     let refused = |code| kube::Error::Api(kube::core::Status::failure("no", "No").with_code(code).boxed());
     assert!(is_gone(&refused(404)) && is_gone(&refused(409)));
     assert!(!is_gone(&refused(403)) && !is_gone(&refused(500)));
@@ -157,24 +157,24 @@ fn after_apply(objects: &[Object]) -> (BTreeMap<Key, DynamicObject>, Applied) {
     (live, applied)
 }
 
-fn told(requests: &[Request<'_>]) -> Vec<String> {
-    let told = requests.iter().map(|request| match request {
+fn described(requests: &[Request<'_>]) -> Vec<String> {
+    let described = requests.iter().map(|request| match request {
         Request::DryRun(object) => format!("try {} {}", object.kind, object.name),
         Request::Apply(object) => format!("apply {} {}", object.kind, object.name),
         Request::Delete(kind, orphan) => format!("delete {kind} {}", orphan.name_any()),
     });
-    told.collect()
+    described.collect()
 }
 
 #[test]
-fn nothing_is_written_before_the_api_server_would_take_all_that_it_could_refuse() {
+fn objects_that_may_be_refused_are_tried_before_anything_is_written() {
     let mut with_sidecars = spec();
     with_sidecars["resumption"] = json!({"sessionCache": {"mode": SessionCacheMode::Sidecar}});
     let objects = desired(with_sidecars).objects();
     let orphans = [found(Kind::Service, "shop-old", Owner::Shop)];
     let (nothing, no_record) = (BTreeMap::new(), Applied::new());
     assert_eq!(
-        told(&requests(&objects, &nothing, &orphans, &no_record)),
+        described(&requests(&objects, &nothing, &orphans, &no_record)),
         [
             "try Service shop-proxy",
             "try Service shop-proxy-metrics",
@@ -195,19 +195,19 @@ fn nothing_is_written_before_the_api_server_would_take_all_that_it_could_refuse(
 }
 
 #[test]
-fn at_rest_nothing_is_sent() {
+fn without_changes_nothing_is_sent() {
     let objects = desired(spec()).objects();
     let (live, applied) = after_apply(&objects);
     assert_eq!(requests(&objects, &live, &[], &applied), []);
 }
 
 #[test]
-fn only_what_is_due_is_tried_and_applied() {
+fn only_changed_objects_are_tried_and_applied() {
     let objects = desired(spec()).objects();
     let due_after = |change: &dyn Fn(&mut BTreeMap<Key, DynamicObject>, &mut Applied)| {
         let (mut live, mut applied) = after_apply(&objects);
         change(&mut live, &mut applied);
-        told(&requests(&objects, &live, &[], &applied))
+        described(&requests(&objects, &live, &[], &applied))
     };
     let key = |kind| (kind, "shop-proxy".to_owned());
     let deployment = ["try Deployment shop-proxy", "apply Deployment shop-proxy"];
@@ -236,14 +236,14 @@ fn only_what_is_due_is_tried_and_applied() {
     let (live, applied) = after_apply(&objects);
     let scaled = desired(scaled).objects();
     assert_eq!(
-        told(&requests(&scaled, &live, &[], &applied)),
+        described(&requests(&scaled, &live, &[], &applied)),
         deployment,
         "the spec changed"
     );
 }
 
 #[test]
-fn a_spec_that_makes_no_valid_object_is_refused_and_what_may_pass_is_tried_again() {
+fn invalid_objects_refuse_the_farm_and_transient_errors_are_retried() {
     let answered = |code| {
         let status = kube::core::Status::failure("spec.replicas: Invalid value", "Invalid").with_code(code);
         let object = wanted(json!({}));
@@ -291,7 +291,7 @@ fn wanted(body: Value) -> Object {
 }
 
 #[test]
-fn only_a_change_of_our_fields_or_of_what_we_want_is_a_difference() {
+fn only_changes_of_owned_fields_or_of_the_desired_state_count() {
     let ours = json!({"f:spec": {"f:type": {}}});
     let record = Record::of(&live(ours.clone()), &wanted(json!({"a": 1})));
 

@@ -28,10 +28,10 @@ impl World {
                 (Step::Issue, Some(ca), leaf) => {
                     self.leaf = Some(Leaf::issue(ca, leaf.as_ref(), NAME, now).expect("made"));
                 }
-                _ => panic!("{step:?} of what is not there"),
+                _ => panic!("{step:?} without an authority or a leaf"),
             }
         }
-        panic!("it does not settle: {steps:?}");
+        panic!("the steps do not settle: {steps:?}");
     }
 
     fn new(now: Timestamp) -> Self {
@@ -52,7 +52,7 @@ fn again(leaf: &Leaf) -> Leaf {
         leaf.authorities().as_bytes(),
         leaf.trusted_since(),
     )
-    .expect("what was written can be read")
+    .expect("the written Secret can be read")
 }
 
 /// Whether a cache that still has `one` and a cache that has `other` accept each other.
@@ -102,7 +102,7 @@ fn an_authority_signs_leaves_and_no_leaf_signs_anything() {
 }
 
 #[test]
-fn pem_has_lines_of_64_characters_as_every_reader_wants() {
+fn pem_lines_have_64_characters() {
     let world = World::new(day(0));
     let text = world.leaf().certificate();
     let lines: Vec<&str> = text.lines().collect();
@@ -116,12 +116,12 @@ fn pem_has_lines_of_64_characters_as_every_reader_wants() {
         full.len() > 4 && full.iter().all(|line| line.len() == 64),
         "{text}"
     );
-    // The last line is full as well when the length allows.
+    // If the length is a multiple of 48 bytes, the last line is full too.
     assert_eq!(pem(&CertificateDer::from(vec![0; 96])).lines().count(), 4);
 }
 
 #[test]
-fn the_old_authority_is_trusted_until_every_cache_has_had_time_to_load_the_new_leaf() {
+fn the_old_authority_is_trusted_until_caches_had_time_to_load_the_new_leaf() {
     let mut world = World::new(day(0));
     world.ca = Some(Authority::create(day(1)).expect("made"));
     world.tend(day(1));
@@ -143,7 +143,7 @@ fn an_authority_lasts_ten_years_and_is_replaced_after_two_thirds_of_them() {
 }
 
 #[test]
-fn what_is_written_is_read_and_what_is_damaged_is_not() {
+fn written_certificates_are_read_back_and_damaged_ones_are_rejected() {
     let world = World::new(day(0));
     let ca = world.ca.as_ref().expect("there");
     let read = Authority::read(ca.certificate().as_bytes(), ca.key().as_bytes());
@@ -182,11 +182,11 @@ fn a_leaf_is_renewed_after_two_thirds_of_its_life() {
 #[test]
 fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut world = World::new(day(0));
-    // The leaves of ten years, up to the day on which the CA is due.
+    // Renew leaves until shortly before the CA is due for renewal.
     let mut now = day(0);
     while now < day(2400) {
         let Some(Step::Keep { until }) = world.tend(now).pop() else {
-            panic!("it does not settle")
+            panic!("the steps do not settle")
         };
         assert!(until > now, "nothing is put off to a moment that is over");
         now = until;
@@ -197,11 +197,11 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
     let mut now = due;
     for _ in 0..3 {
         steps.extend(world.tend(now));
-        // A cache that missed this change, but none before it.
+        // A cache that has not loaded this change yet, but every one before it.
         assert!(accept_each_other(&before, world.leaf(), now), "after {steps:?}");
         before = again(world.leaf());
         let Some(Step::Keep { until }) = steps.last() else {
-            panic!("it does not settle")
+            panic!("the steps do not settle")
         };
         assert!(*until > now);
         now = *until;
@@ -213,9 +213,9 @@ fn a_new_authority_signs_only_once_every_cache_trusts_it() {
 }
 
 #[test]
-fn an_announcement_that_comes_late_makes_the_overlap_no_shorter() {
+fn a_late_announcement_does_not_shorten_the_overlap() {
     let mut world = World::new(day(0));
-    // The operator was gone between the two writes.
+    // The operator was down between the two writes.
     world.ca = Some(Authority::create(day(1)).expect("made"));
     let steps = world.tend(day(30));
     assert_eq!(
@@ -244,7 +244,7 @@ fn a_lost_authority_is_replaced_without_a_gap_and_a_lost_leaf_at_once() {
 }
 
 #[test]
-fn a_meddled_time_of_trust_is_set_anew() {
+fn a_tampered_trust_time_is_reset() {
     let mut world = World::new(day(0));
     for meddled in [None, Some(day(100))] {
         world.leaf.as_mut().expect("there").trusted_since = meddled;

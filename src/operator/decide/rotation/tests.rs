@@ -43,7 +43,7 @@ fn a_new_farm_gets_a_ring_and_one_that_was_never_accepted_does_not() {
 }
 
 #[test]
-fn a_new_ring_has_fulfilled_the_request_that_was_there_before_it() {
+fn a_new_ring_records_the_pending_rotation_request_as_handled() {
     let asked = RotationRequest {
         value: "once".into(),
         seen_at: at(0),
@@ -104,7 +104,7 @@ fn a_lost_damaged_altered_or_rolled_back_ring_is_written_back_with_its_keys() {
 }
 
 #[test]
-fn a_restarted_operator_repairs_above_every_generation_that_it_hears_of() {
+fn a_restarted_operator_repairs_above_every_reported_generation() {
     let old = ring();
     for stored in [StoredRing::Missing, good(&old)] {
         let heard = KnownRing {
@@ -112,7 +112,7 @@ fn a_restarted_operator_repairs_above_every_generation_that_it_hears_of() {
             generation: 41,
         };
         let Decision::Write(ring, _, Change::Repaired(_)) = decided(stored, heard) else {
-            panic!("it was not repaired");
+            panic!("the ring was not repaired");
         };
         assert_eq!(ring.generation, 42);
         assert_ne!(ring.primary.id, old.primary.id);
@@ -120,7 +120,7 @@ fn a_restarted_operator_repairs_above_every_generation_that_it_hears_of() {
 }
 
 #[test]
-fn a_ring_that_is_newer_than_what_is_known_is_taken_over() {
+fn a_stored_ring_newer_than_the_known_one_is_adopted() {
     let first = ring();
     let second = first
         .clone()
@@ -155,7 +155,7 @@ fn a_request_keeps_its_first_time_and_a_huge_one_cannot_bloat_the_ring() {
 }
 
 #[test]
-fn a_repair_goes_above_what_proxies_acknowledged_even_where_the_ring_is_known() {
+fn a_repair_exceeds_acknowledged_generations_even_if_the_ring_is_known() {
     let ring = ring();
     let heard = KnownRing {
         ring: Some(&ring),
@@ -163,14 +163,14 @@ fn a_repair_goes_above_what_proxies_acknowledged_even_where_the_ring_is_known() 
     };
     let damaged = StoredRing::Damaged("it is empty".into(), version());
     let Decision::Write(repaired, _, Change::Repaired(_)) = decided(damaged, heard) else {
-        panic!("it was not repaired");
+        panic!("the ring was not repaired");
     };
     assert_eq!(repaired.generation, ring.generation + 5);
     assert_eq!(repaired.primary, ring.primary);
 }
 
 #[test]
-fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
+fn a_refused_farm_keeps_its_ring_and_its_rotations() {
     let ring = ring();
     let refused = |stored, known: KnownRing<'_>, second| {
         decide(stored, known, false, &POLICY, None, &[], at(second)).expect("randomness")
@@ -182,7 +182,7 @@ fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
         matches!(due, Decision::Write(_, _, Change::Rotated { .. })),
         "{due:?}"
     );
-    // Its proxies run, and a ring that is lost would end their sessions at the next restart.
+    // Its proxies keep running, and losing the ring would end their sessions at the next restart.
     for stored in [
         StoredRing::Missing,
         StoredRing::Damaged("it is empty".into(), version()),
@@ -196,7 +196,7 @@ fn a_refused_farm_keeps_the_ring_that_it_has_and_its_keys_go_on_changing() {
 }
 
 #[test]
-fn a_ring_secret_of_somebody_else_is_never_written() {
+fn a_foreign_ring_secret_is_never_overwritten() {
     let ring = ring();
     for ownership in [Ownership::Foreign, Ownership::Leftover] {
         for known in [KnownRing::default(), known(&ring)] {
@@ -206,7 +206,7 @@ fn a_ring_secret_of_somebody_else_is_never_written() {
 }
 
 #[test]
-fn a_repair_says_what_was_wrong_and_what_became_of_the_keys() {
+fn a_repair_names_the_fault_and_what_happened_to_the_keys() {
     let old = ring();
     let current = old
         .clone()
@@ -252,10 +252,10 @@ fn a_repair_says_what_was_wrong_and_what_became_of_the_keys() {
     ];
     for (stored, known, fault, keys) in cases {
         let name = format!("{stored:?}");
-        let Decision::Write(_, _, Change::Repaired(told)) = decided(stored, known) else {
+        let Decision::Write(_, _, Change::Repaired(note)) = decided(stored, known) else {
             panic!("{name} was not repaired");
         };
-        assert!(told.contains(fault) && told.contains(keys), "{name}: {told}");
+        assert!(note.contains(fault) && note.contains(keys), "{name}: {note}");
     }
 }
 

@@ -116,7 +116,7 @@ fn a_refused_farm_says_why() {
 }
 
 #[test]
-fn certificate_problems_are_told_once_for_all_pods() {
+fn certificate_problems_are_reported_once_for_all_pods() {
     let (status, reason, message) = World::after(CertificatesReady, |world| {
         for one in &mut world.proxies {
             let report = one.memory.report.as_mut().expect("reported");
@@ -169,7 +169,7 @@ fn one_missing_proxy_leaves_the_farm_available_and_not_ready() {
 }
 
 #[test]
-fn what_keeps_proxies_from_serving_is_told() {
+fn reasons_why_proxies_do_not_serve_are_reported() {
     let pods_refused = json!({
         "metadata": {"generation": 2},
         "status": {
@@ -193,9 +193,9 @@ fn what_keeps_proxies_from_serving_is_told() {
         world.proxies[0].proxy.ready_since = None;
         world.proxies[0].proxy.obstacle = Some("CrashLoopBackOff, OOMKilled".into());
     };
-    let told = "2 of 3 proxies are ready; a: CrashLoopBackOff, OOMKilled";
+    let message = "2 of 3 proxies are ready; a: CrashLoopBackOff, OOMKilled";
     for type_ in [Available, Ready] {
-        assert_eq!(World::after(type_, one_stuck).2, told);
+        assert_eq!(World::after(type_, one_stuck).2, message);
     }
 
     let (_, _, message) = World::after(Ready, |world| {
@@ -209,7 +209,7 @@ fn what_keeps_proxies_from_serving_is_told() {
 }
 
 #[test]
-fn a_ring_on_its_way_does_not_make_the_farm_unready() {
+fn ring_distribution_does_not_make_the_farm_unready() {
     let behind = |world: &mut World| {
         world.proxies[1].memory.acknowledged = None;
         world.proxies[1].memory.behind_since = Some(at(50));
@@ -248,7 +248,7 @@ fn a_repair_shows_until_every_proxy_has_the_ring() {
 }
 
 #[test]
-fn a_rotation_that_waits_says_for_whom() {
+fn a_waiting_rotation_names_the_proxies() {
     let (status, _, message) = World::after(KeysSynced, |world| {
         world.plan = Some(Plan::Wait {
             missing: vec!["d".into()],
@@ -283,7 +283,7 @@ fn ready_waits_for_the_rollout_and_for_the_configuration() {
 }
 
 #[test]
-fn the_load_balancers_address_goes_before_the_clusters() {
+fn the_load_balancer_address_is_preferred_to_the_cluster_ip() {
     let mut world = World::new();
     world.live.service = Some(parse(json!({
         "spec": {"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]},
@@ -293,7 +293,7 @@ fn the_load_balancers_address_goes_before_the_clusters() {
 }
 
 #[test]
-fn the_session_cache_counts_who_reaches_it_and_names_who_does_not() {
+fn session_cache_status_counts_who_reaches_it_and_names_the_others() {
     let mut world = World::new();
     assert_eq!(world.condition(SessionCacheReady).reason, Reason::CacheDisabled);
     assert_eq!(world.status(None).session_cache, None);
@@ -331,7 +331,7 @@ fn the_session_cache_counts_who_reaches_it_and_names_who_does_not() {
 }
 
 #[test]
-fn a_cache_of_which_a_proxy_has_not_told_is_neither_well_nor_ill() {
+fn session_cache_ready_is_unknown_until_every_proxy_has_reported() {
     let (status, _, message) = World::after(SessionCacheReady, |world| {
         with_sidecars(world, &[]);
         world.proxies[1]
@@ -377,7 +377,7 @@ fn a_ring_that_was_not_seen_in_this_pass_stays_in_the_status() {
 }
 
 #[test]
-fn proxies_that_do_not_serve_count_as_replicas_and_for_nothing_else() {
+fn proxies_that_do_not_serve_count_only_as_replicas() {
     let mut world = World::new();
     world.proxies[0].proxy.ready_since = None;
     let status = world.status(None);
@@ -428,7 +428,7 @@ fn only_sidecars_have_certificates_to_renew() {
 }
 
 #[test]
-fn a_proxy_that_does_not_serve_counts_for_nothing_at_the_session_cache() {
+fn proxies_that_do_not_serve_are_ignored_for_the_session_cache() {
     let mut world = World::new();
     with_sidecars(&mut world, &[]);
     world.proxies[2].proxy.ready_since = None;
@@ -437,7 +437,7 @@ fn a_proxy_that_does_not_serve_counts_for_nothing_at_the_session_cache() {
 }
 
 #[test]
-fn a_cache_that_is_not_reached_is_told_before_one_that_is_not_known() {
+fn unreachable_caches_are_reported_before_unknown_ones() {
     let (status, reason, message) = World::after(SessionCacheReady, |world| {
         with_sidecars(world, &["b"]);
         let silent = world.proxies[0].memory.report.as_mut().expect("reported");
@@ -447,14 +447,14 @@ fn a_cache_that_is_not_reached_is_told_before_one_that_is_not_known() {
 }
 
 #[test]
-fn a_farm_is_not_ready_while_a_proxy_has_not_told_its_configuration() {
+fn a_farm_is_not_ready_until_every_proxy_has_reported_its_configuration() {
     let (status, reason, message) = World::after(Ready, |world| world.proxies[2].memory.report = None);
     assert_eq!((status, reason), (False, Reason::Progressing));
     assert!(message.ends_with("not loaded yet by c"), "{message}");
 }
 
 #[test]
-fn an_address_goes_before_a_name_of_the_same_load_balancer() {
+fn a_load_balancer_address_is_preferred_to_its_host_name() {
     let mut world = World::new();
     world.live.service = Some(parse(json!({
         "spec": {"clusterIP": "10.0.0.1"},

@@ -24,7 +24,7 @@ fn farms_are_found_by_the_services_that_they_route_to_now() {
     assert_eq!(
         lock(&farms.backends).farms.len(),
         1,
-        "nothing is left of what is gone"
+        "deleted farms leave nothing behind"
     );
 }
 
@@ -62,21 +62,21 @@ fn looked(change: impl FnOnce(&mut Objects)) -> FarmMemory {
 }
 
 #[test]
-fn a_farm_is_accepted_when_nothing_is_to_be_said_against_its_spec_and_its_objects() {
+fn a_farm_is_accepted_when_neither_its_spec_nor_its_objects_are_refused() {
     let (good, bad) = (Ok(()), Err(refusal()));
     let (free, conflicting) = (inspection(None), inspection(Some(refusal())));
     let well = looked(|_| ());
     let refused = looked(|objects| objects.refusal = Some(refusal()));
     let cases = [
         (
-            "it is new and looked at",
+            "the farm is new and its objects are inspected",
             FarmMemory::default(),
             &good,
             Some(&free),
             true,
         ),
         (
-            "it was never looked at",
+            "its objects were never inspected",
             FarmMemory::default(),
             &good,
             None,
@@ -106,7 +106,7 @@ fn a_farm_is_accepted_when_nothing_is_to_be_said_against_its_spec_and_its_object
         ),
         ("its spec was refused since", well, &bad, None, false),
         (
-            "it was refused and is not looked at",
+            "the farm was refused and its objects are not inspected",
             looked(|objects| objects.refusal = Some(refusal())),
             &good,
             None,
@@ -142,7 +142,7 @@ fn a_farm_that_is_not_accepted_gets_no_ring() {
 }
 
 #[test]
-fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as_they_should_be() {
+fn objects_are_inspected_after_spec_or_verdict_changes_and_until_correct() {
     let (good, bad) = (Ok(()), Err(refusal()));
     let refused = |objects: &mut Objects| {
         objects.verdict = Err(refusal());
@@ -152,13 +152,13 @@ fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as
     let failed = |objects: &mut Objects| objects.failed = true;
     assert!(
         FarmMemory::default().must_look(false, Some(4), &good),
-        "they never were"
+        "the objects were never inspected"
     );
     assert!(!looked(|_| ()).must_look(false, Some(4), &good));
     assert!(looked(|_| ()).must_look(false, Some(5), &good), "another spec");
     assert!(
         looked(|_| ()).must_look(false, Some(4), &bad),
-        "it is refused now"
+        "the farm is refused now"
     );
     assert!(
         looked(failed).must_look(false, Some(4), &good),
@@ -166,11 +166,11 @@ fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as
     );
     assert!(
         !looked(refused).must_look(false, Some(4), &bad),
-        "it is still refused"
+        "the farm is still refused"
     );
     assert!(
         looked(refused).must_look(false, Some(4), &good),
-        "it is accepted now"
+        "the farm is accepted now"
     );
     let reworded = Err(FarmRefusal::new(crate::api::Reason::Invalid, "still no"));
     assert!(looked(refused).must_look(false, Some(4), &reworded));
@@ -181,7 +181,7 @@ fn objects_are_looked_at_again_when_spec_or_verdict_change_and_until_they_are_as
 }
 
 #[test]
-fn certificates_of_caches_go_with_the_sidecars_once_and_never_in_a_pass_that_failed() {
+fn cache_certificates_are_deleted_once_and_only_without_sidecars_or_failures() {
     let removes = |memory: &FarmMemory, has_sidecars, has_failed| {
         memory.must_remove_certificates(has_sidecars, has_failed)
     };
@@ -240,7 +240,7 @@ fn failures_count_up_until_a_pass_succeeds() {
 }
 
 #[test]
-fn a_late_watch_does_not_hide_the_status_that_was_written() {
+fn a_stale_watch_does_not_hide_the_written_status() {
     let farm = |version: &str, proxies: &str| -> TLSFarm {
         serde_json::from_value(serde_json::json!({
             "apiVersion": "tlsfarm.dev/v1alpha1",
@@ -260,7 +260,7 @@ fn a_late_watch_does_not_hide_the_status_that_was_written() {
 }
 
 #[test]
-fn loading_starts_anew_with_every_change() {
+fn loading_restarts_with_every_change() {
     let mut memory = FarmMemory::default();
     assert_eq!(
         memory.loading(true, Some(1), None, at(0)),

@@ -37,7 +37,7 @@ fn farms_of_other_namespaces_may_have_the_same_host_names() {
 }
 
 #[test]
-fn a_secret_of_somebody_else_with_a_name_that_the_farm_needs_is_a_conflict() {
+fn a_foreign_secret_with_a_needed_name_is_a_conflict() {
     let shop = farm("web", "shop", "2026-01-02T00:00:00Z");
     let judged = |ring: StoredRing, cache: Option<&str>| {
         let cache = cache.map(|name| (name.to_owned(), Ownership::Leftover));
@@ -118,7 +118,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
     );
     assert!(
         !loading(TARGET, &[done(), observed(false, 6, "old", 0)]),
-        "nobody waits for it"
+        "no proxy must acknowledge it"
     );
     assert!(!loading(TARGET, &[observed(false, 6, "old", 0)]));
     assert!(!loading(TARGET, &[]));
@@ -130,7 +130,7 @@ fn proxies_are_loading_while_a_ready_one_lacks_the_ring_or_the_configuration() {
 }
 
 #[test]
-fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_ring_that_was_written() {
+fn acknowledgement_time_is_measured_once_per_written_ring() {
     let (metrics, registry) = OperatorMetrics::new();
     let mut memory = awaiting();
     let measured = |memory: &mut FarmMemory, observed: &[Observed], second| {
@@ -147,7 +147,7 @@ fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_r
         )
     };
     let (done, behind) = (observed(true, 7, "old", 0), observed(true, 6, "new", 0));
-    assert_eq!(measured(&mut memory, &[], 11), (0.0, 0.0), "nobody is ready");
+    assert_eq!(measured(&mut memory, &[], 11), (0.0, 0.0), "no proxy is ready");
     assert_eq!(measured(&mut memory, &[done.clone(), behind], 12), (0.0, 0.0));
     let all = [done, observed(false, 6, "new", 0)];
     assert_eq!(measured(&mut memory, &all, 13), (1.0, 3.0));
@@ -161,7 +161,7 @@ fn the_time_until_every_ready_proxy_had_acknowledged_is_measured_once_for_each_r
 }
 
 #[test]
-fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
+fn the_next_pass_is_due_at_the_earliest_future_time() {
     let behind_since = |second| {
         let mut one = observed(true, 6, "new", 0);
         one.memory.behind_since = Some(at(second));
@@ -176,7 +176,7 @@ fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
     assert_eq!(
         due(Some(&plan), Some(at(50)), &[]),
         Some(at(100)),
-        "it was done in this pass"
+        "done in this pass"
     );
     assert_eq!(due(Some(&Plan::Expire), None, &[]), None);
     let overdue_at_80 = [behind_since(-480), behind_since(-520)];
@@ -184,12 +184,12 @@ fn the_next_pass_is_due_at_the_first_moment_that_lies_ahead() {
     assert_eq!(
         due(Some(&plan), None, &[behind_since(-550)]),
         Some(at(100)),
-        "it is overdue"
+        "the rotation is overdue"
     );
 }
 
 #[test]
-fn nothing_is_remembered_or_exported_of_a_farm_that_is_gone() {
+fn a_deleted_farm_leaves_neither_memory_nor_metrics() {
     let (metrics, registry) = OperatorMetrics::new();
     let farms = Farms::default();
     let shop = id("shop").key;

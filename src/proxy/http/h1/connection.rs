@@ -46,7 +46,7 @@ pub(crate) async fn serve_http1<IO>(
         if !state.draining.get() && cancelled.as_mut().poll(cx).is_ready() {
             state.draining.set(true);
             idle_limit = idle_limit.min(drain.grace);
-            // Counted from now on, not from the last request.
+            // The limit counts from now on, not from the last request.
             state.activity.progressed();
         }
         loop {
@@ -60,10 +60,10 @@ pub(crate) async fn serve_http1<IO>(
             let Some(begun) = state.heads.partial_since.get() else {
                 std::task::ready!(timer.poll_until(cx, since + idle_limit));
                 if closing {
-                    // hyper waits for the rest of a body whose request was answered early; it came to a halt.
+                    // The request was answered early, and the rest of its body, for which hyper waits, has stalled.
                     return Poll::Ready(Ok(()));
                 }
-                // Unused for long, and nothing has arrived: hyper has just looked.
+                // Idle past the limit, and the poll above has read nothing.
                 closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
@@ -89,6 +89,6 @@ pub(crate) async fn serve_http1<IO>(
         return;
     }
     let (io, _) = guard.into_parts();
-    // A client that is gone needs no goodbye.
+    // Errors do not matter: the client may have closed already.
     let _ = Lingering::new(io).shutdown().await;
 }

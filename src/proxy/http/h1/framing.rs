@@ -95,7 +95,7 @@ impl Framing {
                 Ok(Step::Pass(end))
             }
             Phase::Length(left) => {
-                // As much of the input as belongs to the body: at most its length, so it fits a usize.
+                // The part of the input that belongs to the body: at most the length of the input, so it fits a usize.
                 let taken = usize::try_from(*left).map_or(input.len(), |left| left.min(input.len()));
                 *left -= taken as u64;
                 if *left == 0 {

@@ -119,7 +119,7 @@ impl<IO: AsyncRead + Unpin> Guard<IO> {
 
     fn refuse(&mut self, refusal: HttpRefusal) {
         self.state.heads.refuse(refusal);
-        // hyper must see a request, or it answers by itself, and out of turn: before responses that are still due.
+        // Give hyper a valid request; otherwise it would answer by itself, ahead of responses that are still due.
         self.held = BytesMut::from(REFUSED_HEAD);
         self.passable = REFUSED_HEAD.len();
         self.end = Some(GuardEnd::Refused);
@@ -193,7 +193,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guard<IO> {
                 }
                 continue;
             }
-            // The usual case: what was read is judged where hyper wants it, and only what must wait is moved away.
+            // The usual case: check the bytes in hyper's buffer, and move only those away that must be held back.
             let mut passed = 0;
             while let Some(rest) = read.get(passed..).filter(|rest| !rest.is_empty()) {
                 let at_head = this.framing.at_head();
@@ -259,7 +259,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for ClientIo<IO> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.io).poll_flush(cx);
         if outcome.is_ready() && !this.state.activity.write_blocked.get() {
-            // hyper flushes all the time; without a blocked write before it, nothing moved.
+            // hyper flushes constantly; a flush is progress only if a write was blocked before.
             return outcome;
         }
         this.stalled(cx, outcome)

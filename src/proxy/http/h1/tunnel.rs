@@ -38,7 +38,7 @@ where
         }
     };
     tokio::select! {
-        // Either side's end is all there is to say about a tunnel.
+        // How either side ended does not matter to a tunnel.
         _ = copy => {}
         () = watch => {}
     }

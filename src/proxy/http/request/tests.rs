@@ -140,7 +140,11 @@ fn a_target_is_a_path_that_does_not_climb() {
         verdict(http2("/a/..%2fb")),
         Verdict::Refused(400, "the path contains a .. segment")
     );
-    assert_eq!(verdict(http2("/a?b/../c")), to_shop(), "a query is no path");
+    assert_eq!(
+        verdict(http2("/a?b/../c")),
+        to_shop(),
+        "a query is not part of the path"
+    );
     assert_eq!(verdict(http2("")), to_shop(), "an empty path is the root");
 }
 
@@ -171,7 +175,7 @@ fn there_is_one_valid_host() {
 }
 
 #[test]
-fn the_targets_authority_counts_and_http1_clients_send_the_host_even_so() {
+fn the_target_authority_wins_and_http1_requires_a_host_even_so() {
     let absolute = "https://a.shop.example.com:8443/x";
     assert_eq!(
         verdict(Request::get(absolute).header(HOST, "other.example.com")),

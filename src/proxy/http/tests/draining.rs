@@ -65,12 +65,12 @@ fn an_unused_connection_ends_without_a_byte() {
         let mut client = farm.connect(false);
         client.send(GET).await;
         client.read_until("\r\n\r\nok").await;
-        // Idle for as long before: the grace counts from the beginning of the drain.
+        // Idle this long before the drain: the grace period counts from its beginning.
         tokio::time::sleep(GRACE).await;
         let begun = Instant::now();
         farm.draining.cancel();
         assert_eq!(client.rest().await, "");
-        assert!(begun.elapsed() >= GRACE, "it lived for {:?}", begun.elapsed());
+        assert!(begun.elapsed() >= GRACE, "closed after {:?}", begun.elapsed());
     });
 }
 
@@ -134,6 +134,6 @@ fn an_http2_connection_that_never_brings_a_request_ends() {
         let begun = Instant::now();
         let (_sender, connection) = http2::connect(&farm).await;
         connection.await.expect("no panic").expect("an end in good order");
-        assert!(begun.elapsed() >= GRACE, "it lived for {:?}", begun.elapsed());
+        assert!(begun.elapsed() >= GRACE, "closed after {:?}", begun.elapsed());
     });
 }

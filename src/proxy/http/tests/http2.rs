@@ -258,7 +258,7 @@ async fn read_frame(client: &mut RawClient) -> Option<(u8, Vec<u8>)> {
 }
 
 #[test]
-fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
+fn data_sent_while_a_connection_ends_is_tolerated() {
     run(async {
         let farm = Farm::with(&[], "timeouts: {http2Idle: 50ms}");
         let mut client = farm.connect(true);
@@ -270,7 +270,7 @@ fn what_a_client_sends_while_its_connection_ends_destroys_nothing() {
                 client.send(payload).await;
             }
         }
-        // The end was read; a window that grows may still be on its way then.
+        // The proxy has closed; a WINDOW_UPDATE of a client may still arrive then.
         client.stream.write_all(&[0; 1000]).await.expect("taken");
         drop(client.stream);
         client.served.await.expect("served");
@@ -285,7 +285,7 @@ fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_answered() {
         let mut client = farm.connect(true);
         send_preface(&mut client).await;
         while read_frame(&mut client).await.expect("a GOAWAY").0 != GOAWAY {}
-        // On its way.
+        // Long enough after the GOAWAY for the request to cross it.
         tokio::time::sleep(Duration::from_millis(50)).await;
         // By the static table of HPACK: GET, https, /, and an authority as text. Ends headers and stream 1.
         let authority = "shop.example.com";
@@ -306,10 +306,10 @@ fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_answered() {
 }
 
 #[test]
-fn a_response_that_the_client_gave_up_does_not_count_as_one_that_it_must_take() {
+fn a_cancelled_response_does_not_count_as_stalled() {
     const STALL: Duration = Duration::from_millis(300);
     run(async {
-        // An endless response first, and then one that takes longer than a client may stand still.
+        // First an endless response, then one that takes longer than a client may stall.
         let backend = scripted(|number, mut stream| async move {
             read_head(&mut stream).await;
             if number > 0 {
@@ -332,7 +332,7 @@ fn a_response_that_the_client_gave_up_does_not_count_as_one_that_it_must_take() 
             .await
             .expect("a response");
         given_up.body_mut().frame().await.expect("a part").expect("data");
-        // Until the rest waits for the client to take it.
+        // Wait until the proxy is blocked on the client.
         tokio::time::sleep(STALL / 3).await;
         drop(given_up);
         let slow = sender.send_request(get("https://shop.example.com/")).await;

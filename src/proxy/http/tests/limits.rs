@@ -128,7 +128,7 @@ fn an_upload_that_keeps_coming_may_take_longer_than_a_response() {
 }
 
 #[test]
-fn an_upload_that_stands_still_does_not_extend_the_wait_for_a_response() {
+fn a_stalled_upload_does_not_extend_the_wait_for_a_response() {
     run(async {
         let farm = Farm::with(&[patient_backend(9).await], "timeouts: {responseHead: 50ms}");
         let response = farm
@@ -151,7 +151,7 @@ fn a_response_body_must_keep_coming() {
             read_head(&mut stream).await;
             let part = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc";
             stream.write_all(part.as_bytes()).await.expect("written");
-            // Until the proxy gives up.
+            // Waits until the proxy closes the connection.
             read_head(&mut stream).await;
         })
         .await;
@@ -187,7 +187,7 @@ fn a_response_that_keeps_coming_may_take_longer_than_any_part_of_it() {
 }
 
 #[test]
-fn a_head_behind_a_slow_response_has_its_time_from_the_end_of_that() {
+fn a_pipelined_head_is_timed_from_the_end_of_the_previous_response() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::with(&[backend.address], "timeouts: {requestHead: 1s}");
@@ -196,7 +196,7 @@ fn a_head_behind_a_slow_response_has_its_time_from_the_end_of_that() {
             .send("GET /held HTTP/1.1\r\nHost: shop.example.com\r\n\r\nGET / HT")
             .await;
         backend.arrived.notified().await;
-        // Longer than a head may take, which counts from now on only.
+        // Longer than the head limit, which only counts from now on.
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
         backend.release.notify_one();
         client.read_until("\r\n\r\nok").await;

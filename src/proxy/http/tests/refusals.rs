@@ -114,7 +114,7 @@ fn malformed_heads_are_bad_requests() {
 }
 
 #[test]
-fn what_only_hyper_refuses_is_a_bad_request_too() {
+fn requests_refused_only_by_hyper_are_bad_requests_too() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
@@ -127,7 +127,7 @@ fn what_only_hyper_refuses_is_a_bad_request_too() {
 }
 
 #[test]
-fn the_host_must_be_one_and_valid() {
+fn requests_need_exactly_one_valid_host() {
     refused(
         400,
         &[

@@ -105,7 +105,7 @@ fn a_request_whose_connection_ends_is_sent_again_when_that_is_safe() {
 }
 
 #[test]
-fn a_request_that_might_count_twice_or_lacks_its_body_is_not_sent_again() {
+fn non_idempotent_requests_and_requests_with_a_body_are_not_retried() {
     run(async {
         let with_body = |method: &str, framing: &str| {
             format!("{method} / HTTP/1.1\r\nHost: shop.example.com\r\nConnection: close\r\n{framing}")
@@ -148,7 +148,7 @@ fn a_request_is_repeated_once_at_most() {
 }
 
 #[test]
-fn a_response_that_makes_no_sense_is_no_reason_to_ask_again() {
+fn a_malformed_response_is_not_retried() {
     run(async {
         for response in [
             "SSH-2.0-OpenSSH\r\n\r\n",
@@ -165,7 +165,7 @@ fn a_response_that_makes_no_sense_is_no_reason_to_ask_again() {
 }
 
 #[test]
-fn a_sick_backend_gets_no_retries_beyond_the_budget() {
+fn a_failing_backend_gets_no_retries_beyond_the_budget() {
     run(async {
         let connections = Rc::new(Cell::new(0));
         let counted = Rc::clone(&connections);
@@ -195,7 +195,7 @@ fn a_sick_backend_gets_no_retries_beyond_the_budget() {
 /// that comes when the end has arrived, but before hyper's task has run: tasks run after the future of the test, so what
 /// this future does once it is woken comes first.
 #[test]
-fn a_request_of_which_nothing_was_sent_is_sent_on_another_connection() {
+fn a_request_that_was_not_sent_moves_to_another_connection() {
     run(async {
         for (request, body) in [
             (
@@ -249,7 +249,7 @@ fn a_request_of_which_nothing_was_sent_is_sent_on_another_connection() {
                 while !response.ends_with(b"\r\n\r\nok") {
                     response.push(client.read_u8().await.expect("a byte"));
                 }
-                // Until everything that the first request set going has come to rest.
+                // Let everything that the first request started run to completion.
                 for _ in 0..100 {
                     tokio::task::yield_now().await;
                 }
@@ -302,7 +302,7 @@ fn closes_at_once() -> (SocketAddr, Rc<Cell<usize>>) {
     let address = listener.local_addr().expect("an address");
     let count = Rc::new(Cell::new(0));
     let closed = Rc::clone(&count);
-    // It looks before the runtime does, so the end of a connection is there as soon as the proxy learns that it is open.
+    // Polls ahead of the runtime, so that the connection is closed by the time the proxy learns that it is open.
     spawn_local(poll_fn(move |cx| {
         while listener.accept().is_ok() {
             closed.set(closed.get() + 1);

@@ -21,7 +21,7 @@ fn reload(farm: &Farm, version: MinVersion) {
 }
 
 #[test]
-fn a_connection_that_its_host_would_not_accept_any_more_ends_after_the_next_response() {
+fn a_connection_below_a_raised_minimum_version_ends_after_the_next_response() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
@@ -37,7 +37,7 @@ fn a_connection_that_its_host_would_not_accept_any_more_ends_after_the_next_resp
 }
 
 #[test]
-fn on_http2_the_end_is_announced_and_the_request_answered() {
+fn an_http2_connection_below_the_minimum_gets_goaway_and_its_answer() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
@@ -51,7 +51,7 @@ fn on_http2_the_end_is_announced_and_the_request_answered() {
 }
 
 #[test]
-fn connections_that_satisfy_the_host_as_it_is_now_go_on() {
+fn connections_that_meet_the_new_minimum_version_stay_open() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);

@@ -185,7 +185,7 @@ impl RawClient {
     /// Reads until the connection ends.
     pub(super) async fn rest(&mut self) -> String {
         let mut text = Vec::new();
-        // An abrupt end is an end too.
+        // A reset counts as an end too.
         let _ = self.stream.read_to_end(&mut text).await;
         String::from_utf8(text).expect("UTF-8")
     }

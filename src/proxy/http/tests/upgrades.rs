@@ -11,7 +11,7 @@ const UPGRADE: &str =
     "GET /ws HTTP/1.1\r\nHost: shop.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
 #[test]
-fn after_the_backends_consent_bytes_pass_unseen() {
+fn bytes_pass_unchecked_after_the_backend_accepts_an_upgrade() {
     run(async {
         let head = Rc::new(RefCell::new(String::new()));
         let seen = Rc::clone(&head);
@@ -90,7 +90,7 @@ fn the_client_is_told_the_protocol_that_the_backend_chose() {
 }
 
 #[test]
-fn without_consent_what_follows_is_the_next_request() {
+fn bytes_after_a_declined_upgrade_are_the_next_request() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
@@ -108,7 +108,7 @@ fn without_consent_what_follows_is_the_next_request() {
 }
 
 #[test]
-fn another_http_is_not_switched_to() {
+fn upgrades_to_other_http_versions_are_ignored() {
     run(async {
         let backend = Backend::start().await;
         let farm = Farm::new(&[backend.address]);
@@ -126,14 +126,14 @@ fn another_http_is_not_switched_to() {
 }
 
 #[test]
-fn a_tunnel_in_which_nothing_moves_ends() {
+fn an_idle_tunnel_is_closed() {
     run(async {
         let backend = scripted(|_, mut stream| async move {
             read_head(&mut stream).await;
             let consent =
                 "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
             stream.write_all(consent.as_bytes()).await.expect("written");
-            // Until the proxy gives up.
+            // Waits until the proxy closes the connection.
             let _ = stream.read_u8().await;
         })
         .await;

@@ -1,4 +1,4 @@
-//! What one thread stores at a time, against a cache that takes everything and answers when it is told to.
+//! What one thread stores at a time, against a cache that accepts everything and answers when the test says so.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -26,7 +26,7 @@ const SESSIONS: usize = 2;
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A cache that answers no `SET`, and nothing after one, before it is told to.
+/// A cache that answers no `SET`, and nothing after one, before the test says so.
 #[derive(Default)]
 pub(in crate::proxy) struct Reluctant {
     /// How many it has taken.
@@ -70,7 +70,7 @@ impl Reluctant {
                     }
                     _ => {
                         self.pings.set(self.pings.get() + 1);
-                        // Answers come in the order of the requests.
+                        // Replies come in the order of the requests.
                         owed.extend(b"+PONG\r\n");
                         if owed == b"+PONG\r\n" {
                             stream.write_all(&owed).await.expect("written");
@@ -109,11 +109,11 @@ pub(in crate::proxy) async fn until(what: &str, condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    assert!(waited.await.is_ok(), "waited in vain for: {what}");
+    assert!(waited.await.is_ok(), "timed out waiting for: {what}");
 }
 
 #[tokio::test]
-async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
+async fn concurrent_stores_are_limited_and_no_handshake_waits() {
     const MORE: usize = 44;
     let dir = TestDir::new();
     let socket = dir.join("socket");
@@ -145,7 +145,10 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
             assert_eq!(puts("skipped"), skipped, "after {handshake} handshakes");
         }
         let under_way = MOST_STORING * SESSIONS;
-        until("what was not skipped", || server.taken.get() >= under_way).await;
+        until("the stores that were not skipped", || {
+            server.taken.get() >= under_way
+        })
+        .await;
         assert_eq!((server.taken.get(), puts("stored")), (under_way, 0));
 
         server.answers.notify_one();
@@ -163,7 +166,7 @@ async fn as_many_handshakes_store_at_a_time_as_are_allowed_and_nobody_waits() {
 }
 
 #[test]
-fn without_a_cache_nobody_is_over_a_budget() {
+fn without_a_cache_no_client_is_over_budget() {
     let cache = SessionCache::new(SessionCacheMetrics::default());
     cache.budget.borrow_mut().spend(CLIENT, 1_000_000, Instant::now());
     assert_eq!(cache.room(CLIENT), StoreAllowance::NoCache);

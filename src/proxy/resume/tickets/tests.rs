@@ -114,7 +114,7 @@ fn a_chain_of_resumptions_ends_a_day_after_the_full_handshake() {
 }
 
 #[test]
-fn a_declined_ticket_makes_the_next_one_as_young_as_the_full_handshake() {
+fn after_a_declined_ticket_the_age_counts_from_the_full_handshake() {
     let (farm, _) = Farm::with_ring();
     let ticket = farm
         .connection(TicketVersion::Tls13)
@@ -240,7 +240,7 @@ fn a_key_that_has_expired_opens_nothing_after_a_reload_of_its_ring() {
     );
 
     farm.keys.replace(&rotated, end);
-    // Not even for a clock that is set back.
+    // The key stays removed even if the clock is set back.
     assert!(connect().open(&ticket, before).is_none());
     assert_eq!(
         farm.metrics
@@ -286,14 +286,17 @@ fn a_chain_of_single_use_tickets_ends_a_day_after_the_full_handshake() {
 }
 
 #[test]
-fn single_use_and_stateless_tickets_never_stand_in_for_each_other() {
+fn single_use_and_stateless_tickets_are_not_interchangeable() {
     let (farm, _) = Farm::with_ring();
     let stateless = farm
         .connection(TicketVersion::Tls13)
         .seal(b"s", at(0))
         .expect("sealed");
     let once = farm.cached(TicketVersion::Tls13, None);
-    assert!(once.open(&stateless, at(1)).is_none(), "it could be used again");
+    assert!(
+        once.open(&stateless, at(1)).is_none(),
+        "a stateless ticket could be used again"
+    );
     assert_eq!(farm.metrics.offered(TicketOutcome::NotFound), 1);
 
     let (name, entry) = single_use(&once, 1).expect("sealed");
@@ -301,12 +304,12 @@ fn single_use_and_stateless_tickets_never_stand_in_for_each_other() {
     assert!(again.open(&name, at(2)).is_none());
     assert!(
         again.open(&entry.sealed, at(2)).is_none(),
-        "an entry is no ticket"
+        "an entry is not a ticket"
     );
 }
 
 #[test]
-fn the_entry_of_another_client_of_another_kind_or_with_another_bit_is_refused() {
+fn swapped_relabelled_and_altered_entries_are_refused() {
     let (farm, _) = Farm::with_ring();
     let issuer = farm.cached(TicketVersion::Tls13, None);
     let (name, entry) = single_use(&issuer, 0).expect("sealed");
@@ -348,7 +351,7 @@ fn a_session_id_is_good_for_its_lifetime_and_for_no_other_session() {
 }
 
 #[test]
-fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
+fn no_session_is_issued_that_the_cache_cannot_store() {
     let (farm, _) = Farm::with_ring();
     let rules = ResumptionRules {
         kind: TicketKind::SingleUse,
@@ -365,7 +368,7 @@ fn a_cache_that_takes_nothing_leaves_clients_without_names_of_nothing() {
 }
 
 #[test]
-fn a_client_that_keeps_tickets_is_over_no_budget() {
+fn clients_with_tickets_are_never_over_budget() {
     let (farm, _) = Farm::with_ring();
     let rules = ResumptionRules {
         session_ids: Some(TICKETS),

@@ -129,12 +129,12 @@ fn identities(names: &[&[u8]]) -> Vec<u8> {
         listed.extend_from_slice(name);
         listed.extend([0; 4]);
     }
-    // No binders: they are none of our business.
+    // No binders: the parser ignores them.
     [&(listed.len() as u16).to_be_bytes()[..], &listed].concat()
 }
 
 #[test]
-fn names_of_sessions_are_those_of_32_bytes() {
+fn only_32_byte_ids_name_sessions() {
     for (length, expected) in [(0, None), (31, None), (32, Some([7; 32]))] {
         let hello = parse(&body(&vec![7; length], &[])).expect("readable");
         assert_eq!(hello.session_id, expected);
@@ -155,7 +155,7 @@ fn names_of_sessions_are_those_of_32_bytes() {
 }
 
 #[test]
-fn a_ticket_is_told_from_the_wish_for_one() {
+fn an_empty_ticket_extension_is_only_a_request_for_a_ticket() {
     let ticket = |extensions: &[(u16, &[u8])]| parse(&body(&[], extensions)).expect("readable").ticket;
     assert_eq!(ticket(&[]), None);
     assert_eq!(
@@ -190,7 +190,7 @@ fn fragmentation_at_any_boundary_changes_nothing() {
 }
 
 #[test]
-fn a_hello_without_end_is_given_up_within_the_limit() {
+fn an_endless_hello_is_refused_within_the_limit() {
     let endless = [
         HANDSHAKE,
         3,
@@ -254,7 +254,7 @@ fn a_hello_of_16_kib_is_read_and_a_longer_one_is_not() {
 }
 
 #[test]
-fn what_is_no_hello_gets_the_alert_that_tls_wants() {
+fn input_that_is_not_a_hello_gets_the_alert_that_tls_requires() {
     const ILLEGAL_PARAMETER: u8 = 47;
     const DECODE_ERROR: u8 = 50;
     let name_beyond_ascii = message(&body(
@@ -265,7 +265,7 @@ fn what_is_no_hello_gets_the_alert_that_tls_wants() {
     for (what, junk, alert) in [
         ("HTTP", &b"GET / HTTP/1.1\r\n\r\n"[..], DECODE_ERROR),
         ("zeros", &[0; 70_000], DECODE_ERROR),
-        // rustls has no alert for it.
+        // rustls sends no alert for this.
         ("data", &[23, 3, 3, 0, 1, 7], DECODE_ERROR),
         (
             "a ServerHello",
@@ -336,7 +336,7 @@ fn hellos_of_any_shape_are_read_field_by_field_or_refused() {
             }
             (Progress::Complete(ours), Some(None)) => {
                 case.reaches("nameless to rustls");
-                // It takes no notice of an address in place of a name.
+                // rustls ignores an IP address in place of a name.
                 let name = ours.server_name.unwrap_or_default();
                 prop_assert!(name.is_empty() || name.parse::<IpAddr>().is_ok(), "{}", name);
             }
@@ -421,7 +421,7 @@ fn arbitrary() -> impl Strategy<Value = Vec<u8>> {
 
 /// Measured: 26 % of the inputs are read, 19 % are not at an end yet, and 55 % are refused.
 #[test]
-fn arbitrary_bytes_mean_the_same_in_any_pieces_and_get_an_alert_when_refused() {
+fn arbitrary_bytes_parse_the_same_in_any_pieces_and_refusals_have_an_alert() {
     let floors = [("incomplete", 9), ("complete", 12), ("unreadable", 27)];
     let inputs = (arbitrary(), 1..2000usize);
     check_the_same(CASES, inputs, &floors, |(wire, size), case| {

@@ -186,7 +186,7 @@ async fn visit(proxy: &Proxy, config: &Arc<ClientConfig>, name: &'static str) ->
 }
 
 #[tokio::test]
-async fn a_host_of_tls13_refuses_tls12_while_another_of_the_same_proxy_serves_it() {
+async fn a_tls13_only_host_refuses_tls12_while_another_host_serves_it() {
     let proxy = Proxy::new();
     let old = Arc::new(client(&[&TLS12]));
     let met = visit(&proxy, &old, "www.shop.test").await.expect("served");
@@ -219,7 +219,7 @@ async fn a_host_of_tls13_refuses_tls12_while_another_of_the_same_proxy_serves_it
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_resumes_and_is_counted_as_such() {
+async fn a_returning_client_resumes_and_is_counted_as_resumed() {
     for (version, label) in [(&TLS12, "1.2"), (&TLS13, "1.3")] {
         let proxy = Proxy::new();
         let config = Arc::new(client(&[version]));
@@ -290,7 +290,7 @@ fn promise(answer: &[u8]) -> Promise {
 }
 
 #[test]
-fn the_name_that_rustls_reads_must_be_the_one_that_chose_the_host() {
+fn a_handshake_fails_if_rustls_reads_another_server_name() {
     let hello = |name: Option<&str>| ClientHello {
         server_name: name.map(str::to_owned),
         ..ClientHello::default()

@@ -90,7 +90,7 @@ fn an_endpoint_that_failed_is_avoided_for_three_seconds_while_there_are_others()
     }
     assert_eq!(chosen(&upstreams, &addresses, &[], now + AVOID), [1, 2, 3]);
 
-    // While another one is avoided, this one is not for any longer.
+    // The first endpoint is not avoided any longer, even while another one is.
     upstreams.failed(&upstreams.endpoint(addresses[1]), now + AVOID - MOMENT);
     assert_eq!(chosen(&upstreams, &addresses, &[], now + AVOID), [1, 3]);
     upstreams.failed(&upstreams.endpoint(addresses[0]), now + AVOID);
@@ -102,7 +102,7 @@ fn an_endpoint_that_failed_is_avoided_for_three_seconds_while_there_are_others()
     );
 }
 
-/// A connection to a backend that says its number in its responses, each once it is told to.
+/// A connection to a backend that puts its number into its responses, each sent when the test says so.
 struct Peer {
     backend: JoinHandle<()>,
     respond: Rc<Notify>,
@@ -112,13 +112,13 @@ struct Peer {
 async fn open_numbered(number: u16) -> (SendRequest<RequestBody>, Peer) {
     let (stream, mut backend) = tokio::io::duplex(4096);
     let respond = Rc::new(Notify::new());
-    let told = Rc::clone(&respond);
+    let asked = Rc::clone(&respond);
     let backend = spawn_local(async move {
         let mut request = Vec::new();
         while let Ok(byte) = backend.read_u8().await {
             request.push(byte);
             if request.ends_with(b"\r\n\r\n") {
-                told.notified().await;
+                asked.notified().await;
                 let response = format!("HTTP/1.1 {number} Number\r\nContent-Length: 0\r\n\r\n");
                 backend.write_all(response.as_bytes()).await.expect("written");
             }
@@ -140,7 +140,7 @@ impl Peer {
     }
 }
 
-/// The number of a connection, once it is told to respond.
+/// Makes a connection respond; returns its number.
 async fn number(mut sender: SendRequest<RequestBody>, peer: &Peer) -> StatusCode {
     peer.respond.notify_one();
     let response = sender.send_request(Request::new(RequestBody::default())).await;
@@ -189,14 +189,14 @@ fn the_connection_that_was_used_last_is_used_first() {
 }
 
 #[test]
-fn a_connection_that_was_not_used_for_long_is_not_used_any_more() {
+fn a_connection_that_was_idle_too_long_is_not_reused() {
     run(async {
         let now = Instant::now();
         let (endpoint, peers) = endpoint_with(&Upstreams::default(), 2, now).await;
         let sender = endpoint.reuse(now + POOL_IDLE).expect("the younger one");
         assert_eq!(number(sender, &peers[1]).await, 201);
         assert!(endpoint.reuse(now + POOL_IDLE).is_none());
-        assert_eq!(kept(&endpoint), 0, "it is closed");
+        assert_eq!(kept(&endpoint), 0, "the connection is closed");
 
         let (endpoint, _peers) = endpoint_with(&Upstreams::default(), 1, now).await;
         assert!(endpoint.reuse(now + POOL_IDLE - MOMENT).is_some());
@@ -223,7 +223,7 @@ fn a_closed_connection_is_neither_kept_nor_used() {
 }
 
 #[test]
-fn a_connection_that_is_still_busy_waits_for_its_time() {
+fn a_busy_connection_is_not_reused_until_it_is_ready() {
     run(async {
         let now = Instant::now();
         let (endpoint, peers) = endpoint_with(&Upstreams::default(), 1, now).await;
@@ -267,7 +267,7 @@ fn sweeping_closes_what_is_old_or_closed() {
         upstreams.sweep(now + POOL_IDLE);
         assert_eq!(kept(&endpoint), 2);
         let [old, closed, _] = <[Peer; 3]>::try_from(peers).ok().expect("three");
-        old.backend.await.expect("its connection has ended");
+        old.backend.await.expect("the connection has ended");
         closed
             .close(|| endpoint.idle.borrow()[0].sender.is_closed())
             .await;
@@ -310,7 +310,7 @@ fn sweeping_forgets_an_endpoint_with_nothing_to_remember() {
 }
 
 #[test]
-fn a_request_counts_from_the_connecting_on_and_gives_its_connection_back() {
+fn a_request_counts_from_connecting_on_and_returns_its_connection() {
     run(async {
         let metrics = HttpMetrics::register(&mut Registry::default());
         let limit = Duration::from_secs(10);
@@ -332,7 +332,7 @@ fn a_request_counts_from_the_connecting_on_and_gives_its_connection_back() {
         assert_eq!(
             (endpoint.in_flight.get(), kept(&endpoint)),
             (0, 0),
-            "it is closed"
+            "the connection is closed"
         );
 
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");

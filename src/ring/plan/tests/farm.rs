@@ -1,4 +1,4 @@
-//! A farm of three proxies that hear of each ring late and each at another time, under any order of events.
+//! A farm of three proxies that load each ring late and at different times, under any order of events.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,17 +19,17 @@ enum Step {
     Refresh(usize),
     /// The operator hears from one proxy.
     Hear(usize),
-    /// Every mount catches up, and the operator hears of it.
+    /// Every mount catches up, and the operator learns it.
     CatchUp,
     /// The operator looks at the ring.
     Reconcile,
     /// Somebody asks for a rotation.
     Ask,
-    /// The Secret was lost, and the operator writes the same keys anew.
+    /// The Secret was lost, and the operator writes the same keys again.
     Repair,
 }
 
-/// How late proxies may hear of a ring.
+/// How late proxies may load a ring.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Lag {
     /// As late as they like: the operator waits for them for more than a year.
@@ -259,7 +259,7 @@ fn farms() -> impl Strategy<Value = (Lag, SignedDuration, Vec<Step>)> {
         1 => Just(Step::Ask),
         1 => Just(Step::Repair),
     ];
-    // One that is asked for rotations all the time, so that its ring fills up.
+    // A farm with constant rotation requests, so that its ring fills up.
     let busy = prop_oneof![
         20 => (1i64..20).prop_map(Step::Pass),
         2 => (16_000i64..20_000).prop_map(Step::Pass),
@@ -280,7 +280,7 @@ fn farms() -> impl Strategy<Value = (Lag, SignedDuration, Vec<Step>)> {
 }
 
 /// S4 of the requirements: at every instant the primary of any proxy is in the ring of every other, with any lag, as long
-/// as nobody exhausts the operator's patience; and where all hear of each change within that, every ticket lasts.
+/// as nobody exhausts the operator's patience; and where all load each change within that, every ticket lasts.
 ///
 /// Measured: 99 % of the farms keep their ring for a while, 95 % wait for proxies and 98 % rotate on request; 27 to 38 % rotate
 /// on schedule, 18 % drop expired keys, and 26 to 39 % have a full ring at least once.

@@ -80,11 +80,11 @@ impl Life {
 }
 
 fn lives() -> impl Strategy<Value = Life> {
-    // Far enough that TLS's limit comes first, near, or over at once.
+    // So late that TLS's limit comes first, soon, or over immediately.
     let end = || prop_oneof![15 => TLS_LIMIT..3 * TLS_LIMIT, 4 => 2..TLS_LIMIT, 1 => 0..2_i64];
     let ends = (end(), end(), end(), end(), end(), end());
     let seal_for = prop_oneof![9 => 1..TLS_LIMIT, 1 => -1..2_i64];
-    // Offered around the first end, around what clocks may differ, or at any time.
+    // Offered around the first end, around the tolerated clock skew, or at any time.
     let offered = prop_oneof![
         6 => (-1..2_i64).prop_map(|offset| (Some(true), offset)),
         2 => (-1..2_i64).prop_map(|offset| (Some(false), offset)),

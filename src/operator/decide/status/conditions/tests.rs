@@ -42,7 +42,7 @@ fn summed_up(but: &[(ConditionType, ConditionStatus, Reason)]) -> (ConditionStat
 }
 
 #[test]
-fn a_farm_is_ready_only_while_all_else_is_true_or_just_a_ring_is_on_its_way() {
+fn ready_needs_all_other_conditions_except_during_ring_distribution() {
     let good = (True, Reason::FarmReady, "all checks passed".to_owned());
     assert_eq!(summed_up(&[]), good);
     for type_ in SUMMED_UP {
@@ -62,7 +62,7 @@ fn a_farm_is_ready_only_while_all_else_is_true_or_just_a_ring_is_on_its_way() {
 }
 
 #[test]
-fn ready_tells_of_the_first_fault_and_of_what_is_unknown_only_without_one() {
+fn ready_reports_the_first_fault_or_else_the_first_unknown() {
     let first_of_two = summed_up(&[
         (BackendsReady, False, Reason::BackendNotFound),
         (KeysSynced, False, Reason::RingRepaired),
@@ -80,7 +80,7 @@ fn ready_tells_of_the_first_fault_and_of_what_is_unknown_only_without_one() {
     assert_eq!(unknown_beside_a_ring_on_its_way.1, Reason::Progressing);
 }
 
-/// Every fault that a farm can have, the condition that tells of it and what that is, and what `Ready` makes of it.
+/// Every fault that a farm can have, the condition that reports it with its reason, and the resulting `Ready`.
 #[test]
 fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
     type Change = Box<dyn Fn(&mut World)>;
@@ -258,7 +258,7 @@ fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
 }
 
 #[test]
-fn conditions_wait_for_a_ready_proxy_to_tell() {
+fn keys_and_cache_conditions_are_unknown_until_a_proxy_is_ready() {
     for type_ in [KeysSynced, SessionCacheReady] {
         let (status, reason, message) = World::after(type_, |world| {
             with_sidecars(world, &[]);
@@ -298,7 +298,7 @@ fn a_proxy_is_overdue_after_max_unacked_wait_and_not_before() {
 }
 
 #[test]
-fn all_but_one_proxy_are_enough_to_be_available_and_none_never_is() {
+fn available_tolerates_one_missing_proxy_but_never_zero_ready() {
     let available = |wanted: i32, ready: usize| {
         World::after(Available, |world| {
             world.farm.spec.replicas = wanted;
@@ -320,7 +320,7 @@ fn all_but_one_proxy_are_enough_to_be_available_and_none_never_is() {
 }
 
 #[test]
-fn a_rollout_is_over_when_as_many_proxies_as_wanted_run_and_all_are_of_the_current_deployment() {
+fn a_rollout_is_complete_when_all_proxies_are_of_the_current_deployment() {
     let ready = |generation: i64, observed: i64, updated: i32, all: i32| {
         let (_, reason, message) = World::after(Ready, |world| {
             world.live.deployment = Some(parse(json!({
@@ -375,7 +375,7 @@ fn only_failures_of_the_deployment_are_obstacles() {
 }
 
 #[test]
-fn a_ring_that_waits_although_all_have_it_says_for_what() {
+fn keys_synced_says_until_when_a_full_ring_delays_the_rotation() {
     let (status, _, message) = World::after(KeysSynced, |world| {
         let until = at(90) + jiff::SignedDuration::from_millis(5);
         world.plan = Some(Plan::Full { until });
@@ -410,7 +410,7 @@ fn certificates_are_judged_by_the_proxies_that_run_the_current_configuration() {
 }
 
 #[test]
-fn messages_name_eight_and_count_the_rest() {
+fn messages_list_eight_names_and_count_the_rest() {
     let words = |count: usize| {
         let words: Vec<String> = (0..count).map(|n| n.to_string()).collect();
         first_of(&words, MOST_NAMED, ", ")

@@ -121,7 +121,7 @@ impl Chunked {
             (State::TrailerValue, _) => return Err("control character in a trailer field"),
             (State::TrailerLf, b'\n') => State::TrailerStart,
             (State::EndLf, b'\n') => return Ok(None),
-            // Data never comes here: advance() takes it.
+            // Data never reaches this function: advance() consumes it.
             (
                 State::SizeLf { .. }
                 | State::Data { .. }

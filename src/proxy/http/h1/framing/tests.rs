@@ -50,7 +50,7 @@ fn good_requests_pass_whole() {
         "GET / HTTP/1.0\r\nX-Tab:\ta\tb \r\nX-Empty:\r\nX-Latin: \u{e9}",
         "",
     );
-    // As long as the names that frame a body.
+    // These names are as long as the framing fields.
     passes("GET / HTTP/1.1\r\nX-Custom-Field: a\r\nX-Custom-Field-17: b", "");
     passes("POST / HTTP/1.1\r\nContent-Length: 6", "\r\n\r\nx\0");
     passes("POST / HTTP/1.1\r\nContent-Length: 2\r\ncontent-length: 2", "ab");
@@ -75,7 +75,7 @@ fn stated_reasons() -> BTreeSet<&'static str> {
     for source in [include_str!("head.rs"), include_str!("chunked.rs")] {
         let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
         for line in code {
-            // Byte strings are what is looked for in requests; every other text is a reason.
+            // Byte strings are matched in requests; every other string is a refusal reason.
             let mut parts = line.split('"');
             while let (Some(before), Some(text)) = (parts.next(), parts.next()) {
                 if !before.ends_with('b') {
@@ -88,7 +88,7 @@ fn stated_reasons() -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn every_reason_to_refuse_a_request_has_one() {
+fn every_refusal_reason_has_an_example() {
     let reached: BTreeSet<&str> = refused_requests()
         .iter()
         .map(|request| request.refusal.reason)
@@ -97,7 +97,7 @@ fn every_reason_to_refuse_a_request_has_one() {
 }
 
 #[test]
-fn a_refused_request_passes_to_its_fault_and_no_further_wherever_it_is_split() {
+fn a_refused_request_passes_up_to_its_fault_however_it_is_split() {
     for Refused {
         passed,
         rest,
@@ -105,7 +105,7 @@ fn a_refused_request_passes_to_its_fault_and_no_further_wherever_it_is_split() {
     } in refused_requests()
     {
         let input = [&passed[..], &rest].concat();
-        // Of the long ones, all splits near the ends and some in between.
+        // For long requests, try all splits near the ends and some in between.
         let near = |cut: &usize| *cut < 80 || input.len() - cut < 80 || cut.is_multiple_of(997);
         for cut in (0..=input.len()).filter(near) {
             let expected = (passed.clone(), Some(refusal));
@@ -147,7 +147,7 @@ fn after_a_refusal_nothing_passes_any_more() {
 }
 
 #[test]
-fn what_just_fits_a_limit_passes() {
+fn requests_exactly_at_a_limit_pass() {
     let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
     let extensions = "1;0123456789abcdef\r\na\r\n".repeat(4096 / 16);
     let fields = "x:\r\n".repeat(MAX_FIELDS);
@@ -215,7 +215,7 @@ fn nothing_passes_until_an_upgrade_is_decided() {
 }
 
 #[test]
-fn no_bytes_say_nothing() {
+fn empty_input_changes_nothing() {
     let post = "POST / HTTP/1.1\r\n";
     for begun in [
         String::new(),
@@ -265,7 +265,7 @@ fn requests() -> impl Strategy<Value = (Vec<u8>, Option<Refused>)> {
 /// Measured: 75 % of the cases end with a refused request, for each reason 0.5 to 7 %. For the rare ones one case must do: half
 /// of their share would fail by chance.
 #[test]
-fn what_comes_before_a_refused_request_passes_however_all_of_it_is_split() {
+fn requests_before_a_refused_one_pass_however_they_are_split() {
     let mut floors = vec![("all passes", 12.0), ("a refused request", 37.0)];
     floors.extend(stated_reasons().into_iter().map(|reason| (reason, 0.05)));
     let cuts = prop::collection::vec(any::<usize>(), 0..30);
@@ -295,7 +295,7 @@ fn what_comes_before_a_refused_request_passes_however_all_of_it_is_split() {
 /// Measured: 36 % of the streams pass whole, 37 % have a malformed request line, 14 % a malformed chunk size and 8 % a control
 /// character in a head; 4 % are refused for another reason.
 #[test]
-fn a_stream_has_one_verdict_however_it_is_split() {
+fn the_verdict_does_not_depend_on_how_a_stream_is_split() {
     const FREQUENT: [&str; 3] = [
         "the request line is malformed",
         "a chunk size is malformed",

@@ -101,7 +101,7 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 /// Requests and parts of them. Measured: 49 % of the cases pass whole, 37 % end with a refused head and 14 % with a faulty
 /// body.
 #[test]
-fn arrival_and_room_change_nothing() {
+fn the_verdict_does_not_depend_on_arrival_or_buffer_space() {
     let inputs = (
         prop::collection::vec(piece(), 0..6),
         prop::collection::vec(any::<usize>(), 0..20),
@@ -171,7 +171,7 @@ fn a_head_passes_when_it_is_complete_and_its_time_counts_from_its_first_byte() {
 }
 
 #[test]
-fn a_request_that_waits_to_be_read_is_not_taken_for_an_incomplete_one() {
+fn a_complete_but_unread_request_is_not_treated_as_incomplete() {
     let mut pipelined = Guarded::new();
     pipelined.arrives("GET");
     assert_eq!(pipelined.read(), Read::Waits);
@@ -196,7 +196,7 @@ fn a_request_that_waits_to_be_read_is_not_taken_for_an_incomplete_one() {
 }
 
 #[test]
-fn a_body_is_not_held_back_and_is_no_head() {
+fn bodies_are_not_held_back_and_not_treated_as_heads() {
     let mut guarded = Guarded::new();
     guarded.arrives("POST / HTTP/1.1\r\nContent-Length: 6\r\n\r\nab");
     assert_eq!(
@@ -232,7 +232,7 @@ fn reading_is_progress() {
 }
 
 #[test]
-fn no_room_is_no_end() {
+fn a_full_buffer_is_not_end_of_stream() {
     let mut guarded = Guarded::new();
     guarded.arrives(GET);
     guarded.ends(Ok(()));
@@ -246,12 +246,12 @@ fn no_room_is_no_end() {
 }
 
 #[test]
-fn the_end_comes_after_what_may_pass_and_stays() {
+fn end_of_stream_follows_all_passable_bytes_and_repeats() {
     let mut guarded = Guarded::new();
     guarded.arrives(&format!("{GET}GET"));
     guarded.ends(Ok(()));
     assert_eq!(guarded.read(), bytes(GET));
-    assert_eq!(guarded.read(), Read::Eof, "half a head is no request");
+    assert_eq!(guarded.read(), Read::Eof, "half a head is not a request");
     guarded.arrives(GET);
     assert_eq!(guarded.read(), Read::Eof);
 
@@ -290,7 +290,7 @@ fn a_refused_head_is_replaced_and_nothing_follows_it() {
 }
 
 #[test]
-fn a_refused_head_is_replaced_whole_however_little_room_there_is() {
+fn a_refused_head_is_replaced_completely_even_in_small_buffers() {
     let mut guarded = Guarded::new();
     guarded.arrives("GET\n");
     let mut read = String::new();
@@ -355,7 +355,7 @@ fn a_fault_in_a_body_that_was_held_back_is_an_error_too() {
 }
 
 #[test]
-fn what_follows_an_upgrade_waits_until_it_is_declined() {
+fn bytes_after_an_upgrade_are_held_until_it_is_declined() {
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
     let mut guarded = Guarded::new();
@@ -368,7 +368,7 @@ fn what_follows_an_upgrade_waits_until_it_is_declined() {
     assert_eq!(
         guarded.state.heads.partial_since.get(),
         None,
-        "it may not be a head at all"
+        "the bytes may not be a head at all"
     );
     assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
 
@@ -391,7 +391,7 @@ fn what_follows_an_upgrade_waits_until_it_is_declined() {
 }
 
 #[test]
-fn a_head_that_begins_while_an_upgrade_is_undecided_has_its_time_from_then_on() {
+fn a_head_begun_during_an_undecided_upgrade_is_timed_from_the_decision() {
     let mut guarded = Guarded::new();
     guarded.arrives(&format!("{UPGRADE}GET"));
     assert_eq!(guarded.read(), bytes(UPGRADE));
@@ -403,7 +403,7 @@ fn a_head_that_begins_while_an_upgrade_is_undecided_has_its_time_from_then_on() 
 }
 
 #[test]
-fn what_follows_a_declined_upgrade_is_checked() {
+fn bytes_after_a_declined_upgrade_are_checked() {
     let mut guarded = Guarded::new();
     guarded.arrives(UPGRADE);
     assert_eq!(guarded.read(), bytes(UPGRADE));
@@ -419,7 +419,7 @@ fn what_follows_a_declined_upgrade_is_checked() {
 }
 
 #[test]
-fn what_follows_an_accepted_upgrade_is_handed_over_as_it_came() {
+fn bytes_after_an_accepted_upgrade_pass_unchanged() {
     let mut guarded = Guarded::new();
     guarded.arrives(&format!("{UPGRADE}\x01"));
     assert_eq!(guarded.read(), bytes(UPGRADE));
@@ -431,7 +431,7 @@ fn what_follows_an_accepted_upgrade_is_handed_over_as_it_came() {
 }
 
 #[test]
-fn only_so_much_is_held_while_an_upgrade_is_undecided() {
+fn bytes_held_during_an_undecided_upgrade_are_limited() {
     let mut guarded = Guarded::new();
     guarded.arrives(UPGRADE);
     assert_eq!(guarded.read(), bytes(UPGRADE));

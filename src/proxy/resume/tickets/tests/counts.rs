@@ -91,7 +91,7 @@ fn every_ticket_that_is_asked_for_is_counted_once() {
 }
 
 #[test]
-fn every_session_id_that_the_cache_knew_is_counted_once_and_by_itself() {
+fn every_known_session_id_is_counted_once_and_separately() {
     let counted = Counted::new(Some(&ring()));
     let farm = &counted.farm;
     let id = [7; 32];
@@ -122,7 +122,7 @@ fn every_session_id_that_the_cache_knew_is_counted_once_and_by_itself() {
 }
 
 #[test]
-fn a_session_that_rustls_has_not_decided_on_is_counted_when_it_has() {
+fn a_session_is_counted_once_rustls_has_decided_on_it() {
     let counted = Counted::new(Some(&ring()));
     let farm = &counted.farm;
     let ticket = farm

@@ -1,4 +1,4 @@
-//! For how long clients and the session cache are told that a session may be used, and whether there is one at all.
+//! Lifetimes of sessions as sent to clients and to the session cache, and whether a session is issued at all.
 
 use super::*;
 
@@ -43,8 +43,7 @@ fn with_room() -> Cached {
     }
 }
 
-/// For how many seconds a session that is handed out at second 0 may be used, as client and cache are told; nothing when
-/// none is handed out.
+/// Lifetime in seconds of a session issued at second 0, as sent to client and cache; `None` if none is issued.
 fn promised(by: By, policy: TicketPolicy, certificate_until: Timestamp) -> Option<u64> {
     let (farm, _) = Farm::with_ring();
     let connection = farm.connection_with(rules_for(by, policy), with_room());
@@ -112,10 +111,10 @@ fn clients_and_caches_are_told_the_shortest_of_all_bounds() {
 }
 
 #[test]
-fn what_is_handed_out_in_a_resumed_session_ends_with_that_session() {
+fn sessions_issued_on_resumption_end_with_the_original_session() {
     let (farm, _) = Farm::with_ring();
     let hours = |hours| SignedDuration::from_hours(hours);
-    // A session that was begun a day ago but for one hour, however it was resumed.
+    // A session whose full handshake was 23 hours ago, however it was resumed.
     let begun = SessionAge {
         authenticated_at: at(-23 * 3600),
         certificate_until: at(90 * 86_400),
@@ -180,7 +179,7 @@ fn connect_now(farm: &Farm, rules: ResumptionRules, now: Timestamp) -> Connectio
 }
 
 #[test]
-fn a_proxy_that_may_seal_no_more_still_opens_tls13_tickets_and_promises_none_in_tls12() {
+fn a_proxy_that_cannot_seal_opens_tls13_tickets_and_promises_none_in_tls12() {
     let (farm, now) = aged(25);
     let tls13 = rules_for(By::Ticket(TicketVersion::Tls13), TICKETS);
     let ticket = connect_now(&farm, tls13, now)

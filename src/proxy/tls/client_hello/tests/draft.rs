@@ -339,7 +339,7 @@ fn draft_with(fault: BoxedStrategy<Faults>) -> BoxedStrategy<Draft> {
                 let mut extensions = extensions;
                 if let Some((malformed, place)) = malformed {
                     let listed = extensions.get_or_insert_default();
-                    // A second one of a kind need not be looked at.
+                    // A second extension of the same kind may go unread.
                     listed.retain(|extension| extension.kind() != malformed.kind);
                     listed.insert(place.index(listed.len() + 1), Extension::Malformed(malformed));
                 }
@@ -425,7 +425,7 @@ fn extensions() -> impl Strategy<Value = Vec<Extension>> {
                     .into_iter()
                     .flatten()
                     .collect();
-                // Where rustls wants them, or anywhere.
+                // At the end, where rustls requires them, or anywhere.
                 let (anywhere, at_the_end): (Vec<_>, Vec<_>) = identities.partition(|_| !last);
                 listed.extend(anywhere);
                 (Just(listed).prop_shuffle(), Just(at_the_end))

@@ -12,7 +12,7 @@ const TOO_MANY: usize = 30_000;
 const AT_A_TIME: usize = 500;
 
 #[tokio::test]
-async fn a_client_over_its_budget_is_served_without_sessions_and_others_are_given_theirs() {
+async fn a_client_over_budget_is_served_without_sessions_and_others_with_them() {
     let dir = TestDir::new();
     let socket = dir.join("socket");
     let test = async {

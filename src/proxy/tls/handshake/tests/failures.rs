@@ -1,4 +1,4 @@
-//! Handshakes that fail: what the client is told, and what is counted.
+//! Handshakes that fail: which alert the client gets, and what is counted.
 
 use rustls::client::WebPkiServerVerifier;
 
@@ -9,7 +9,7 @@ fn alert(description: AlertDescription) -> [u8; 7] {
 }
 
 #[tokio::test]
-async fn a_hello_that_cannot_be_served_is_answered_with_the_alert_that_says_why() {
+async fn a_hello_that_cannot_be_served_gets_the_matching_alert() {
     let modern = || hello(client(&[&TLS12, &TLS13]), "shop.test");
     let old = || hello(client(&[&TLS12]), "shop.test");
     let speaking = |protocol: &[u8]| {
@@ -101,7 +101,7 @@ async fn a_hello_that_cannot_be_served_is_answered_with_the_alert_that_says_why(
 }
 
 #[tokio::test]
-async fn protocols_need_one_in_common() {
+async fn alpn_without_a_common_protocol_fails() {
     for version in [&TLS12, &TLS13] {
         let speaking = |protocols: &[&str]| {
             let mut config = client(&[version]);
@@ -195,7 +195,7 @@ async fn a_client_that_distrusts_the_certificate_is_counted_as_such() {
         roots.add(others.cert.der().clone()).expect("usable");
         let provider = Arc::new(default_provider());
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-        let verifier = verifier.build().expect("it has a root");
+        let verifier = verifier.build().expect("a root certificate");
         distrustful.dangerous().set_certificate_verifier(verifier);
         let mut client = connection(distrustful, "shop.test");
         let (accepted, ended) = proxy
@@ -282,7 +282,7 @@ async fn a_client_that_breaks_the_protocol_gets_an_alert() {
 
 /// rustls has no alert for it.
 #[tokio::test]
-async fn a_message_of_64_kib_is_given_up_before_it_is_there() {
+async fn a_message_of_64_kib_is_refused_before_it_is_complete() {
     let proxy = Proxy::new();
     let mut client = connection(client(&[&TLS12]), "shop.test");
     let oversize = |number, bytes: &mut Vec<u8>| {
@@ -300,7 +300,7 @@ async fn a_message_of_64_kib_is_given_up_before_it_is_there() {
 
 /// rustls keeps 64 KiB of a message that is not whole, with the headers of its records.
 #[tokio::test]
-async fn a_message_in_too_many_records_is_given_up() {
+async fn a_message_in_too_many_records_is_refused() {
     let proxy = Proxy::new();
     let hello = hello(client(&[&TLS12]), "shop.test");
     let endless = [
@@ -311,7 +311,7 @@ async fn a_message_in_too_many_records_is_given_up() {
     let (accepted, ()) = proxy
         .meet(async |mut io| {
             io.write_all(&hello).await.expect("taken");
-            // The proxy need not take it all.
+            // The proxy may close before it has read everything.
             let (mut read, mut write) = tokio::io::split(io);
             let (_, _) = tokio::join!(write.write_all(&endless), async {
                 let mut answer = Vec::new();
@@ -324,7 +324,7 @@ async fn a_message_in_too_many_records_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_takes_too_long_is_given_up() {
+async fn a_slow_handshake_times_out() {
     // Long enough to answer a hello on a busy machine.
     const LIMIT: Duration = Duration::from_secs(1);
     let wire = hello(client(&[&TLS13]), "shop.test");
@@ -360,7 +360,7 @@ async fn a_client_that_goes_away_is_counted_as_such() {
 }
 
 #[test]
-fn errors_of_the_connection_are_told_apart() {
+fn connection_errors_are_distinguished() {
     use io::ErrorKind;
     for (kind, failure) in [
         (ErrorKind::TimedOut, HandshakeFailure::Timeout),
@@ -374,7 +374,7 @@ fn errors_of_the_connection_are_told_apart() {
 }
 
 #[test]
-fn what_goes_wrong_on_our_side_is_not_blamed_on_the_client() {
+fn internal_errors_are_not_counted_as_client_errors() {
     for error in [
         TlsError::FailedToGetCurrentTime,
         TlsError::FailedToGetRandomBytes,

@@ -15,7 +15,7 @@ use crate::proxy::http::Client;
 use crate::proxy::http::h1::guard::{ClientIo, Guard};
 use crate::proxy::http::state::ConnectionState;
 
-/// A client whose bytes arrive when the test says so, and that takes as many as it is told to.
+/// A client whose bytes arrive when the test says so, and that reads as many as the test allows.
 #[derive(Clone, Default)]
 pub(super) struct Wire(pub(super) Rc<RefCell<WireState>>);
 
@@ -132,7 +132,7 @@ impl Guarded {
         buf.put_slice(b"###");
         let outcome = Pin::new(&mut self.guard).poll_read(&mut Context::from_waker(waker), &mut buf);
         let (before, read) = buf.filled().split_at(3);
-        assert_eq!(before, b"###", "what was there before stays");
+        assert_eq!(before, b"###", "earlier bytes stay");
         match outcome {
             Poll::Ready(Ok(())) if read.is_empty() => Read::Eof,
             Poll::Ready(Ok(())) => Read::Bytes(String::from_utf8_lossy(read).into_owned()),

@@ -34,7 +34,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 #[test]
-fn a_client_that_takes_nothing_for_too_long_is_given_up() {
+fn a_client_that_stops_reading_times_out() {
     run(async {
         type Attempt = fn(Pin<&mut Guard<Wire>>, &mut Context<'_>) -> Poll<io::Result<()>>;
         let attempts: [Attempt; 4] = [
@@ -57,7 +57,7 @@ fn a_client_that_takes_nothing_for_too_long_is_given_up() {
             assert!(begun.elapsed() >= STALL);
             assert!(guarded.state.activity.write_blocked.get());
 
-            // One byte is enough to be patient again.
+            // One byte taken restarts the time limit.
             guarded.wire.0.borrow_mut().room = 1;
             let outcome = until_ready(|cx| attempt(Pin::new(&mut guarded.guard), cx)).await;
             assert!(outcome.is_ok());
@@ -70,7 +70,7 @@ fn a_client_that_takes_nothing_for_too_long_is_given_up() {
 }
 
 #[test]
-fn what_a_client_takes_is_progress_but_flushing_nothing_is_not() {
+fn bytes_taken_are_progress_and_empty_flushes_are_not() {
     run(async {
         let mut guarded = Guarded::new();
         let long_ago = Instant::now() - Duration::from_secs(60);
@@ -100,7 +100,7 @@ fn what_a_client_takes_is_progress_but_flushing_nothing_is_not() {
 }
 
 #[test]
-fn parts_of_a_response_are_written_at_once_where_the_client_can() {
+fn vectored_writes_are_passed_on() {
     let mut guarded = Guarded::new();
     assert!(guarded.guard.is_write_vectored());
     guarded.wire.0.borrow_mut().room = 6;
@@ -112,7 +112,7 @@ fn parts_of_a_response_are_written_at_once_where_the_client_can() {
 }
 
 #[test]
-fn a_client_that_takes_one_part_at_a_time_is_not_offered_several() {
+fn vectored_writes_are_off_where_the_connection_lacks_them() {
     let guarded = Guarded::new();
     guarded.wire.0.borrow_mut().one_by_one = true;
     assert!(!guarded.guard.is_write_vectored());
