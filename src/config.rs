@@ -299,14 +299,8 @@ impl ProxyConfig {
                 return value("ticketKind", &host.name, "SingleUse requires sessionCache");
             }
             for hostname in &host.hostnames {
-                let name = hostname.strip_prefix("*.").unwrap_or(hostname);
-                let usable = DnsName::try_from(name).is_ok() && !name.ends_with('.');
-                if !usable || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-                    return value(
-                        "hostnames",
-                        hostname,
-                        "must be a lower-case DNS name, optionally prefixed with *.",
-                    );
+                if !is_hostname(hostname) {
+                    return value("hostnames", hostname, HOSTNAME_RULE);
                 }
                 if !seen.insert(hostname.clone()) {
                     return Err(ConfigError::Conflict(hostname.clone()));
@@ -319,12 +313,22 @@ impl ProxyConfig {
                 return value(
                     "path",
                     &route.path,
-                    "is a prefix and has no wildcards: write / for /*",
+                    "must be a prefix without wildcards: write / for /*",
                 );
             }
         }
         Ok(())
     }
+}
+
+/// What a host name must be.
+pub const HOSTNAME_RULE: &str = "must be a lower-case DNS name, such as shop.example.com or *.example.com";
+
+/// Whether a host can have this name: a lower-case DNS name, whose first label may be an asterisk.
+pub fn is_hostname(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let usable = DnsName::try_from(name).is_ok() && !name.ends_with('.');
+    usable && !name.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Maximum time for which a handshake may wait for the session cache (E6 of the requirements).

@@ -114,7 +114,8 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let mut scopes: Vec<Option<String>> = options.namespaces.into_iter().map(Some).collect();
     scopes.sort();
     scopes.dedup();
-    info!(namespaces = ?scopes.iter().flatten().collect::<Vec<_>>(), "watching TLSFarm objects");
+    let watched: Vec<&str> = scopes.iter().flatten().map(String::as_str).collect();
+    info!(namespaces = watched.join(","), "watching TLSFarm objects");
     if scopes.is_empty() {
         scopes.push(None);
     }
@@ -145,10 +146,10 @@ pub async fn run(options: OperatorOptions) -> Result<(), OperatorError> {
     let ready = Arc::new(AtomicBool::new(false));
     let is_ready = Arc::clone(&ready);
     let pages = AdminPages::default()
-        .page("/healthz", || text_page(StatusCode::OK, "alive"))
+        .page("/healthz", || text_page(StatusCode::OK, "ok"))
         .page("/readyz", move || {
             if is_ready.load(Ordering::Relaxed) {
-                text_page(StatusCode::OK, "ready")
+                text_page(StatusCode::OK, "ok")
             } else {
                 text_page(
                     StatusCode::SERVICE_UNAVAILABLE,

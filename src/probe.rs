@@ -193,7 +193,7 @@ async fn probe<W: Write>(args: &ProbeArgs, mut output: Output<W>) -> Result<bool
 }
 
 async fn targets(args: &ProbeArgs) -> Result<Targets, ProbeError> {
-    // Of a server that is not a farm's, nothing tells what it should do beyond tickets.
+    // Without a farm spec, only tickets can be expected.
     let default: &[Mechanism] = if args.addresses.is_empty() {
         Mechanism::value_variants()
     } else {

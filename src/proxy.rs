@@ -154,6 +154,7 @@ async fn control_thread(config_file: &Path) -> Result<(), ProxyError> {
     let threads = start_traffic(&config, &traffic, &thread_ended)?;
     info!(
         https = %config.listen.https,
+        http = config.listen.http.map(tracing::field::display),
         admin = %config.listen.admin,
         threads = threads.len(),
         most_connections = traffic.room.available_permits(),

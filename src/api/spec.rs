@@ -84,16 +84,12 @@ pub struct HostSpec {
 
     /// DNS names that clients send (SNI). `*.example.com` matches exactly one more label; an exact name takes
     /// precedence over a wildcard.
-    #[schemars(
-        length(min = 1, max = 64),
-        inner(
-            length(min = 1, max = 253),
-            regex(
-                pattern = "^(\\*\\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
-            )
-        )
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(name, name.matches('^([*][.])?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$') && !name.matches('(^|[.])([0-9]+|0x[0-9a-f]*)$'))")
+            .message("every entry must be a lower-case DNS name, such as shop.example.com or *.example.com, and no IP address"),
     )]
-    #[x_kube(merge_strategy = ListMerge::Set)]
     pub hostnames: Vec<String>,
 
     /// TLS policy of the host.
@@ -110,7 +106,9 @@ pub struct HostSpec {
 #[serde(rename_all = "camelCase")]
 pub struct HostTls {
     /// Secrets of type kubernetes.io/tls in the farm's namespace. List an ECDSA and an RSA certificate to support old
-    /// clients; each client gets the first certificate that it can verify. A change restarts the proxies.
+    /// clients; each client gets the first certificate that it can verify. A change restarts the proxies. Add a new Secret
+    /// beside the old one, and remove the old one when the farm is Ready: running proxies cannot load a Secret that they
+    /// have not mounted.
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub certificate_refs: Vec<CertificateRef>,
@@ -171,11 +169,13 @@ pub enum MinVersion {
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
     /// Path prefix, compared segment by segment: `/a` covers `/a` and `/a/b` but not `/ab`. It has no wildcards.
-    #[schemars(
-        length(min = 1, max = 1024),
-        regex(pattern = "^/[A-Za-z0-9/_.~!$&'()*+,;=:@-]*$")
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(
+        validation = Rule::new("self.matches(\"^/[A-Za-z0-9/_.~!$&'()*+,;=:@-]*$\")")
+            .message("a path must begin with / and consist of characters that need no percent-encoding"),
+        validation = Rule::new("!self.contains('*')")
+            .message("a path is a prefix and has no wildcards: write / for /*, and /shop for /shop/*"),
     )]
-    #[x_kube(validation = Rule::new("!self.contains('*')").message("a path is a prefix and has no wildcards: write / for /*, and /shop for /shop/*"))]
     pub path: String,
 
     /// Backend that requests are forwarded to.

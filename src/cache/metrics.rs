@@ -239,7 +239,7 @@ impl fmt::Debug for ShardFigures {
 impl Collector for ShardFigures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let figures = self.0.figures();
-        // Of a collector, the registry does not end the sentences.
+        // The registry does not append a full stop to a collector's help texts.
         let gauges = [
             ("entries", "Entries in the cache.", figures.entries),
             ("bytes", "Memory that the entries use.", figures.bytes),

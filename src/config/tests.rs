@@ -54,7 +54,7 @@ fn faults_are_named() {
     assert!(refused("hostnames:", "ticketKind: SingleUse\n  hostnames:").contains("sessionCache"));
     let slow = "sessionCache: {server: {unix: a}, sessionIdLifetime: 1h, lookupTimeout: 51ms}\nhosts:";
     assert!(refused("hosts:", slow).contains("50ms"));
-    assert!(refused("path: /,", "path: '/*',").contains("no wildcards"));
+    assert!(refused("path: /,", "path: '/*',").contains("without wildcards"));
     assert!(refused("http: \"[::]:8080\"", "http: \"[::]:8443\"").contains("different addresses"));
     assert!(refused("admin: \"[::]:9090\"", "admin: \"[::]:8443\"").contains("different addresses"));
     for address in ["redis", "redis:99999", "redis:0"] {

@@ -87,7 +87,7 @@ pub(super) struct ClusterTargets {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// The kubeconfig is missing or has no such context, and the probe does not run in a pod either.
-    #[error("{0}, or give --address and --server-name")]
+    #[error("{0}; or probe servers outside a cluster by --address")]
     NoCluster(#[from] NoCluster),
     /// The Kubernetes client configuration is invalid.
     #[error("invalid Kubernetes client configuration: {0}")]
@@ -240,7 +240,7 @@ fn offers(resumption: &Resumption, host: Option<&crate::api::HostSpec>, mechanis
     let tls12 = host.is_none_or(|host| host.tls.min_version == MinVersion::TLS12);
     let single_use = host.is_some_and(|host| host.tls.tickets.kind == TicketKind::SingleUse);
     match mechanism {
-        // A TLS 1.2 ticket cannot be used up, so a host whose tickets are for one use gives none.
+        // TLS 1.2 tickets cannot be single-use, so single-use hosts issue none.
         Mechanism::Tls12Ticket => tls12 && !single_use && resumption.tickets.tls12 == Tls12Tickets::Enabled,
         Mechanism::Tls12SessionId => tls12 && resumption.session_cache.mode != SessionCacheMode::Disabled,
         Mechanism::Tls13Ticket => !single_use,

@@ -97,7 +97,7 @@ impl<'a> MediaRange<'a> {
 /// both, because no metric here has exemplars or timestamps; the comments above them differ.
 fn to_prometheus(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len() + openmetrics.len() / 16);
-    // Whether a name ends in `_total` depends on the type, which stands below.
+    // Hold HELP back: the TYPE line after it decides whether the name gets `_total`.
     let mut help = None;
     for line in openmetrics.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {

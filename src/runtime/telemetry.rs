@@ -64,7 +64,12 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), FilterError> {
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            // The current span says what a line is about; the list would repeat it.
+            .with_span_list(false)
+            .init(),
     }
     Ok(())
 }

@@ -45,7 +45,10 @@ fn every_command_of_the_first_farm_works_as_it_is_printed() {
     let across = printed.lines().find(|line| line.contains("across a rotation"));
     assert!(across.is_some_and(|line| !line.contains(" 0/0")), "{across:?}");
     fs::remove_dir_all(&dir).expect("removed");
-    namespace.delete();
+    assert!(
+        namespace.get("namespace", namespace.name).is_none(),
+        "it was deleted"
+    );
 }
 
 /// The commands of the page.
@@ -69,6 +72,7 @@ fn adapted(commands: &str, namespace: &str) -> String {
     let (name, tag) = image.rsplit_once(':').expect("the image has a tag");
     let replacements = [
         ("--namespace web", format!("--namespace {namespace}")),
+        ("delete namespace web", format!("delete namespace {namespace}")),
         (
             "tlsfarm charts/tlsfarm ",
             format!("tlsfarm charts/tlsfarm --set image.repository={name},image.tag={tag} "),

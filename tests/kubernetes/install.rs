@@ -89,7 +89,7 @@ fn releases_installed_as_the_readme_says_come_and_go_one_by_one() {
 
 /// The release of an older chart, with CRD and operator in one, is played by a release of the CRD's chart alone.
 #[test]
-fn the_crd_changes_hands_from_a_release_that_becomes_an_operator_and_no_farm_goes() {
+fn the_crd_moves_between_releases_without_losing_farms() {
     let [crds, _] = readme_installs();
     let namespace = Namespace::for_operator("test-take-over");
     let _turn = release_of_the_crd();
@@ -169,7 +169,7 @@ fn helm(args: &[&str]) -> Result<String, String> {
 }
 
 #[test]
-fn a_cluster_without_the_crd_is_refused_in_words() {
+fn installing_without_the_crd_fails_with_the_command_to_run() {
     let [crds, _] = readme_installs();
     // What Helm knows of a real cluster is more than versions.
     let known = |apis: &str| {

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_hosts_does_not_restart_proxies_and_shared_certificates_are_mounted_once() {
+    fn the_order_of_hosts_restarts_nothing_and_shared_certificates_are_mounted_once() {
         let host = |name: &str, secret: &str| {
             json!({
                 "name": name,

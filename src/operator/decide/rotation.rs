@@ -1,5 +1,7 @@
 //! Decides whether to write the ring Secret. Pure except for the random bytes of new keys.
 
+use std::fmt;
+
 use jiff::Timestamp;
 
 use crate::api::{TLSFarm, TicketsSpec};
@@ -43,6 +45,18 @@ pub(crate) enum Change {
     Rotated { late: Vec<String> },
     /// Expired keys were removed.
     Expired,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created => f.write_str("created"),
+            Self::Repaired(_) => f.write_str("repaired"),
+            Self::Rotated { late } if late.is_empty() => f.write_str("rotated"),
+            Self::Rotated { late } => write!(f, "rotated without waiting for {}", late.join(", ")),
+            Self::Expired => f.write_str("expired keys removed"),
+        }
+    }
 }
 
 /// Converts the spec to a rotation policy.

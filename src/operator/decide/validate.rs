@@ -7,6 +7,7 @@ use kube::ResourceExt;
 
 use super::listing::first_of;
 use crate::api::{Reason, TLSFarm};
+use crate::config::{HOSTNAME_RULE, is_hostname};
 
 /// `NAME-proxy-metrics` must be a Service name, which has at most 63 characters.
 const LONGEST_NAME: usize = 63 - "-proxy-metrics".len();
@@ -43,7 +44,7 @@ pub(crate) fn validate<'a>(
         );
         return Err(FarmRefusal::new(Reason::Invalid, message));
     }
-    refuse_wildcards(farm)?;
+    refuse_what_proxies_refuse(farm)?;
     let claims = claims_within(farm)?;
     let older =
         neighbours.filter(|other| other.name_any() != name && age_order(other, farm) == Ordering::Less);
@@ -72,14 +73,21 @@ pub(crate) fn validate<'a>(
 /// Maximum number of conflicts listed in a message.
 const MOST_NAMED: usize = 4;
 
-/// Proxies refuse such a path. The schema does too, but not in an object that is older than the rule.
-fn refuse_wildcards(farm: &TLSFarm) -> Result<(), FarmRefusal> {
+/// Proxies refuse a configuration with such a path or name as a whole. The schema refuses them too, but not in an object
+/// that is older than its rule.
+fn refuse_what_proxies_refuse(farm: &TLSFarm) -> Result<(), FarmRefusal> {
     for host in &farm.spec.hosts {
         if let Some(route) = host.routes.iter().find(|route| route.path.contains('*')) {
             let message = format!(
                 "path {:?} of host {:?} has a wildcard: a path is a prefix, so write / for /*, and /shop for /shop/*",
                 route.path, host.name
             );
+            return Err(FarmRefusal::new(Reason::Invalid, message));
+        }
+        // Their case is not compared here: names that differ in case only conflict.
+        let invalid = |name: &&String| !is_hostname(&name.to_ascii_lowercase());
+        if let Some(name) = host.hostnames.iter().find(invalid) {
+            let message = format!("host name {name:?} of host {:?} {HOSTNAME_RULE}", host.name);
             return Err(FarmRefusal::new(Reason::Invalid, message));
         }
     }
@@ -199,6 +207,16 @@ mod tests {
         assert_eq!(refusal.reason, Reason::Invalid);
         for word in ["/shop/*", "\"a\"", "prefix"] {
             assert!(refusal.message.contains(word), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn a_host_name_that_proxies_would_refuse_is_refused() {
+        for name in ["10.0.0.1", "*.10.0.0.1", "1", "shop.example.com."] {
+            let shop = farm("shop", "2026-01-01T00:00:00Z", &[("a", name)]);
+            let refusal = validate(&shop, [].into_iter()).expect_err(name);
+            assert_eq!(refusal.reason, Reason::Invalid, "{name}");
+            assert!(refusal.message.contains(name), "{}", refusal.message);
         }
     }
 

@@ -83,7 +83,7 @@ pub(crate) async fn reconcile_ring(
         });
     }
     let generation = ring.generation;
-    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, ?change, "wrote the ring Secret");
+    info!(namespace = id.namespace(), farm = id.name(), generation, primary = %ring.primary.id, %change, "wrote the ring Secret");
     context.metrics.wrote("Secret");
     context.metrics.ring(&id.key, generation);
     if matches!(change, Change::Rotated { .. }) {

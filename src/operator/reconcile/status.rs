@@ -6,7 +6,7 @@ use kube::{Api, Resource};
 use serde_json::{Value, json};
 use tracing::info;
 
-use crate::api::{TLSFarm, TLSFarmStatus};
+use crate::api::{Condition, ConditionStatus, TLSFarm, TLSFarmStatus};
 use crate::operator::cluster::events::{changed, transitions};
 use crate::operator::context::Context;
 use crate::operator::error::ReconcileError;
@@ -36,7 +36,10 @@ pub(crate) async fn publish(
         .await;
     let written = answer.map_err(ReconcileError::api("update", "the status"))?;
     context.metrics.wrote("TLSFarm");
-    for condition in changed(old_conditions, &status.conditions) {
+    // Of a new farm only what is wrong: the rest has not happened yet.
+    let is_news =
+        |condition: &&Condition| !old_conditions.is_empty() || condition.status == ConditionStatus::False;
+    for condition in changed(old_conditions, &status.conditions).filter(is_news) {
         info!(
             namespace = id.namespace(),
             farm = id.name(),

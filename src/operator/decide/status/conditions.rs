@@ -64,9 +64,13 @@ pub(super) fn conditions(facts: &StatusInputs<'_>) -> Vec<Condition> {
         (ConditionType::KeysSynced, keys_synced(facts)),
         (ConditionType::SessionCacheReady, session_cache_ready(facts)),
     ];
-    let ready = ready(facts, &findings);
+    let trusted = trusted_proxies_safe(facts);
+    let mut ready = ready(facts, &findings);
+    if ready.holds() && trusted.status == ConditionStatus::False {
+        ready.message += ", but see TrustedProxiesSafe";
+    }
     // A warning: the farm serves as its spec says.
-    findings.push((ConditionType::TrustedProxiesSafe, trusted_proxies_safe(facts)));
+    findings.push((ConditionType::TrustedProxiesSafe, trusted));
     findings.push((ConditionType::Ready, ready));
     findings
         .into_iter()
@@ -311,7 +315,7 @@ fn trusted_proxies_safe(facts: &StatusInputs<'_>) -> Finding {
             "the Service does not replace the addresses of clients",
         );
     }
-    // Of its pod network too: some networks send such connections from there.
+    // Pod addresses too: some CNIs SNAT to an address of the pod network.
     let mut of_nodes = facts.proxies.iter().flat_map(|one| {
         let proxy = &one.proxy;
         proxy.node_addresses.iter().chain(&proxy.addresses)
