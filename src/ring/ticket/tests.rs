@@ -191,7 +191,7 @@ fn a_ticket_does_not_outlive_its_key() {
 }
 
 #[test]
-fn a_ticket_that_was_issued_in_the_future_is_refused_unless_clocks_may_differ_so_much() {
+fn tickets_from_the_future_are_refused_beyond_the_tolerated_clock_skew() {
     let keys = TicketKeys::new(&ring());
     let ticket = keys
         .seal(
