@@ -11,7 +11,7 @@ use crate::evil_cache::{Conduct, EvilCache};
 use crate::harness::{Farm, Proxy, wait_for};
 use crate::session_cache::{config, is_used_soon, wait_until_reachable};
 use crate::session_offers::{
-    BY_ID, BY_TICKET, Offer, connect, offer, requests, resumes, session, until_answered,
+    BY_ID, BY_TICKET, Counted, Offer, connect, offer, requests, resumes, session, until_answered,
 };
 
 const MIB: usize = 1024 * 1024;
@@ -70,6 +70,8 @@ impl Scene {
 
     fn recovers(&self, file: &Path) {
         self.cache.set(Conduct::Honest);
+        // Stores of earlier visits would be counted as those of the next one.
+        Counted::settles(&self.proxy);
         is_used_soon(|| self.offer(&BY_ID, file));
     }
 

@@ -2,6 +2,7 @@
 //! which the proxy counts itself. On a busy machine it happens, and costs one full handshake.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::{Farm, Proxy, Visit, value_of, visit, wait_for};
 
@@ -11,6 +12,10 @@ pub const BY_TICKET: [&str; 1] = ["-tls1_3"];
 
 /// Attempts that a test may make at one thing, all but the last of which the cache did not answer.
 const ATTEMPTS: usize = 5;
+
+/// Time without the end of a store after which no earlier one is under way. One takes 20 ms at most, and longer only where
+/// the machine is busy.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// What became of a session that was offered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -68,6 +73,18 @@ impl Counted {
     /// Requests to store that have come to an end.
     pub fn puts(&self) -> u64 {
         self.stored + self.not_stored
+    }
+
+    /// Waits until no request to store has ended for a time that is many times the limit of one.
+    pub fn settles(proxy: &Proxy) {
+        let mut last = (Self::of(proxy).puts(), Instant::now());
+        wait_for("the end of earlier stores", || {
+            let puts = Self::of(proxy).puts();
+            if puts != last.0 {
+                last = (puts, Instant::now());
+            }
+            (last.1.elapsed() >= SETTLED).then_some(())
+        });
     }
 
     /// The same after a visit, once every session that the client was given has been stored, or not.
