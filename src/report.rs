@@ -13,7 +13,7 @@ pub struct ProxyReport {
     pub ready: bool,
     /// Whether it has received SIGTERM.
     pub draining: bool,
-    /// The ring that it has loaded. Its generation is the acknowledgement.
+    /// The ring that it has loaded.
     pub ring: RingReport,
     /// The configuration that it has loaded.
     pub config: ConfigReport,
@@ -34,6 +34,9 @@ pub struct RingReport {
     pub generation: Option<u64>,
     /// Id of the key that encrypts tickets; None if no key may.
     pub primary: Option<String>,
+    /// Ids of the keys that decrypt tickets. They are the acknowledgement. None in reports of releases before 0.2.
+    #[serde(default)]
+    pub opens: Option<Vec<String>>,
     /// Why the mounted ring is not loaded.
     pub problem: Option<String>,
 }

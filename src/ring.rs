@@ -5,9 +5,11 @@
 //!
 //! A ring always contains one `next` key (decrypts only), one `primary` (encrypts and decrypts) and as many `previous`
 //! keys (decrypt only) as valid tickets need. One rotation is one write: primary becomes previous, next becomes
-//! primary, a new next key is added, and expired previous keys are removed. It is safe once every proxy has
-//! acknowledged the current generation, because each can then already decrypt the tickets of the new primary, however
-//! late it loads the rotated ring.
+//! primary, a new next key is added, and expired previous keys are removed. It is safe once every proxy has reported
+//! that it can decrypt with the next key, however late it loads the rotated ring.
+//!
+//! A primary key that not every proxy is known to have, for example of a ring that was restored, may not encrypt
+//! ([`Ring::without_sealing`]). Then a rotation is due at once, and makes a primary that every proxy has confirmed.
 
 mod cache_key;
 mod document;
@@ -30,6 +32,17 @@ pub use ticket::{OpenError, OpenedTicket, SealError, SealedAs, SessionAge, Ticke
 /// Maximum number of keys in a ring.
 pub const MAX_KEYS: usize = 32;
 
+/// What identifies a ring for those who acknowledge it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RingVersion {
+    /// Generation of the ring.
+    pub generation: u64,
+    /// Id of the next key.
+    pub next: KeyId,
+    /// Id of the primary key.
+    pub primary: KeyId,
+}
+
 /// The ticket keys by role, and the generation that proxies acknowledge.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ring {
@@ -51,7 +64,7 @@ pub struct Ring {
 
 impl Ring {
     /// Creates the first ring of a farm, or the one that replaces a lost ring: `generation` must be higher than any
-    /// that a proxy may have loaded.
+    /// that a proxy may have loaded. Its primary may encrypt: see [`Self::without_sealing`] if there may be proxies.
     pub fn new(
         generation: u64,
         next: KeySecret,
@@ -88,6 +101,44 @@ impl Ring {
         let demoted = std::mem::replace(&mut ring.primary, promoted).demoted(policy, now);
         ring.previous.insert(0, demoted);
         ring
+    }
+
+    /// Returns the same ring with a primary that only decrypts, until a rotation makes another one.
+    pub fn without_sealing(mut self, now: Timestamp) -> Self {
+        self.primary = self.primary.silenced(now);
+        self
+    }
+
+    /// Whether the primary key may encrypt tickets at `now`.
+    pub fn may_seal(&self, now: Timestamp) -> bool {
+        now < self.primary.seal_until
+    }
+
+    /// Returns the ring with another `next`, to replace one that expires before it could be used.
+    pub fn with_next(self, fresh: KeySecret, policy: &RotationPolicy, now: Timestamp) -> Self {
+        let mut ring = self.without_expired(now);
+        ring.next = TicketKey::next(fresh, policy, now);
+        ring
+    }
+
+    /// Returns the ring without times in the future, under the next generation.
+    pub fn clamped(self, policy: &RotationPolicy, now: Timestamp) -> Self {
+        let mut ring = self.without_expired(now);
+        ring.rotated_at = ring.rotated_at.min(now);
+        ring.next = ring.next.clamped(policy, now);
+        ring.primary = ring.primary.clamped(policy, now);
+        let previous = ring.previous.into_iter();
+        ring.previous = previous.map(|key| key.clamped(policy, now)).collect();
+        ring
+    }
+
+    /// What proxies acknowledge.
+    pub fn version(&self) -> RingVersion {
+        RingVersion {
+            generation: self.generation,
+            next: self.next.id,
+            primary: self.primary.id,
+        }
     }
 
     /// Removes the keys that may no longer decrypt tickets.
@@ -129,6 +180,15 @@ pub(crate) mod fixtures {
 
     pub(crate) fn secret() -> KeySecret {
         KeySecret::generate().expect("the system has randomness")
+    }
+
+    /// A version of which only the generation matters.
+    pub(crate) fn version(generation: u64) -> RingVersion {
+        RingVersion {
+            generation,
+            next: KeyId([1; 16]),
+            primary: KeyId([2; 16]),
+        }
     }
 
     pub(crate) fn ring() -> Ring {

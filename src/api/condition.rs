@@ -107,6 +107,8 @@ pub enum Reason {
     AcknowledgementOverdue,
     /// KeysSynced: the ring was missing, damaged or rolled back, and the operator is replacing it.
     RingRepaired,
+    /// KeysSynced: the ring was written by a later release, in a format that this operator does not know.
+    RingFormatUnknown,
     /// SessionCacheReady: every ready proxy can reach the session cache.
     CacheReachable,
     /// SessionCacheReady: a ready proxy cannot reach the session cache.

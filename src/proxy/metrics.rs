@@ -455,6 +455,17 @@ impl TicketIssue {
 }
 
 #[cfg(test)]
+impl ProxyMetrics {
+    /// Number of offered tickets with this outcome.
+    pub(crate) fn offered(&self, outcome: TicketOutcome) -> u64 {
+        let label = OutcomeLabel {
+            outcome: outcome.label(),
+        };
+        self.tickets_offered.get_or_create(&label).get()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -485,16 +496,5 @@ mod tests {
         let counts: Vec<_> = metrics.handshake_failures();
         assert_eq!(counts.len(), all.len());
         assert!(counts.iter().all(|(_, count)| *count == 1), "{counts:?}");
-    }
-}
-
-#[cfg(test)]
-impl ProxyMetrics {
-    /// Number of offered tickets with this outcome.
-    pub(crate) fn offered(&self, outcome: TicketOutcome) -> u64 {
-        let label = OutcomeLabel {
-            outcome: outcome.label(),
-        };
-        self.tickets_offered.get_or_create(&label).get()
     }
 }

@@ -96,7 +96,7 @@ impl KeyId {
         Self(rand::random())
     }
 
-    pub(super) fn from_hex(text: &str) -> Option<Self> {
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 32
             || !text
                 .bytes()
@@ -128,6 +128,25 @@ impl TicketKey {
         Self {
             seal_until,
             open_until: seal_until + policy.lifetime,
+            ..self
+        }
+    }
+
+    /// The same key, which may only decrypt.
+    pub(super) fn silenced(self, now: Timestamp) -> Self {
+        Self {
+            seal_until: self.seal_until.min(now),
+            ..self
+        }
+    }
+
+    /// The same key with times that a key of now could have.
+    pub(super) fn clamped(self, policy: &RotationPolicy, now: Timestamp) -> Self {
+        let latest = now + policy.seal_window() * 2;
+        Self {
+            created_at: self.created_at.min(now),
+            seal_until: self.seal_until.min(latest),
+            open_until: self.open_until.min(latest + policy.lifetime),
             ..self
         }
     }

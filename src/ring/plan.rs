@@ -1,16 +1,36 @@
 //! Decides what the ring needs, as a pure function. The operator executes the plan.
 
-use jiff::Timestamp;
+use std::collections::BTreeSet;
 
-use super::{MAX_KEYS, Ring, RotationPolicy};
+use jiff::{SignedDuration, Timestamp};
 
-/// The newest ring generation that a proxy has acknowledged.
+use super::{KeyId, MAX_KEYS, Ring, RotationPolicy};
+
+/// Tolerated difference between the clocks of two operators: a ring may be dated this far in the future.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
+
+/// What a proxy has reported about its ring.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Acknowledgement {
     /// Name of the proxy's pod.
     pub proxy: String,
-    /// The generation; None if the proxy has not reported yet.
+    /// The newest generation; None if the proxy has not reported yet.
     pub generation: Option<u64>,
+    /// Ids of the keys that it can decrypt with; None if it has not reported any, as releases before 0.2 do not.
+    pub opens: Option<BTreeSet<KeyId>>,
+}
+
+impl Acknowledgement {
+    /// Whether the proxy can decrypt with `key` of `ring`. A proxy that reports no keys is believed to have those of the
+    /// generation that it reports.
+    pub fn opens(&self, key: KeyId, ring: &Ring) -> bool {
+        match &self.opens {
+            Some(ids) => ids.contains(&key),
+            None => self
+                .generation
+                .is_some_and(|generation| generation >= ring.generation),
+        }
+    }
 }
 
 /// A requested rotation.
@@ -30,7 +50,7 @@ pub enum Plan {
         /// When to plan again.
         until: Timestamp,
     },
-    /// A rotation is due, but these proxies have not acknowledged the current generation yet.
+    /// A rotation is due, but these proxies have not reported the next key yet.
     Wait {
         /// Names of the pods that have not acknowledged.
         missing: Vec<String>,
@@ -44,12 +64,16 @@ pub enum Plan {
     },
     /// Write the ring without its expired keys.
     Expire,
+    /// Write the ring with a fresh next key, because the current one expires before every proxy could use it.
+    Renew,
+    /// Write the ring with times that are not in the future.
+    Clamp,
     /// Rotate.
     Rotate {
         /// The request that this rotation executes.
         request: Option<RotationRequest>,
-        /// Proxies that have not acknowledged the current generation and are no longer waited for. New tickets of the
-        /// other proxies cause full handshakes there.
+        /// Proxies that have not reported the next key and are no longer waited for. New tickets of the other proxies
+        /// cause full handshakes there.
         late: Vec<String>,
     },
 }
@@ -64,10 +88,24 @@ pub fn plan(
     proxies: &[Acknowledgement],
     now: Timestamp,
 ) -> Plan {
+    if ring.rotated_at.max(ring.changed_at) > now + CLOCK_SKEW {
+        return Plan::Clamp;
+    }
+    // Proxies drop a key that has expired, whatever generation they report. Late ones must be able to use it for as long
+    // as a rotation may be on its way to them.
+    if ring.next.open_until <= now + policy.max_unacked_wait {
+        return Plan::Renew;
+    }
     // The ring itself remembers which request it answered, so an operator that restarts does not rotate again.
     let request = request.filter(|request| ring.handled_request.as_ref() != Some(&request.value));
     let scheduled = ring.rotated_at + policy.rotation_interval;
     let due = request.map_or(scheduled, |request| request.seen_at.min(scheduled));
+    // Without a key that encrypts, no tickets are issued: the next key is promoted as soon as it is confirmed.
+    let due = if ring.may_seal(now) {
+        due
+    } else {
+        due.min(ring.changed_at)
+    };
     let expiry = ring.previous.iter().map(|key| key.open_until).min();
     // A rotation removes expired keys anyway, so they are written separately only while no rotation is due.
     if now < due {
@@ -82,11 +120,7 @@ pub fn plan(
 
     let missing: Vec<String> = proxies
         .iter()
-        .filter(|proxy| {
-            proxy
-                .generation
-                .is_none_or(|generation| generation < ring.generation)
-        })
+        .filter(|proxy| !proxy.opens(ring.next.id, ring))
         .map(|proxy| proxy.proxy.clone())
         .collect();
     // Also counted from the last write: after operator downtime `due` is long past, and proxies still need their time.

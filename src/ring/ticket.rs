@@ -185,6 +185,14 @@ impl TicketKeys {
         self.primary
     }
 
+    /// Ids of the keys that may decrypt tickets at `now`, sorted.
+    pub fn open_ids(&self, now: Timestamp) -> Vec<KeyId> {
+        let open = self.keys.iter().filter(|(_, key)| now < key.open_until);
+        let mut ids: Vec<KeyId> = open.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// Whether the primary key may encrypt tickets at `now`.
     pub fn can_seal(&self, now: Timestamp) -> bool {
         self.keys

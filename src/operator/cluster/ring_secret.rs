@@ -9,7 +9,7 @@ use crate::api::RING_SECRET_TYPE;
 use crate::compile::mounts::RING_KEY;
 use crate::operator::error::ReconcileError;
 use crate::operator::names::{FarmId, Ownership};
-use crate::ring::Ring;
+use crate::ring::{Ring, RingError};
 
 /// State of the ring Secret.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(crate) enum StoredRing {
     Foreign(Ownership),
     /// The Secret contains no valid ring, for this reason.
     Damaged(String, Version),
+    /// The Secret contains a ring of a later release, in this version of the format.
+    UnknownFormat(u32),
     /// The Secret contains a valid ring.
     Good(Box<Ring>, Version),
 }
@@ -38,7 +40,11 @@ impl From<SecretState> for StoredRing {
             SecretState::Ours(content, version) => (content, version),
         };
         let ring = match content.get(RING_KEY) {
-            Some(document) => Ring::from_document(document).map_err(|error| error.to_string()),
+            Some(document) => match Ring::from_document(document) {
+                // It may be whole. Replacing it would end every session, and a newer operator would do the same in return.
+                Err(RingError::Version(version)) => return Self::UnknownFormat(version),
+                ring => ring.map_err(|error| error.to_string()),
+            },
             None => Err(format!("it has no data key {RING_KEY}")),
         };
         match ring {

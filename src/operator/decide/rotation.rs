@@ -30,6 +30,8 @@ pub(crate) enum Decision {
     Keep(Box<Ring>, Plan),
     /// There is no ring, and none may be created, because the farm has never been accepted.
     None,
+    /// Leave the Secret alone: its format, of this version, is that of a later release.
+    UnknownFormat(u32),
     /// Write this ring.
     Write(Box<Ring>, Option<Version>, Change),
 }
@@ -45,6 +47,8 @@ pub(crate) enum Change {
     Rotated { late: Vec<String> },
     /// Expired keys were removed.
     Expired,
+    /// The next key was replaced, because it was about to expire unused.
+    Renewed,
 }
 
 impl fmt::Display for Change {
@@ -55,6 +59,7 @@ impl fmt::Display for Change {
             Self::Rotated { late } if late.is_empty() => f.write_str("rotated"),
             Self::Rotated { late } => write!(f, "rotated without waiting for {}", late.join(", ")),
             Self::Expired => f.write_str("expired keys removed"),
+            Self::Renewed => f.write_str("next key replaced before it expired"),
         }
     }
 }
@@ -103,36 +108,53 @@ pub(crate) fn decide(
     proxies: &[Acknowledgement],
     now: Timestamp,
 ) -> Result<Decision, RandomnessError> {
-    let (why, version) = match stored {
+    let (why, version, restored) = match stored {
         StoredRing::Good(ring, version) => match fault(&ring, known) {
             None => return carry_out(*ring, version, policy, request, proxies, now),
-            Some(why) => (why, Some(version)),
+            Some(why) => (why, Some(version), Some(*ring)),
         },
-        StoredRing::Damaged(why, version) => (format!("the ring Secret was damaged: {why}"), Some(version)),
+        StoredRing::Damaged(why, version) => {
+            (format!("the ring Secret was damaged: {why}"), Some(version), None)
+        }
         StoredRing::Missing if known.generation == 0 => {
             if !may_create {
                 return Ok(Decision::None);
             }
-            let ring = fresh(1, policy, request, now)?;
+            let ring = fresh(1, policy, request, proxies, now)?;
             return Ok(Decision::Write(Box::new(ring), None, Change::Created));
         }
-        StoredRing::Missing => ("the ring Secret was missing".to_owned(), None),
+        StoredRing::Missing => ("the ring Secret was missing".to_owned(), None, None),
+        StoredRing::UnknownFormat(version) => return Ok(Decision::UnknownFormat(version)),
         // A foreign Secret is reported as NameConflict; never overwrite it.
         StoredRing::Foreign(_) => return Ok(Decision::None),
     };
     let generation = known.generation + 1;
-    let (ring, keys) = match known.ring {
-        Some(ring) => (
-            ring.clone().reissued(generation, now),
+    let (ring, keys) = match (known.ring, restored) {
+        (Some(ring), _) => (
+            reissued(ring.clone(), generation, proxies, now),
             "the same keys were restored",
         ),
-        None => (
-            fresh(generation, policy, request, now)?,
+        (None, Some(ring)) => (
+            reissued(ring, generation, proxies, now),
+            "its keys were kept, and newer ones are lost, because the operator did not have them",
+        ),
+        (None, None) => (
+            fresh(generation, policy, request, proxies, now)?,
             "new keys were generated, because the operator did not have the old ones",
         ),
     };
     let change = Change::Repaired(format!("{why}; {keys}"));
     Ok(Decision::Write(Box::new(ring), version, change))
+}
+
+/// The keys of `ring` under a new generation. The primary may encrypt only if every proxy is known to have it.
+fn reissued(ring: Ring, generation: u64, proxies: &[Acknowledgement], now: Timestamp) -> Ring {
+    let confirmed = proxies.iter().all(|proxy| proxy.opens(ring.primary.id, &ring));
+    let ring = ring.reissued(generation, now);
+    match confirmed {
+        true => ring,
+        false => ring.without_sealing(now),
+    }
 }
 
 /// Why a valid ring must be replaced.
@@ -158,6 +180,17 @@ fn carry_out(
 ) -> Result<Decision, RandomnessError> {
     let (ring, change) = match plan(&ring, policy, request, proxies, now) {
         Plan::Expire => (ring.without_expired(now), Change::Expired),
+        Plan::Renew => (
+            ring.with_next(KeySecret::generate()?, policy, now),
+            Change::Renewed,
+        ),
+        Plan::Clamp => {
+            let why = format!(
+                "the ring was dated {}, in the future; check the clocks",
+                ring.rotated_at.max(ring.changed_at)
+            );
+            (ring.clamped(policy, now), Change::Repaired(why))
+        }
         Plan::Rotate { request, late } => {
             let ring = ring.rotated(KeySecret::generate()?, request.as_ref(), policy, now);
             (ring, Change::Rotated { late })
@@ -167,11 +200,13 @@ fn carry_out(
     Ok(Decision::Write(Box::new(ring), Some(version), change))
 }
 
-/// Creates a ring with new keys, which also satisfies a pending rotation request.
+/// Creates a ring with new keys, which also satisfies a pending rotation request. Where there are proxies, which cannot
+/// have its keys yet, its primary may not encrypt; the first rotation follows when they have confirmed the next key.
 fn fresh(
     generation: u64,
     policy: &RotationPolicy,
     request: Option<&RotationRequest>,
+    proxies: &[Acknowledgement],
     now: Timestamp,
 ) -> Result<Ring, RandomnessError> {
     let mut ring = Ring::new(
@@ -182,7 +217,10 @@ fn fresh(
         now,
     );
     ring.handled_request = request.map(|request| request.value.clone());
-    Ok(ring)
+    match proxies.is_empty() {
+        true => Ok(ring),
+        false => Ok(ring.without_sealing(now)),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Observes the farm's proxies: their pods, their reports, and the state remembered of each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use crate::api::TLSFarm;
 use crate::operator::error::ReconcileError;
 use crate::operator::names::FarmId;
 use crate::report::{ProxyReport, SessionCacheReport};
-use crate::ring::Acknowledgement;
+use crate::ring::{Acknowledgement, KeyId, MAX_KEYS, RingVersion};
 
 /// A report stays valid until this many consecutive polls have failed, so that a single lost packet changes no
 /// condition.
@@ -27,7 +27,9 @@ const LARGEST_GENERATION: u64 = 1 << 48;
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct ProxyMemory {
     /// The newest ring generation that it has reported. It never decreases.
-    pub(crate) acknowledged: Option<u64>,
+    pub(crate) generation: Option<u64>,
+    /// Ids of the ticket keys that it can decrypt with, by its last report.
+    pub(crate) opens: Option<BTreeSet<KeyId>>,
     /// Its last report.
     pub(crate) report: Option<ProxyReport>,
     pub(crate) failures: u32,
@@ -96,7 +98,9 @@ impl ProxyMemory {
                     .ring
                     .generation
                     .filter(|generation| *generation <= LARGEST_GENERATION);
-                self.acknowledged = self.acknowledged.max(generation);
+                self.generation = self.generation.max(generation);
+                let ids = report.ring.opens.as_ref().map(|ids| ids.iter().take(MAX_KEYS));
+                self.opens = ids.map(|ids| ids.filter_map(|id| KeyId::from_hex(id)).collect());
                 self.report = Some(report);
                 self.failures = 0;
             }
@@ -109,10 +113,16 @@ impl ProxyMemory {
         }
     }
 
-    /// Whether it has acknowledged `generation`.
-    pub(crate) fn has_acknowledged(&self, generation: u64) -> bool {
-        self.acknowledged
-            .is_some_and(|acknowledged| acknowledged >= generation)
+    /// Whether it has loaded this ring or a later one, and can decrypt with the keys that others encrypt with now and
+    /// after the next rotation. A proxy whose clock is ahead may have dropped them.
+    pub(crate) fn has_acknowledged(&self, ring: RingVersion) -> bool {
+        let has_loaded = self
+            .generation
+            .is_some_and(|generation| generation >= ring.generation);
+        let opens = self.opens.as_ref();
+        let is_later = self.generation > Some(ring.generation);
+        let can_open = opens.is_none_or(|ids| ids.contains(&ring.next) && ids.contains(&ring.primary));
+        has_loaded && (can_open || is_later)
     }
 
     /// Whether it has loaded the configuration with this fingerprint.
@@ -138,7 +148,8 @@ pub(crate) fn acknowledgements(
         .filter(|proxy| proxy.may_serve)
         .map(|proxy| Acknowledgement {
             proxy: proxy.name.clone(),
-            generation: memory.get(&proxy.uid).and_then(|memory| memory.acknowledged),
+            generation: memory.get(&proxy.uid).and_then(|memory| memory.generation),
+            opens: memory.get(&proxy.uid).and_then(|memory| memory.opens.clone()),
         })
         .collect()
 }
@@ -147,16 +158,14 @@ pub(crate) fn acknowledgements(
 pub(crate) fn follow(
     proxies: Vec<ProxyPod>,
     memory: &mut BTreeMap<String, ProxyMemory>,
-    ring: Option<(u64, Timestamp)>,
+    ring: Option<(RingVersion, Timestamp)>,
 ) -> Vec<Observed> {
     proxies
         .into_iter()
         .map(|proxy| {
             let memory = memory.entry(proxy.uid.clone()).or_default();
             memory.behind_since = match (ring, proxy.ready_since) {
-                (Some((generation, changed_at)), Some(ready_since))
-                    if !memory.has_acknowledged(generation) =>
-                {
+                (Some((ring, changed_at)), Some(ready_since)) if !memory.has_acknowledged(ring) => {
                     Some(memory.behind_since.unwrap_or(changed_at.max(ready_since)))
                 }
                 _ => None,
@@ -174,7 +183,7 @@ mod tests {
     use super::*;
     use crate::operator::fleet::pods::tests::{pod, waiting};
     use crate::operator::names::id;
-    use crate::ring::fixtures::{POLICY, ring};
+    use crate::ring::fixtures::{POLICY, ring, version};
     use crate::ring::{Plan, plan};
 
     fn report(generation: u64) -> Option<ProxyReport> {
@@ -313,37 +322,41 @@ mod tests {
         assert!(!memory.is_shaky());
         memory.hear(None);
         memory.hear(None);
-        assert!(memory.has_acknowledged(4) && memory.is_shaky());
+        assert!(memory.has_acknowledged(version(4)) && memory.is_shaky());
         memory.hear(report(4));
         assert!(!memory.is_shaky(), "an answer ends a row of failures");
         memory.hear(None);
         memory.hear(None);
         assert!(memory.report.is_some());
         memory.hear(None);
-        assert!(memory.has_acknowledged(4));
+        assert!(memory.has_acknowledged(version(4)));
         assert_eq!(memory.report, None);
     }
 
     #[test]
     fn acknowledgements_never_decrease_and_impossible_ones_are_ignored() {
         let mut memory = ProxyMemory::default();
-        assert!(!memory.has_acknowledged(0), "nothing is known of it");
+        assert!(!memory.has_acknowledged(version(0)), "nothing is known of it");
         memory.hear(report(4));
         memory.hear(report(3));
-        assert_eq!(memory.acknowledged, Some(4));
-        assert!(memory.has_acknowledged(3) && memory.has_acknowledged(4) && !memory.has_acknowledged(5));
+        assert_eq!(memory.generation, Some(4));
+        assert!(
+            memory.has_acknowledged(version(3))
+                && memory.has_acknowledged(version(4))
+                && !memory.has_acknowledged(version(5))
+        );
         for lie in [u64::MAX, LARGEST_GENERATION + 1] {
             memory.hear(report(lie));
-            assert_eq!(memory.acknowledged, Some(4));
+            assert_eq!(memory.generation, Some(4));
         }
         memory.hear(Some(ProxyReport::default()));
         assert_eq!(
-            memory.acknowledged,
+            memory.generation,
             Some(4),
             "a proxy that has lost its ring still opened it"
         );
         memory.hear(report(LARGEST_GENERATION));
-        assert_eq!(memory.acknowledged, Some(1 << 48));
+        assert_eq!(memory.generation, Some(1 << 48));
     }
 
     #[test]
@@ -386,24 +399,57 @@ mod tests {
                 .memory
                 .behind_since
         };
-        assert_eq!(behind(&proxy, Some(1), Some((1, at(1)))), None);
-        assert_eq!(behind(&proxy, None, Some((2, at(10)))), Some(at(10)));
+        assert_eq!(behind(&proxy, Some(1), Some((version(1), at(1)))), None);
+        assert_eq!(behind(&proxy, None, Some((version(2), at(10)))), Some(at(10)));
         assert_eq!(
-            behind(&proxy, None, Some((3, at(700)))),
+            behind(&proxy, None, Some((version(3), at(700)))),
             Some(at(10)),
             "the next rotation excuses nothing"
         );
-        assert_eq!(behind(&proxy, Some(3), Some((3, at(700)))), None);
+        assert_eq!(behind(&proxy, Some(3), Some((version(3), at(700)))), None);
         assert_eq!(
-            behind(&proxy, None, Some((4, at(2)))),
+            behind(&proxy, None, Some((version(4), at(2)))),
             Some(at(5)),
             "not before it was ready"
         );
         assert_eq!(
-            behind(&unready, None, Some((4, at(2)))),
+            behind(&unready, None, Some((version(4), at(2)))),
             None,
             "a proxy that does not serve is never late"
         );
         assert_eq!(behind(&proxy, None, None), None, "there is no ring to be behind");
+    }
+
+    #[test]
+    fn a_proxy_that_has_dropped_a_key_has_not_acknowledged_its_generation() {
+        let ring = version(4);
+        let reporting = |generation, opens: &[KeyId]| {
+            let mut one = report(generation).expect("a report");
+            one.ring.opens = Some(opens.iter().map(ToString::to_string).collect());
+            let mut memory = ProxyMemory::default();
+            memory.hear(Some(one));
+            memory.has_acknowledged(ring)
+        };
+        assert!(reporting(4, &[ring.next, ring.primary]));
+        assert!(
+            !reporting(4, &[ring.primary]),
+            "its clock is ahead, or the key has expired"
+        );
+        assert!(!reporting(4, &[]));
+        assert!(
+            !reporting(3, &[ring.next, ring.primary]),
+            "an older ring with the same keys"
+        );
+        assert!(reporting(5, &[]), "another operator wrote a later ring");
+    }
+
+    #[test]
+    fn a_report_of_countless_or_malformed_keys_is_bounded() {
+        let mut one = report(4).expect("a report");
+        let ids = (0..100_000u32).map(|n| format!("{n:032x}"));
+        one.ring.opens = Some(["x".to_owned()].into_iter().chain(ids).collect());
+        let mut memory = ProxyMemory::default();
+        memory.hear(Some(one));
+        assert!(memory.opens.is_some_and(|ids| ids.len() < MAX_KEYS));
     }
 }

@@ -18,6 +18,7 @@ use super::observe::{Observed, ProxyMemory};
 use crate::api::REFRESH_ANNOTATION;
 use crate::operator::metrics::OperatorMetrics;
 use crate::operator::names::{FarmId, MANAGER};
+use crate::ring::RingVersion;
 use crate::runtime::kubernetes::describe;
 
 /// Maximum number of concurrent patches per farm.
@@ -32,7 +33,7 @@ const FIRST_WAIT: SignedDuration = SignedDuration::from_secs(2);
 /// The ring and configuration that proxies should have loaded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RefreshTarget<'a> {
-    pub(crate) ring: Option<u64>,
+    pub(crate) ring: Option<RingVersion>,
     pub(crate) config: Option<&'a str>,
 }
 
@@ -84,15 +85,13 @@ fn remember(memory: &mut BTreeMap<String, ProxyMemory>, uid: String, count: u32,
 /// The new value of the pod's annotation and the number of refreshes; None if no refresh is due.
 fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Option<(String, u32)> {
     let Observed { proxy, memory } = observed;
-    let has_ring = target
-        .ring
-        .is_none_or(|generation| memory.has_acknowledged(generation));
+    let has_ring = target.ring.is_none_or(|ring| memory.has_acknowledged(ring));
     let has_config = target.config.is_none_or(|config| memory.runs(config));
     if has_ring && has_config {
         return None;
     }
     let mut value = Vec::new();
-    value.extend(target.ring.map(|generation| format!("ring={generation}")));
+    value.extend(target.ring.map(|ring| format!("ring={}", ring.generation)));
     value.extend(target.config.map(|config| format!("config={config}")));
     let value = value.join(" ");
     let told = proxy.refreshed_for.as_deref().unwrap_or_default();
@@ -116,9 +115,18 @@ mod tests {
     use super::*;
     use crate::operator::fleet::pods::ProxyPod;
     use crate::report::ProxyReport;
+    use crate::ring::KeyId;
+
+    const fn version(generation: u64) -> RingVersion {
+        RingVersion {
+            generation,
+            next: KeyId([1; 16]),
+            primary: KeyId([2; 16]),
+        }
+    }
 
     const TARGET: RefreshTarget<'_> = RefreshTarget {
-        ring: Some(7),
+        ring: Some(version(7)),
         config: Some("abc"),
     };
 
@@ -147,7 +155,7 @@ mod tests {
                 refreshed_for: annotated.map(str::to_owned),
             },
             memory: ProxyMemory {
-                acknowledged: Some(acknowledged),
+                generation: Some(acknowledged),
                 report: Some(report),
                 refreshes,
                 ..ProxyMemory::default()
@@ -217,10 +225,13 @@ mod tests {
         let annotated =
             |ring, config| wanted(&behind, RefreshTarget { ring, config }, at(100)).map(|(value, _)| value);
         assert_eq!(annotated(None, None), None);
-        assert_eq!(annotated(Some(7), None), Some("ring=7".into()));
+        assert_eq!(annotated(Some(version(7)), None), Some("ring=7".into()));
         assert_eq!(annotated(None, Some("abc")), Some("config=abc".into()));
-        assert_eq!(annotated(Some(6), Some("abc")), Some("ring=6 config=abc".into()));
-        assert_eq!(annotated(Some(6), Some("old")), None);
+        assert_eq!(
+            annotated(Some(version(6)), Some("abc")),
+            Some("ring=6 config=abc".into())
+        );
+        assert_eq!(annotated(Some(version(6)), Some("old")), None);
     }
 
     #[test]

@@ -245,13 +245,10 @@ impl Pass<'_> {
         let Context { client, metrics, .. } = context;
         let now = Timestamp::now();
         let generation = memory.ring.as_ref().map(|ring| ring.generation);
-        let seen = memory
-            .ring
-            .as_ref()
-            .map(|ring| (ring.generation, ring.changed_at));
+        let seen = memory.ring.as_ref().map(|ring| (ring.version(), ring.changed_at));
         let observed = observe::follow(proxies, &mut memory.proxies, seen);
         let target = RefreshTarget {
-            ring: generation,
+            ring: seen.map(|(version, _)| version),
             config: objects.live.config.as_deref(),
         };
         refresh::refresh(client, id, target, &observed, &mut memory.proxies, metrics, now).await;
@@ -271,6 +268,7 @@ impl Pass<'_> {
             proxies: &observed,
             ring: memory.ring.as_ref(),
             plan: ring_step.plan.as_ref(),
+            unknown_format: ring_step.unknown_format,
             policy: &policy,
             repaired: generation.and_then(|generation| memory.repair(generation)),
             certificate_renewal: cache_step.renewal,
@@ -285,7 +283,7 @@ impl Pass<'_> {
 
         let is_loading = count_acknowledgements(&observed, target, memory, metrics, now);
         let schedule = ScheduleInputs {
-            loading_for: memory.loading(is_loading, target.ring, target.config, now),
+            loading_for: memory.loading(is_loading, generation, target.config, now),
             refused: objects.refusal.is_some(),
             ready,
             overtaken: ring_step.overtaken || cache_step.overtaken,
@@ -328,9 +326,7 @@ fn count_acknowledgements(
     }
     let (mut acknowledged, mut configured) = (true, true);
     for one in ready {
-        acknowledged &= target
-            .ring
-            .is_none_or(|generation| one.memory.has_acknowledged(generation));
+        acknowledged &= target.ring.is_none_or(|ring| one.memory.has_acknowledged(ring));
         configured &= target.config.is_none_or(|config| one.memory.runs(config)) && !one.memory.is_shaky();
     }
     if acknowledged && let Some(took) = memory.acknowledged(now) {

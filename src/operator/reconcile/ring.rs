@@ -23,6 +23,8 @@ pub(crate) struct RingStep {
     pub(crate) overtaken: bool,
     /// Plan of a ring that was kept.
     pub(crate) plan: Option<Plan>,
+    /// Version of a format that this release does not know.
+    pub(crate) unknown_format: Option<u32>,
     /// Events to publish.
     pub(crate) told: Vec<NewEvent>,
 }
@@ -64,6 +66,13 @@ pub(crate) async fn reconcile_ring(
         Decision::None => {
             context.metrics.ring(&id.key, known.generation);
             return Ok(RingStep::default());
+        }
+        Decision::UnknownFormat(version) => {
+            context.metrics.ring(&id.key, known.generation);
+            return Ok(RingStep {
+                unknown_format: Some(version),
+                ..RingStep::default()
+            });
         }
         Decision::Keep(ring, plan) => {
             context.metrics.ring(&id.key, ring.generation);
@@ -129,7 +138,7 @@ fn wrote(memory: &mut FarmMemory, ring: Ring, change: Change) {
 
 fn events_of(change: &Change, generation: u64, primary: &str) -> Vec<NewEvent> {
     match change {
-        Change::Created | Change::Expired => Vec::new(),
+        Change::Created | Change::Expired | Change::Renewed => Vec::new(),
         Change::Repaired(why) => vec![NewEvent::warning(Reason::RingRepaired, "RepairRing", why.clone())],
         Change::Rotated { late } => {
             let note = format!("key {primary} now seals tickets (ring generation {generation})");
@@ -155,7 +164,7 @@ pub(crate) fn due(plan: &Plan) -> Timestamp {
     match plan {
         Plan::Keep { until } | Plan::Wait { until, .. } | Plan::Full { until } => *until,
         // These are carried out immediately.
-        Plan::Expire | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
+        Plan::Expire | Plan::Renew | Plan::Clamp | Plan::Rotate { .. } => Timestamp::UNIX_EPOCH,
     }
 }
 
@@ -189,6 +198,7 @@ mod tests {
         let acknowledgements = generations.map(|&generation| Acknowledgement {
             proxy: "a".into(),
             generation,
+            opens: None,
         });
         acknowledgements.collect()
     }

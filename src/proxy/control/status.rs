@@ -92,20 +92,18 @@ impl Shared {
     pub(crate) fn report(&self, now: Timestamp) -> ProxyReport {
         let snapshot = self.snapshot.load();
         let problems = self.problems().clone();
-        let (generation, primary) = self
-            .keys
-            .read(|keys| {
-                let primary = keys.can_seal(now).then(|| keys.primary().to_string());
-                (Some(keys.generation()), primary)
-            })
-            .unwrap_or_default();
+        let ring = self.keys.read(|keys| RingReport {
+            generation: Some(keys.generation()),
+            primary: keys.can_seal(now).then(|| keys.primary().to_string()),
+            opens: Some(keys.open_ids(now).iter().map(ToString::to_string).collect()),
+            problem: None,
+        });
         ProxyReport {
             ready: self.missing().is_empty(),
             draining: self.draining.is_cancelled(),
             ring: RingReport {
-                generation,
-                primary,
                 problem: problems.ring,
+                ..ring.unwrap_or_default()
             },
             config: ConfigReport {
                 fingerprint: snapshot.fingerprint.clone(),

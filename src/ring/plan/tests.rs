@@ -12,6 +12,7 @@ fn proxies(generations: &[Option<u64>]) -> Vec<Acknowledgement> {
         .map(|(n, generation)| Acknowledgement {
             proxy: format!("proxy-{n}"),
             generation: *generation,
+            opens: None,
         })
         .collect()
 }

@@ -177,6 +177,13 @@ fn obstacles(facts: &StatusInputs<'_>) -> String {
 }
 
 fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
+    if let Some(version) = facts.unknown_format {
+        let message = format!(
+            "the ring Secret has format version {version}, which this operator does not support; it is left alone, and \
+             keys do not rotate: run the operator that wrote it, or a later one"
+        );
+        return Finding::is_false(Reason::RingFormatUnknown, message);
+    }
     let Some(ring) = facts.ring else {
         return Finding::pending("the ring has not been created yet");
     };
@@ -187,13 +194,13 @@ fn keys_synced(facts: &StatusInputs<'_>) -> Finding {
     }
     let behind: Vec<&Observed> = facts
         .ready()
-        .filter(|one| !one.memory.has_acknowledged(generation))
+        .filter(|one| !one.memory.has_acknowledged(ring.version()))
         .collect();
     if behind.is_empty() {
         let mut message = format!("every ready proxy has acknowledged ring generation {generation}");
         match facts.plan {
             Some(Plan::Wait { missing, .. }) => {
-                let missing = first_of(&missing, MOST_NAMED, ", ");
+                let missing = first_of(missing, MOST_NAMED, ", ");
                 message += &format!("; the next rotation is waiting for {missing}");
             }
             Some(Plan::Full { until }) => {

@@ -25,6 +25,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) ring: Option<&'a Ring>,
     /// Plan of the ring.
     pub(crate) plan: Option<&'a Plan>,
+    /// Version of the ring's format, if this release does not know it.
+    pub(crate) unknown_format: Option<u32>,
     pub(crate) policy: &'a RotationPolicy,
     /// What was wrong with the ring that the current one replaced.
     pub(crate) repaired: Option<&'a str>,
@@ -45,7 +47,7 @@ impl StatusInputs<'_> {
     pub(super) fn acknowledged_count(&self, ring: &Ring) -> i32 {
         count(
             self.ready()
-                .filter(|one| one.memory.has_acknowledged(ring.generation)),
+                .filter(|one| one.memory.has_acknowledged(ring.version())),
         )
     }
 }

@@ -211,7 +211,7 @@ fn reasons_why_proxies_do_not_serve_are_reported() {
 #[test]
 fn ring_distribution_does_not_make_the_farm_unready() {
     let behind = |world: &mut World| {
-        world.proxies[1].memory.acknowledged = None;
+        world.proxies[1].memory.generation = None;
         world.proxies[1].memory.behind_since = Some(at(50));
     };
     let (status, reason, message) = World::after(KeysSynced, behind);
@@ -223,7 +223,7 @@ fn ring_distribution_does_not_make_the_farm_unready() {
 #[test]
 fn an_overdue_acknowledgement_names_the_pod_and_makes_the_farm_unready() {
     let overdue = |world: &mut World| {
-        world.proxies[1].memory.acknowledged = None;
+        world.proxies[1].memory.generation = None;
         world.proxies[1].memory.behind_since = Some(at(0));
         world.now = at(600);
     };
@@ -237,7 +237,7 @@ fn an_overdue_acknowledgement_names_the_pod_and_makes_the_farm_unready() {
 fn a_repair_shows_until_every_proxy_has_the_ring() {
     let (status, reason, message) = World::after(KeysSynced, |world| {
         world.repaired = Some("the ring Secret was missing".into());
-        world.proxies[0].memory.acknowledged = None;
+        world.proxies[0].memory.generation = None;
     });
     assert_eq!((status, reason), (False, Reason::RingRepaired));
     assert_eq!(message, "the ring Secret was missing");
@@ -352,7 +352,7 @@ fn every_key_of_the_ring_is_listed_with_its_role_and_times_in_whole_seconds() {
     let a_moment_later = at(3600) + jiff::SignedDuration::from_millis(999);
     let rotated = first.rotated(secret(), None, &POLICY, a_moment_later);
     world.ring = Some(rotated.clone());
-    world.proxies[0].memory.acknowledged = Some(2);
+    world.proxies[0].memory.generation = Some(2);
     let status = world.status(None).ring.expect("there is a ring");
     let keys: Vec<_> = status.keys.iter().map(|key| (key.id.clone(), key.role)).collect();
     let expected = [
@@ -538,4 +538,13 @@ fn a_warning_about_trusted_proxies_does_not_make_the_farm_unready() {
     };
     assert_eq!(World::after(TrustedProxiesSafe, without_addresses).0, Unknown);
     assert_eq!(World::after(Ready, without_addresses).1, Reason::FarmReady);
+}
+
+#[test]
+fn a_ring_of_a_later_release_is_a_condition_and_makes_the_farm_unready() {
+    let later = |world: &mut World| world.unknown_format = Some(2);
+    let (status, reason, message) = World::after(KeysSynced, later);
+    assert_eq!((status, reason), (False, Reason::RingFormatUnknown));
+    assert!(message.contains("version 2"), "{message}");
+    assert_eq!(World::after(Ready, later).1, Reason::RingFormatUnknown);
 }

@@ -10,6 +10,7 @@ use crate::operator::names::id;
 use crate::operator::reconcile::forget;
 use crate::report::ProxyReport;
 use crate::ring::fixtures::{POLICY, at, ring};
+use crate::ring::{KeyId, RingVersion};
 
 fn farm(namespace: &str, name: &str, created: &str) -> TLSFarm {
     serde_json::from_value(json!({
@@ -81,7 +82,7 @@ fn observed(ready: bool, acknowledged: u64, config: &str, failures: u32) -> Obse
             refreshed_for: None,
         },
         memory: ProxyMemory {
-            acknowledged: Some(acknowledged),
+            generation: Some(acknowledged),
             report: Some(report),
             failures,
             ..ProxyMemory::default()
@@ -98,7 +99,11 @@ fn awaiting() -> FarmMemory {
 }
 
 const TARGET: RefreshTarget<'_> = RefreshTarget {
-    ring: Some(7),
+    ring: Some(RingVersion {
+        generation: 7,
+        next: KeyId([1; 16]),
+        primary: KeyId([2; 16]),
+    }),
     config: Some("new"),
 };
 

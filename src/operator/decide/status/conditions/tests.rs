@@ -94,7 +94,7 @@ fn every_fault_of_a_farm_shows_in_its_condition_and_in_ready() {
     };
     let behind = |since, repaired: Option<&'static str>| -> Change {
         Box::new(move |world| {
-            world.proxies[1].memory.acknowledged = None;
+            world.proxies[1].memory.generation = None;
             world.proxies[1].memory.behind_since = Some(at(since));
             world.repaired = repaired.map(str::to_owned);
         })
@@ -276,9 +276,9 @@ fn keys_and_cache_conditions_are_unknown_until_a_proxy_is_ready() {
 fn a_proxy_is_overdue_after_max_unacked_wait_and_not_before() {
     let late_by = |seconds| {
         World::after(KeysSynced, |world| {
-            world.proxies[0].memory.acknowledged = None;
+            world.proxies[0].memory.generation = None;
             world.proxies[0].memory.behind_since = Some(at(50));
-            world.proxies[1].memory.acknowledged = None;
+            world.proxies[1].memory.generation = None;
             world.proxies[1].memory.report = None;
             let report = world.proxies[0].memory.report.as_mut().expect("reported");
             report.ring.problem = Some("it is damaged".into());

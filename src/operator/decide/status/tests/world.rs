@@ -25,6 +25,7 @@ pub(in crate::operator::decide::status) struct World {
     pub(in crate::operator::decide::status) proxies: Vec<Observed>,
     pub(in crate::operator::decide::status) ring: Option<Ring>,
     pub(in crate::operator::decide::status) plan: Option<Plan>,
+    pub(in crate::operator::decide::status) unknown_format: Option<u32>,
     pub(in crate::operator::decide::status) repaired: Option<String>,
     pub(in crate::operator::decide::status) certificate_renewal: Option<Timestamp>,
     pub(in crate::operator::decide::status) now: Timestamp,
@@ -57,6 +58,7 @@ impl World {
             proxies: ["a", "b", "c"].map(proxy).into(),
             ring: Some(ring()),
             plan: None,
+            unknown_format: None,
             repaired: None,
             certificate_renewal: None,
             now: at(60),
@@ -74,6 +76,7 @@ impl World {
             proxies: &self.proxies,
             ring: self.ring.as_ref(),
             plan: self.plan.as_ref(),
+            unknown_format: self.unknown_format,
             policy: &POLICY,
             repaired: self.repaired.as_deref(),
             certificate_renewal: self.certificate_renewal,
@@ -132,7 +135,7 @@ pub(in crate::operator::decide::status) fn proxy(name: &str) -> Observed {
             refreshed_for: None,
         },
         memory: ProxyMemory {
-            acknowledged: Some(1),
+            generation: Some(1),
             report: Some(report),
             ..ProxyMemory::default()
         },
