@@ -34,7 +34,7 @@ pub struct RingReport {
     pub generation: Option<u64>,
     /// Id of the key that encrypts tickets; None if no key may.
     pub primary: Option<String>,
-    /// Ids of the keys that decrypt tickets. They are the acknowledgement. None in reports of releases before 0.2.
+    /// Ids of the keys that decrypt tickets. They are the acknowledgement. None in reports of earlier releases.
     #[serde(default)]
     pub opens: Option<Vec<String>>,
     /// Why the mounted ring is not loaded.

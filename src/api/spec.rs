@@ -84,11 +84,19 @@ pub struct HostSpec {
 
     /// DNS names that clients send (SNI). `*.example.com` matches exactly one more label; an exact name takes
     /// precedence over a wildcard.
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 253)))]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(
+            length(min = 1, max = 253),
+            regex(
+                pattern = "^(\\*\\.)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
+            )
+        )
+    )]
     #[x_kube(
         merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(name, name.matches('^([*][.])?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$') && !name.matches('(^|[.])([0-9]+|0x[0-9a-f]*)$'))")
-            .message("every entry must be a lower-case DNS name, such as shop.example.com or *.example.com, and no IP address"),
+        validation = Rule::new("self.all(name, !name.matches('(^|[.])([0-9]+|0x[0-9a-f]*)$'))")
+            .message("every entry must be a DNS name, and no IP address"),
     )]
     pub hostnames: Vec<String>,
 
@@ -169,10 +177,12 @@ pub enum MinVersion {
 #[serde(rename_all = "camelCase")]
 pub struct RouteSpec {
     /// Path prefix, compared segment by segment: `/a` covers `/a` and `/a/b` but not `/ab`. It has no wildcards.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = "^[A-Za-z0-9/_.~!$&'()*+,;=:@-]*$")
+    )]
     #[x_kube(
-        validation = Rule::new("self.matches(\"^/[A-Za-z0-9/_.~!$&'()*+,;=:@-]*$\")")
-            .message("a path must begin with / and consist of characters that need no percent-encoding"),
+        validation = Rule::new("self.startsWith('/')").message("a path must begin with /"),
         validation = Rule::new("!self.contains('*')")
             .message("a path is a prefix and has no wildcards: write / for /*, and /shop for /shop/*"),
     )]

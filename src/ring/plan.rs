@@ -16,7 +16,8 @@ pub struct Acknowledgement {
     pub proxy: String,
     /// The newest generation; None if the proxy has not reported yet.
     pub generation: Option<u64>,
-    /// Ids of the keys that it can decrypt with; None if it has not reported any, as releases before 0.2 do not.
+    /// Ids of the keys that it can decrypt with; None if it has reported none, as earlier releases
+    /// do.
     pub opens: Option<BTreeSet<KeyId>>,
 }
 

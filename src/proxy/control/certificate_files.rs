@@ -179,8 +179,8 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
     }
 }
 
-/// Names of the files beside `file`, sorted, if it has the name of a key of a mounted TLS Secret. Beside a file of any
-/// other name, such as one in /etc/ssl, others are nobody's business.
+/// Names of the files beside `file`, sorted, if it has the name of a key of a mounted TLS Secret. Files beside one of
+/// another name, such as in /etc/ssl, are not listed: they may have nothing to do with it.
 fn keys_of_secret(file: &Path) -> Option<Vec<String>> {
     let is_key = file
         .file_name()
