@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -99,6 +99,10 @@ pub fn proxies(namespace: &Namespace) -> Vec<Proxy> {
         .collect()
 }
 
+/// How long all must have been linked: a sidecar that restarts may be back before the EndpointSlice says that it was gone,
+/// and then the others drop it once more.
+const STEADY: Duration = Duration::from_secs(2);
+
 /// Waits until there are so many ready proxies, each reaches its cache, and each cache all others and no more. From then
 /// on every resumption that is due takes place, unless an answer is late.
 pub fn when_linked(namespace: &Namespace, count: usize) -> Vec<Proxy> {
@@ -107,6 +111,7 @@ pub fn when_linked(namespace: &Namespace, count: usize) -> Vec<Proxy> {
 
 pub fn when_linked_within(namespace: &Namespace, count: usize, limit: Duration) -> Vec<Proxy> {
     let mut last = None;
+    let mut linked_since: Option<Instant> = None;
     wait_for(
         &format!("{count} proxies and caches to reach each other"),
         limit,
@@ -121,7 +126,12 @@ pub fn when_linked_within(namespace: &Namespace, count: usize, limit: Duration) 
                 println!("linked: {linked:?}");
                 last = Some(linked);
             }
-            all.then_some(proxies)
+            if !all {
+                linked_since = None;
+                return None;
+            }
+            let since = linked_since.get_or_insert_with(Instant::now);
+            (since.elapsed() >= STEADY).then_some(proxies)
         },
     )
 }

@@ -102,7 +102,9 @@ fn wanted(observed: &Observed, target: RefreshTarget<'_>, now: Timestamp) -> Opt
         return Some((value, 1));
     }
     // Already annotated. A proxy that cannot load anything, such as one that does not start, is not annotated again.
-    let (count, last) = memory.refreshes?;
+    // An operator that was replaced annotated it, perhaps before the kubelet saw the change: that was the first attempt.
+    let by_another = memory.behind_since.map(|since| (1, since));
+    let (count, last) = memory.refreshes.or(by_another)?;
     let patience = FIRST_WAIT * (1 << count.min(MOST_REFRESHES));
     if !proxy.may_serve || count >= MOST_REFRESHES || now < last + patience / 2 {
         return None;
@@ -256,8 +258,17 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_annotated_by_another_operator_is_not_annotated_again() {
-        let annotated = observed(6, "abc", Some("ring=7 config=abc"), None);
-        assert_eq!(wanted(&annotated, TARGET, at(100)), None);
+    fn a_pod_annotated_by_another_operator_is_annotated_again_if_it_stays_behind() {
+        let mut annotated = observed(6, "abc", Some("ring=7 config=abc"), None);
+        annotated.memory.behind_since = Some(at(100));
+        assert_eq!(
+            wanted(&annotated, TARGET, at(101)),
+            None,
+            "the kubelet needs a moment"
+        );
+        let again = Some(("ring=7 config=abc again=1".to_owned(), 2));
+        assert_eq!(wanted(&annotated, TARGET, at(102)), again);
+        annotated.memory.behind_since = None;
+        assert_eq!(wanted(&annotated, TARGET, at(102)), None, "it serves nobody");
     }
 }
