@@ -4,6 +4,7 @@
 
 mod condition;
 mod duration;
+mod log;
 mod resources;
 mod session_cache;
 mod spec;
@@ -11,11 +12,12 @@ mod status;
 
 pub use condition::{Condition, ConditionStatus, ConditionType, Reason, merge_conditions};
 pub use duration::{Duration, DurationError};
+pub use log::{LogFormat, LogSpec};
 pub use session_cache::{RedisSpec, RedisTlsSpec, SecretRef, SessionCacheMode, SessionCacheSpec};
 pub use spec::{
     BackendRef, CertificateRef, ExternalTrafficPolicy, HostSpec, HostTickets, HostTls, Http, HttpMode,
-    IpFamilyPolicy, LogFormat, LogSpec, MinVersion, Proxy, Resumption, RouteSpec, Scheduling, Service,
-    ServiceType, TLSFarm, TLSFarmSpec, TicketKind, TicketsSpec, Tls12Tickets,
+    IpFamilyPolicy, MinVersion, Proxy, Resumption, RouteSpec, Scheduling, Service, ServiceType, TLSFarm,
+    TLSFarmSpec, TicketKind, TicketsSpec, Tls12Tickets,
 };
 pub use status::{KeyRole, KeyStatus, RingStatus, SessionCacheStatus, TLSFarmStatus};
 

@@ -163,6 +163,8 @@ mod tests {
             "application/openmetrics-text;q=0",
             "application/openmetrics-text;version=0.0.1",
             "application/openmetrics-text;q=much",
+            "application/openmetrics-text;Q=0",
+            "application/openmetrics-text;VERSION=0.0.1",
             "application/openmetrics-text;q=NaN",
             "application/openmetrics-text;q",
             ";,;q=1,,=",

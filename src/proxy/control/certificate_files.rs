@@ -179,6 +179,9 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, CertificateFault> {
     }
 }
 
+/// Maximum number of directory entries read for a message. It is read again at every poll while the file is missing.
+const MOST_ENTRIES: usize = 64;
+
 /// Names of the files beside `file`, sorted, if it has the name of a key of a mounted TLS Secret. Files beside one of
 /// another name, such as in /etc/ssl, are not listed: they may have nothing to do with it.
 fn keys_of_secret(file: &Path) -> Option<Vec<String>> {
@@ -192,6 +195,7 @@ fn keys_of_secret(file: &Path) -> Option<Vec<String>> {
     let mut names: Vec<String> = entries
         .into_iter()
         .flatten()
+        .take(MOST_ENTRIES)
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         // The kubelet's own links.
         .filter(|name| !name.starts_with(".."))
